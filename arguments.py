@@ -1,0 +1,233 @@
+"""What the command lines of the stages and tools share: flags, defaults, and how an error reaches the user."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from runtime import UserError
+
+ATTRIBUTES = ("Act", "Dom", "Val")
+ORDERS = ("deepmi", "random", "reverse", "none")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows every default, and the description as it was written."""
+
+
+def new_parser(description: str) -> argparse.ArgumentParser:
+    """A parser whose help shows the script's docstring and every default."""
+    return argparse.ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+
+
+def positive_int(text: str) -> int:
+    """An int of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text}")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    """An int of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, found {text}")
+    return value
+
+
+def cpu_count() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _optional_path(variable: str) -> Path | None:
+    return Path(os.environ[variable]) if os.environ.get(variable) else None
+
+
+def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
+    """--corpus, --features, --labels, --norm-dir, --workers, --skip-missing."""
+    group = parser.add_argument_group("corpus")
+    group.add_argument(
+        "--corpus",
+        type=Path,
+        default=_optional_path("DEEPMI_CORPUS"),
+        metavar="DIR",
+        help="corpus in MSP-Podcast's layout; by default the environment variable DEEPMI_CORPUS",
+    )
+    group.add_argument(
+        "--features",
+        type=Path,
+        metavar="DIR",
+        help="folder of the .mat feature files, where it is not the corpus' own feat_mat",
+    )
+    group.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="consensus label file (.csv or .json), where it is not the corpus' own",
+    )
+    group.add_argument(
+        "--norm-dir", type=Path, default=Path("NormTerm"), metavar="DIR", help="folder of the z-norm terms"
+    )
+    group.add_argument(
+        "--workers",
+        type=positive_int,
+        default=cpu_count(),
+        metavar="N",
+        help="processes that read feature files; more than the cores helps only on a network drive",
+    )
+    group.add_argument(
+        "--skip-missing",
+        action="store_true",
+        help="leave out utterances without a feature file, with a warning, instead of stopping",
+    )
+
+
+def add_attribute_argument(parser: argparse.ArgumentParser) -> None:
+    """-emo/--emo_attr."""
+    parser.add_argument(
+        "-emo",
+        "--emo_attr",
+        choices=ATTRIBUTES,
+        default="Val",
+        help="emotion attribute: arousal, dominance or valence",
+    )
+
+
+def add_training_arguments(parser: argparse.ArgumentParser, epochs: int) -> None:
+    """-ep, -batch, -emo."""
+    parser.add_argument("-ep", "--epoch", type=positive_int, default=epochs, metavar="N", help="number of epochs")
+    parser.add_argument(
+        "-batch",
+        "--batch_size",
+        type=positive_int,
+        default=512,
+        metavar="N",
+        help="utterances a training step",
+    )
+    add_attribute_argument(parser)
+
+
+def add_clusters_argument(parser: argparse.ArgumentParser) -> None:
+    """-nc/--num_clusters."""
+    parser.add_argument(
+        "-nc",
+        "--num_clusters",
+        type=positive_int,
+        default=50,
+        metavar="K",
+        help="number of acoustic clusters; fewer for a small corpus (10 for some hundred utterances)",
+    )
+
+
+def add_unlabeled_arguments(parser: argparse.ArgumentParser) -> None:
+    """--unlabeled, --unlabeled-size."""
+    group = parser.add_argument_group("unlabeled set")
+    group.add_argument(
+        "--unlabeled",
+        type=Path,
+        default=_optional_path("DEEPMI_UNLABELED"),
+        metavar="DIR",
+        help="unlabeled set: laid out like a corpus, or a folder of .mat files; by default the environment variable "
+        "DEEPMI_UNLABELED",
+    )
+    group.add_argument(
+        "--unlabeled-size",
+        type=non_negative_int,
+        default=90000,
+        metavar="N",
+        help="utterances drawn from it at random (all, where there are fewer); 0 trains on the labeled set only",
+    )
+
+
+def add_order_argument(parser: argparse.ArgumentParser, explanation: str) -> None:
+    """--order."""
+    parser.add_argument("--order", choices=ORDERS, default="deepmi", help=explanation)
+
+
+def add_model_dir_argument(parser: argparse.ArgumentParser) -> None:
+    """--model-dir."""
+    parser.add_argument(
+        "--model-dir", type=Path, default=Path("Models"), metavar="DIR", help="folder of the trained models"
+    )
+
+
+def add_metric_dir_argument(parser: argparse.ArgumentParser) -> None:
+    """--metric-dir."""
+    parser.add_argument(
+        "--metric-dir",
+        type=Path,
+        default=Path("curriculum_metric"),
+        metavar="DIR",
+        help="folder of the DeepMI files (the published ones: curriculum_metric_v1.8)",
+    )
+
+
+def add_compute_arguments(parser: argparse.ArgumentParser, seed_help: str) -> None:
+    """--device, --precision, --seed, --cache-dir."""
+    group = parser.add_argument_group("computing")
+    group.add_argument(
+        "--device",
+        default="auto",
+        metavar="auto|cpu|cuda[:N]|mps",
+        help="where to compute; auto takes a GPU if there is one",
+    )
+    group.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="bf16 runs the matrix products in bfloat16: faster where the processor has it, slightly other figures",
+    )
+    group.add_argument("--seed", type=non_negative_int, default=31, metavar="N", help=seed_help)
+    group.add_argument(
+        "--cache-dir",
+        type=Path,
+        default=Path("feature_cache"),
+        metavar="DIR",
+        help="folder of the packed features (4 bytes a feature and utterance); may be deleted at any time",
+    )
+
+
+def add_resume_argument(parser: argparse.ArgumentParser) -> None:
+    """--resume / --no-resume."""
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on where a killed run stopped; --no-resume starts anew and gives up what was unfinished",
+    )
+
+
+def _terminate(signum: int, frame: object) -> None:
+    raise SystemExit(128 + signum)
+
+
+def run(
+    main: Callable[[argparse.Namespace], int | None],
+    parser: argparse.ArgumentParser,
+    argv: list | None = None,
+) -> None:
+    """Parse, run, and leave with an exit status: 0, 2 for bad input (one message, no traceback), 130/143 if stopped."""
+    args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        status = main(args) or 0
+    except UserError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        status = 2
+    except BrokenPipeError:
+        # The reader of our output (head, less) left; nothing is wrong, and flushing at exit must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
+    except OSError as error:
+        print(f"{parser.prog}: error: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print(f"\n{parser.prog}: stopped. The same command goes on from the last saved state.", file=sys.stderr)
+        status = 130
+    sys.exit(status)

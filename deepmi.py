@@ -1,0 +1,116 @@
+"""DeepMI: what the acoustic clusters tell about emotion levels, as one value an utterance. Plain numpy.
+
+X is the cluster of an utterance, Y the level of its label, Y' the level of its predicted label (reference, section 5).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from runtime import UserError, read_json_object, write_text
+
+LEVEL_EDGES = (2.0, 3.0, 4.0, 5.0, 6.0)  # six levels: <2, [2,3), [3,4), [4,5), [5,6), >=6
+NUM_LEVELS = len(LEVEL_EDGES) + 1
+ALPHA = {"Act": 0.0, "Dom": 0.0, "Val": 0.5}  # weight of the predicted level, by attribute
+DECIMALS = 5
+
+
+def emotion_levels(labels: ArrayLike) -> NDArray[np.int64]:
+    """Level 0..5 of labels on the scale 1..7, shape (N,) to (N,); a value on an edge belongs to the level above."""
+    return np.digitize(np.asarray(labels, dtype=np.float64), LEVEL_EDGES)
+
+
+def joint_probability(first: ArrayLike, second: ArrayLike, num_first: int, num_second: int) -> NDArray[np.float64]:
+    """Relative frequency of each pair of values.
+
+    Args:
+        first: values 0..num_first-1, shape (N,).
+        second: values 0..num_second-1, shape (N,).
+    Returns:
+        Table that sums to 1, shape (num_first, num_second).
+    Raises:
+        ValueError: different lengths, no samples, or a value outside its range.
+    """
+    x, y = np.asarray(first, dtype=np.int64), np.asarray(second, dtype=np.int64)
+    if x.shape != y.shape or x.ndim != 1 or x.size == 0:
+        raise ValueError(f"first and second need one length of at least 1: {x.shape} and {y.shape}")
+    for values, number in ((x, num_first), (y, num_second)):
+        if values.min() < 0 or values.max() >= number:
+            raise ValueError(f"values {values.min()}..{values.max()} outside 0..{number - 1}")
+    counts = np.bincount(x * num_second + y, minlength=num_first * num_second)
+    return counts.reshape(num_first, num_second) / x.size
+
+
+def information_of_cells(joint: NDArray[np.float64]) -> NDArray[np.float64]:
+    """p(x,y) ln( p(x,y) / (p(x) p(y)) ) of each cell, in nats; 0 where p(x,y) is 0. Their sum is I(X;Y)."""
+    independent = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
+    information = np.zeros_like(joint)
+    seen = joint > 0
+    information[seen] = joint[seen] * np.log(joint[seen] / independent[seen])
+    return information
+
+
+def entropy(probability: NDArray[np.float64]) -> float:
+    """Entropy in nats of a distribution of any shape."""
+    p = probability[probability > 0]
+    return float(-(p * np.log(p)).sum())
+
+
+def deepmi_values(
+    clusters: ArrayLike, levels: ArrayLike, predicted_levels: ArrayLike, num_clusters: int, alpha: float
+) -> tuple[NDArray[np.float64], dict[str, float]]:
+    """DeepMI of each utterance, and the information behind it.
+
+    (1 - alpha) times the information of its (cluster, level) cell plus alpha times that of its (predicted level, level)
+    cell, all probabilities over the utterances given.
+
+    Args:
+        clusters: X, 0..num_clusters-1, shape (N,).
+        levels: Y, 0..5, shape (N,).
+        predicted_levels: Y', 0..5, shape (N,).
+        num_clusters: K.
+        alpha: weight of the prediction's part, 0..1.
+    Returns:
+        (values in nats, rounded to 5 decimals, shape (N,); I(X;Y), I(Y';Y) under the key `I(Yp;Y)`, and H(X), in nats, summed over cells).
+    Source: reference, section 5.
+    """
+    joint_xy = joint_probability(clusters, levels, num_clusters, NUM_LEVELS)
+    joint_yy = joint_probability(predicted_levels, levels, NUM_LEVELS, NUM_LEVELS)
+    cells_xy, cells_yy = information_of_cells(joint_xy), information_of_cells(joint_yy)
+    raw = (1 - alpha) * cells_xy[clusters, levels] + alpha * cells_yy[predicted_levels, levels]
+    # Python's round is exact in decimals; + 0.0 turns -0.0 into 0.0
+    values = np.array([round(value, DECIMALS) + 0.0 for value in raw.tolist()])
+    information = {
+        "I(X;Y)": float(cells_xy.sum()),
+        "I(Yp;Y)": float(cells_yy.sum()),
+        "H(X)": entropy(joint_xy.sum(axis=1)),
+    }
+    return values, information
+
+
+def write_metric(path: Path, values: dict[str, float]) -> None:
+    """One flat JSON object, file name (`.wav`) -> value, as the original writes it."""
+    write_text(path, json.dumps(values))
+
+
+def read_metric(path: Path) -> dict[str, float]:
+    """Read a DeepMI file, this program's or the original's.
+
+    Raises:
+        UserError: missing, not JSON, or not one flat object of finite numbers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such DeepMI file. Run extract_DeepMI.py first, or name another with --metric FILE or --metric-dir."
+        )
+    values = read_json_object(path)
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise UserError(f"{path}: the value of {name[:60]} is {str(value)[:40]!r}; expected a finite number.")
+    return {name: float(value) for name, value in values.items()}

@@ -1,0 +1,89 @@
+"""Stage 2: DeepMI, the mutual information between acoustic clusters and emotion levels, for each training utterance.
+
+    python extract_DeepMI.py -ep 200 -batch 512 -emo Val -nc 50 --corpus /data/MSP-PODCAST-Publish-1.8
+
+reads the checkpoint that training_DeepEmoCluster.py wrote with the same -ep, -batch, -emo and -nc, and writes
+curriculum_metric/DeepMI_50clusters@_Val.json: file name -> DeepMI in nats.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import arguments
+
+
+def fraction(text: str) -> float:
+    """A number in 0..1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, found {text}")
+    return value
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The command line of this stage."""
+    parser = arguments.new_parser(__doc__)
+    arguments.add_training_arguments(parser, epochs=200)
+    arguments.add_clusters_argument(parser)
+    parser.add_argument(
+        "--alpha",
+        type=fraction,
+        metavar="A",
+        help="weight 0..1 of the predicted level's part; by default the paper's: 0.5 for Val, 0 for Act and Dom",
+    )
+    arguments.add_corpus_arguments(parser)
+    arguments.add_model_dir_argument(parser)
+    arguments.add_metric_dir_argument(parser)
+    arguments.add_compute_arguments(
+        parser, "taken as by every stage; extraction draws nothing, so its values are the same for any seed"
+    )
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Extract and write the DeepMI values."""
+    import numpy as np
+
+    import deepmi
+    import runtime
+    import utils
+    from model import as_tensor, in_batches, load_ssl_checkpoint
+
+    device = runtime.choose_device(args.device)
+    corpus = utils.find_corpus(args.corpus, args.labels, args.features)
+    table = utils.read_labels(corpus.labels)
+    utils.select_split(table, "Train", corpus.labels)
+    checkpoint = utils.ssl_checkpoint(args.model_dir, args.epoch, args.batch_size, args.num_clusters, args.emo_attr)
+    num_features = utils.read_feature_norm(args.norm_dir)[0].size
+    model, info = load_ssl_checkpoint(checkpoint, num_features, args.num_clusters, args.emo_attr)
+    mean, std = utils.read_label_norm(args.norm_dir, args.emo_attr)
+    utils.make_output_folders(args.metric_dir, args.cache_dir)
+    train = utils.load_labeled(
+        corpus, table, "Train", args.emo_attr, args.norm_dir, args.cache_dir, args.workers, args.skip_missing
+    )
+
+    logits, prediction = in_batches(model.to(device), model, as_tensor(train.rows), device, args.precision)
+    alpha = deepmi.ALPHA[args.emo_attr] if args.alpha is None else args.alpha
+    values, information = deepmi.deepmi_values(
+        logits.argmax(dim=1).numpy(),
+        deepmi.emotion_levels(train.labels),
+        deepmi.emotion_levels(prediction.double().numpy() * std + mean),
+        args.num_clusters,
+        alpha,
+    )
+    target = utils.metric_file(args.metric_dir, args.num_clusters, args.emo_attr)
+    deepmi.write_metric(target, dict(zip(train.names, values.tolist())))
+
+    print(
+        f"{len(values)} training utterances, checkpoint {checkpoint} (best epoch {info.get('best_epoch', 'not given')})"
+    )
+    print(f"I(X;Y)  = {information['I(X;Y)']:.5f} nats  clusters and levels")
+    print(f"I(Y';Y) = {information['I(Yp;Y)']:.5f} nats  predicted levels and levels")
+    print(f"H(X)    = {information['H(X)']:.5f} nats  clusters ({np.log(args.num_clusters):.5f} if all were as large)")
+    print(f"alpha {alpha:g}; {len(set(values.tolist()))} distinct values from {values.min():g} to {values.max():g}")
+    print(f"wrote {target}")
+
+
+if __name__ == "__main__":
+    arguments.run(main, get_args_parser())

@@ -1,0 +1,148 @@
+"""Stage 4: test the curriculum regressor.
+
+    python testing_Curriculum.py -ep 70 -batch 512 -emo Val --corpus /data/MSP-PODCAST-Publish-1.8
+
+prints the CCC of Models/SimpleEmoRegressor_DeepMI@_Val.pt.tar on the Test1 split with its 95 % bootstrap interval, and
+writes results/Val_Test1.json and results/Val_Test1.csv (label and prediction of each utterance, in label units).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import arguments
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The command line of this stage."""
+    parser = arguments.new_parser(__doc__)
+    arguments.add_training_arguments(parser, epochs=70)
+    parser.add_argument(
+        "--split",
+        default="Test1",
+        metavar="NAME",
+        help="split to test on: Test1, Test2, Validation, ... or all",
+    )
+    parser.add_argument(
+        "--label-scale",
+        type=float,
+        nargs=2,
+        default=[1.0, 7.0],
+        metavar=("LO", "HI"),
+        help="lowest and highest label of this corpus; labels are brought to 1..7 linearly",
+    )
+    arguments.add_order_argument(parser, "which regressor: the order that training_Curriculum.py was given")
+    parser.add_argument(
+        "--model", type=Path, metavar="FILE", help="regressor file, whatever --order and --model-dir say"
+    )
+    arguments.add_corpus_arguments(parser)
+    arguments.add_model_dir_argument(parser)
+    parser.add_argument(
+        "--results-dir", type=Path, default=Path("results"), metavar="DIR", help="folder of the results"
+    )
+    arguments.add_compute_arguments(parser, "seed of the bootstrap")
+    return parser
+
+
+def find_regressor(args: argparse.Namespace) -> Path:
+    """The regressor to test: as named, else that of --order, else the only one in the folder."""
+    import utils
+
+    if args.model:
+        return args.model
+    file = utils.regressor_checkpoint(args.model_dir, args.order, args.emo_attr)
+    if file.is_file() or not args.model_dir.is_dir():
+        return file
+    pattern = utils.regressor_checkpoint(args.model_dir, "*", args.emo_attr).name
+    others = sorted(args.model_dir.glob(pattern))
+    if len(others) != 1:
+        return file
+    print(f"{file} is not there; testing the only regressor of {args.model_dir}: {others[0].name}")
+    return others[0]
+
+
+def interval_line(result: dict) -> str:
+    """The 95 % interval in words."""
+    low, high = result["interval_95"]
+    units = f"{result['bootstrap_units']} {result['bootstrap_by']}"
+    line = f"95 % bootstrap interval: {low:.3f} .. {high:.3f} (2000 resamples of {units})"
+    if result["bootstrap_units"] < 10:
+        line += f"; {units} are few, so read it as a rough one"
+    return line
+
+
+def main(args: argparse.Namespace) -> None:
+    """Predict, score, write."""
+    import pandas as pd
+
+    import metrics
+    import runtime
+    import utils
+    from model import as_tensor, in_batches, load_regressor
+
+    low, high = args.label_scale
+    if not low < high:
+        raise runtime.UserError(f"--label-scale {low:g} {high:g}: expected the lowest label first.")
+    device = runtime.choose_device(args.device)
+    corpus = utils.find_corpus(args.corpus, args.labels, args.features)
+    table = utils.read_labels(corpus.labels)
+    utils.select_split(table, args.split, corpus.labels)
+    model_file = find_regressor(args)
+    model, info = load_regressor(model_file, utils.read_feature_norm(args.norm_dir)[0].size, args.emo_attr)
+    mean, std = utils.read_label_norm(args.norm_dir, args.emo_attr)
+    utils.make_output_folders(args.results_dir, args.cache_dir)
+    test = utils.load_labeled(
+        corpus,
+        table,
+        args.split,
+        args.emo_attr,
+        args.norm_dir,
+        args.cache_dir,
+        args.workers,
+        args.skip_missing,
+        (low, high),
+    )
+    asked = {"epoch": args.epoch, "batch_size": args.batch_size}
+    if info and asked != {name: info[name] for name in asked}:
+        print(f"note: {model_file} was trained with -ep {info['epoch']} -batch {info['batch_size']}.")
+
+    (z,) = in_batches(model.to(device), model, as_tensor(test.rows), device, args.precision)
+    prediction = z.double().numpy() * std + mean
+    ccc = metrics.concordance_cc(test.labels, prediction)
+    # Utterances of unknown speakers stand for themselves.
+    groups = [speaker if speaker != utils.UNKNOWN_SPEAKER else name for speaker, name in zip(test.speakers, test.names)]
+    by_speaker = any(speaker != utils.UNKNOWN_SPEAKER for speaker in test.speakers) and len(set(groups)) > 1
+    interval = metrics.bootstrap_interval(test.labels, prediction, groups if by_speaker else None, seed=args.seed)
+    result = {
+        "attribute": args.emo_attr,
+        "ccc": ccc,
+        "interval_95": list(interval),
+        "bootstrap_by": "speakers" if by_speaker else "utterances",
+        "bootstrap_units": len(set(groups)) if by_speaker else len(groups),
+        "n": len(test.names),
+        "split": args.split,
+        "corpus": str(args.corpus or corpus.labels),
+        "label_scale": [low, high],
+        "seed": args.seed,
+        "checkpoint": str(model_file),
+        "training": info,
+    }
+    stem = args.results_dir / model_file.name.removesuffix(".pt.tar")
+    files = [stem.with_name(f"{stem.name}_{args.split}{ending}") for ending in (".json", ".csv")]
+    rows = pd.DataFrame({"FileName": test.names, "label": test.labels, "prediction": prediction})
+    runtime.write_text(files[0], json.dumps(result, indent=1) + "\n")
+    runtime.write_text(files[1], rows.to_csv(index=False))
+
+    print("Recognition performance for the MSP-Podcast Test set:")
+    print(f"{args.emo_attr} (CCC): {ccc:.3f}")
+    print(interval_line(result))
+    print(f"{len(test.names)} utterances of {result['corpus']}, split {args.split}")
+    if (low, high) != utils.LABEL_RANGE:
+        print(f"labels {low:g}..{high:g} brought to 1..7 linearly; CCC depends on that, so say it beside the figure")
+    print("\n".join(f"wrote {path}" for path in files))
+
+
+if __name__ == "__main__":
+    arguments.run(main, get_args_parser())

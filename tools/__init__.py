@@ -1,0 +1,1 @@
+"""What surrounds the stages: `python -m tools.NAME --help`."""

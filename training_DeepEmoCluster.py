@@ -1,0 +1,311 @@
+"""Stage 1: semi-supervised DeepEmoCluster.
+
+    python training_DeepEmoCluster.py -ep 200 -batch 512 -emo Val -nc 50 \\
+        --corpus /data/MSP-PODCAST-Publish-1.8 --unlabeled /data/Unlabeled_SpeechDataSet
+
+Each epoch clusters the unlabeled set by k-means and trains on the pseudo-labels, then does the same on the Train split
+jointly with the emotion regressor. The checkpoint with the best validation CCC goes to Models/, with its log
+(.log.jsonl) and a picture of the run (.png) beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+
+import arguments
+import runtime
+
+LR_TRUNK = 1e-3  # SGD on everything but the top layer, both stages
+LR_TOP_LAYER = 1e-2  # SGD
+LR_JOINT = 1e-4  # Adam on everything but the top layer, joint stage
+UNLABELED, LABELED = 0, 1  # the two stages of an epoch
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The command line of this stage."""
+    parser = arguments.new_parser(__doc__)
+    arguments.add_training_arguments(parser, epochs=200)
+    arguments.add_clusters_argument(parser)
+    arguments.add_corpus_arguments(parser)
+    arguments.add_unlabeled_arguments(parser)
+    arguments.add_model_dir_argument(parser)
+    arguments.add_compute_arguments(
+        parser,
+        "seed of the weights, the unlabeled draw, k-means, the batches and dropout; same seed, same machine: same bytes on a CPU",
+    )
+    arguments.add_resume_argument(parser)
+    return parser
+
+
+@dataclass
+class Part:
+    """What one stage of an epoch trains on: rows (N, D), their names, and z-normed labels (N,) in the joint stage."""
+
+    rows: object
+    names: list[str]
+    targets: object = None
+
+
+class Learner:
+    """The network with its optimizers.
+
+    Source: reference, section 4. Nothing has momentum or weight decay.
+    """
+
+    def __init__(self, model, device, precision: str, batch_size: int):
+        import torch
+
+        self.model = model.to(device)
+        self.device, self.precision, self.batch_size = device, precision, batch_size
+        lasting = [p for name, p in model.named_parameters() if not name.startswith("top_layer_class")]
+        fused = device.type in ("cpu", "cuda")
+        self.sgd = torch.optim.SGD(lasting, lr=LR_TRUNK, fused=fused)
+        self.adam = torch.optim.Adam(lasting, lr=LR_JOINT, fused=fused)
+        self.top_sgd = torch.optim.SGD(model.top_layer_class.parameters(), lr=LR_TOP_LAYER, fused=fused)
+
+    def train_on(self, part: Part, pseudo_labels, draws, title: str) -> tuple[float, float]:
+        """One pass over `draws`; jointly with the regressor where the part has targets.
+
+        Returns:
+            Mean cross-entropy and mean CCC loss over the batches (0 without targets).
+        Raises:
+            UserError: a loss is not finite.
+        """
+        import torch
+        from torch.nn.functional import cross_entropy
+        from tqdm import tqdm
+
+        from metrics import ccc_loss
+
+        optimizers = [self.sgd, self.top_sgd] + ([] if part.targets is None else [self.adam])
+        self.model.train()
+        losses = []
+        batches = draws.split(self.batch_size)
+        for batch in tqdm(batches, desc=title, unit="batch", leave=False, disable=None):
+            x = part.rows.index_select(0, batch).to(self.device)  # (B, D)
+            labels = pseudo_labels[batch].to(self.device)
+            with runtime.autocast(self.device, self.precision):
+                if part.targets is None:
+                    logits = self.model.predict_clusters(x)
+                else:
+                    logits, attribute = self.model(x)
+            cluster_loss = cross_entropy(logits.float(), labels)
+            if part.targets is None:
+                attribute_loss = torch.zeros_like(cluster_loss)
+            else:
+                attribute_loss = ccc_loss(attribute, part.targets[batch].to(self.device))
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
+            (cluster_loss + attribute_loss).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            losses.append(torch.stack([cluster_loss.detach(), attribute_loss.detach()]))
+        losses = torch.stack(losses).cpu()  # one wait for the device a stage, none a batch
+        self._refuse_divergence(losses, batches, part.names, title)
+        return tuple(losses.mean(dim=0).tolist())
+
+    @staticmethod
+    def _refuse_divergence(losses, batches, names: list[str], title: str) -> None:
+        broken = (~losses.isfinite().all(dim=1)).nonzero()
+        if len(broken):
+            first = int(broken[0])
+            files = ", ".join(names[i] for i in batches[first][:5].tolist())
+            raise runtime.UserError(
+                f"{title}: the loss of batch {first} is not finite (files {files}, ...). Look at their features, or try "
+                "--precision fp32. The last saved state is kept."
+            )
+
+
+def run_stage(learner: Learner, part: Part, num_clusters: int, seeds: tuple[int, ...], title: str):
+    """Cluster a part and train on its pseudo-labels.
+
+    Args:
+        seeds: run's seed, epoch and stage.
+    Returns:
+        (`Clustering`, record for the log).
+    """
+    import torch
+
+    import clustering
+    from model import in_batches
+
+    model = learner.model
+    (points,) = in_batches(model, model.cluster_features, part.rows, learner.device, learner.precision)
+    clusters = clustering.kmeans(points.numpy(), num_clusters, runtime.derived_seed(*seeds, 0))
+    draws = torch.from_numpy(clustering.uniform_draws(clusters.assignment, runtime.derived_seed(*seeds, 1)))
+    runtime.seed_everything(runtime.derived_seed(*seeds, 2))
+    model.renew_top_layer()
+    cluster_loss, ccc_loss = learner.train_on(part, torch.from_numpy(clusters.assignment), draws, title)
+    record = {
+        "cluster_loss": cluster_loss,
+        "non_empty": clusters.non_empty,
+        "sizes": sorted(clusters.sizes.tolist(), reverse=True),
+        "kmeans_objective": clusters.objective,
+    }
+    if part.targets is not None:
+        record |= {"ccc_loss": ccc_loss, "joint_loss": cluster_loss + ccc_loss}
+    return clusters, record
+
+
+def validation_loss(learner: Learner, part: Part) -> float:
+    """1 - CCC over the whole validation set at once."""
+    from metrics import concordance_cc
+    from model import in_batches
+
+    model = learner.model
+    (prediction,) = in_batches(model, model.predict_attribute, part.rows, learner.device, learner.precision)
+    return 1 - concordance_cc(part.targets.numpy(), prediction.numpy())
+
+
+def load_parts(args: argparse.Namespace) -> tuple[dict[str, Part], dict[str, str]]:
+    """The unlabeled (unless its size is 0), Train and Validation parts, and digests of what they hold."""
+    import torch
+
+    import features
+    import utils
+    from model import as_tensor
+
+    if args.unlabeled_size and args.unlabeled is None:
+        raise runtime.UserError(utils.NO_UNLABELED)
+    corpus = utils.find_corpus(args.corpus, args.labels, args.features)
+    table = utils.read_labels(corpus.labels)
+    mean, std = utils.read_label_norm(args.norm_dir, args.emo_attr)
+    parts, keys = {}, {}
+    for split in ("Train", "Validation"):
+        data = utils.load_labeled(
+            corpus,
+            table,
+            split,
+            args.emo_attr,
+            args.norm_dir,
+            args.cache_dir,
+            args.workers,
+            args.skip_missing,
+        )
+        targets = torch.from_numpy((data.labels - mean) / std).float()
+        parts[split], keys[split] = Part(as_tensor(data.rows), data.names, targets), data.key
+    if args.unlabeled_size:
+        paths = utils.getPaths_unlabel_Podcast(args.unlabeled, args.unlabeled_size, args.seed)
+        packed = features.pack_features(
+            paths[0].parent,
+            [path.name for path in paths],
+            *utils.read_feature_norm(args.norm_dir),
+            args.cache_dir,
+            args.workers,
+            "unlabeled",
+        )
+        parts["unlabeled"], keys["unlabeled"] = Part(as_tensor(packed.rows), packed.names), packed.key
+    for name in ("Train", "unlabeled"):
+        if name in parts and args.num_clusters > len(parts[name].names):
+            raise runtime.UserError(
+                f"-nc {args.num_clusters}: more clusters than the {len(parts[name].names)} utterances of {name}; ask for fewer."
+            )
+    return parts, keys
+
+
+def train_epoch(learner: Learner, parts: dict[str, Part], args: argparse.Namespace, epoch: int, previous) -> tuple:
+    """Both stages and the validation.
+
+    Args:
+        previous: assignment of Train in the epoch before, or None.
+    Returns:
+        (assignment of Train, record for the log).
+    """
+    import clustering
+
+    begin = time.monotonic()
+    record = {"epoch": epoch}
+    if "unlabeled" in parts:
+        title = f"epoch {epoch}, unlabeled"
+        _, record["unlabeled"] = run_stage(
+            learner, parts["unlabeled"], args.num_clusters, (args.seed, epoch, UNLABELED), title
+        )
+    clusters, record["labeled"] = run_stage(
+        learner, parts["Train"], args.num_clusters, (args.seed, epoch, LABELED), f"epoch {epoch}, labeled"
+    )
+    record["nmi"] = None if previous is None else clustering.nmi(clusters.assignment, previous)
+    record["validation_ccc_loss"] = validation_loss(learner, parts["Validation"])
+    record["seconds"] = round(time.monotonic() - begin, 3)
+    return clusters.assignment, record
+
+
+def describe(record: dict) -> str:
+    """One console line an epoch."""
+    labeled = record["labeled"]
+    nmi = "  -  " if record["nmi"] is None else f"{record['nmi']:.3f}"
+    return (
+        f"epoch {record['epoch']:3d}: validation CCC loss {record['validation_ccc_loss']:.4f}, joint loss "
+        f"{labeled['joint_loss']:.4f} (clusters {labeled['cluster_loss']:.4f}, CCC {labeled['ccc_loss']:.4f}), NMI {nmi}, "
+        f"{labeled['non_empty']} clusters of {labeled['sizes'][-1]}..{labeled['sizes'][0]}, {record['seconds']:.1f} s"
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    """Train, keeping the best checkpoint."""
+    import torch
+    from tqdm import tqdm
+
+    import plots
+    import utils
+    from model import DenseResNet, save_ssl_checkpoint
+
+    device = runtime.choose_device(args.device)
+    checkpoint = utils.ssl_checkpoint(args.model_dir, args.epoch, args.batch_size, args.num_clusters, args.emo_attr)
+    utils.make_output_folders(args.model_dir, args.cache_dir)
+    parts, keys = load_parts(args)
+    chosen = {
+        name: getattr(args, name) for name in ("epoch", "batch_size", "emo_attr", "num_clusters", "seed", "precision")
+    }
+    counts = {name: len(part.names) for name, part in parts.items()}
+    details = {"corpus": str(args.corpus), "counts": counts, "device": str(device)}
+    run = runtime.TrainingRun(checkpoint, chosen, keys, details, args.resume)
+    if run.is_finished():
+        print(f"{checkpoint}: trained already with these arguments on these data; --no-resume trains it anew.")
+        return
+    state = run.start(device)
+
+    runtime.seed_everything(runtime.derived_seed(args.seed))
+    num_features = parts["Train"].rows.shape[1]
+    learner = Learner(DenseResNet(num_features, args.num_clusters), device, args.precision, args.batch_size)
+    first, assignment, best = 0, None, {"loss": float("inf"), "epoch": None, "weights": None}
+    if state is not None:
+        learner.model.load_state_dict(state["weights"])
+        learner.adam.load_state_dict(state["adam"])
+        first, assignment, best = state["epoch"] + 1, state["assignment"].numpy(), state["best"]
+        print(f"going on after epoch {state['epoch']} of {run.resume_file}")
+    print(
+        ", ".join(f"{count} {name}" for name, count in counts.items())
+        + f" utterances of {num_features} features, on {device}"
+    )
+
+    def write_outputs() -> None:
+        info = chosen | {"best_epoch": best["epoch"], "validation_ccc_loss": best["loss"]}
+        save_ssl_checkpoint(checkpoint, best["weights"], info)
+        plots.draw_ssl_run(run.history, run.picture, checkpoint.name)
+
+    def make_state() -> dict:
+        return {
+            "epoch": epoch,
+            "weights": learner.model.state_dict(),
+            "adam": learner.adam.state_dict(),
+            "assignment": torch.from_numpy(assignment),
+            "best": best,
+        }
+
+    for epoch in tqdm(range(first, args.epoch), initial=first, total=args.epoch, unit="epoch", disable=None):
+        assignment, record = train_epoch(learner, parts, args, epoch, assignment)
+        run.end_epoch(record)
+        if best["weights"] is None or record["validation_ccc_loss"] < best["loss"]:
+            weights = {key: value.detach().clone() for key, value in learner.model.state_dict().items()}
+            best = {"loss": record["validation_ccc_loss"], "epoch": epoch, "weights": weights}
+        tqdm.write(describe(record))
+        run.save_if_due(make_state, write_outputs)
+    run.finish(write_outputs, best_epoch=best["epoch"], validation_ccc_loss=best["loss"])
+    print(f"best validation CCC {1 - best['loss']:.3f} at epoch {best['epoch']}")
+    print("\n".join(f"wrote {path}" for path in (checkpoint, run.log_file, run.picture)))
+
+
+if __name__ == "__main__":
+    arguments.run(main, get_args_parser())

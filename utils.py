@@ -1,0 +1,589 @@
+"""Where a corpus lies, what its labels say, how its norm terms and the program's files are called.
+
+Everything outside this file works with MSP-Podcast's layout (reference, section 1) as read here.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+import features
+from runtime import UserError, prepare_folder, read_json_object, read_text
+
+FEATURE_FOLDER = Path("Features/OpenSmile_func_IS13ComParE/feat_mat")
+ATTRIBUTES = ("Act", "Dom", "Val")
+LABEL_RANGE = (1.0, 7.0)  # the self-assessment manikins of MSP-Podcast
+NORM_KEY = "normal_para"
+CONSENSUS_COLUMNS = ("FileName", "EmoClass", "EmoAct", "EmoVal", "EmoDom", "SpkrID", "Gender", "Split_Set")
+DETAILED_COLUMNS = ("FileName", "Worker", "EmoClass_Major", "EmoClass_Second", "EmoAct", "EmoDom", "EmoVal")
+UNKNOWN_SPEAKER = "Unknown"
+LONGEST_NAME = 255  # bytes, the limit of the usual file systems
+
+NO_CORPUS = (
+    "no corpus given. Name one with --corpus DIR or the environment variable DEEPMI_CORPUS (a folder in MSP-Podcast's "
+    "layout: Labels, Features); `make demo` builds a small one to try."
+)
+NO_UNLABELED = (
+    "no unlabeled set given. Name one with --unlabeled DIR or the environment variable DEEPMI_UNLABELED, or train on "
+    "the labeled set only with --unlabeled-size 0."
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where a corpus lies
+
+
+@dataclass
+class Corpus:
+    """The parts of a corpus.
+
+    Attributes:
+        root: its folder, or None where the parts were named one by one.
+        labels: consensus label file.
+        features: folder of the .mat files.
+    """
+
+    root: Path | None
+    labels: Path
+    features: Path
+
+
+def find_corpus(root: Path | None, labels: Path | None = None, feature_dir: Path | None = None) -> Corpus:
+    """Find the label file and the feature folder of a corpus.
+
+    Args:
+        root: the corpus, e.g. MSP-PODCAST-Publish-1.8.
+        labels: label file to use instead of the corpus' own.
+        feature_dir: feature folder to use instead of the corpus' own.
+    Raises:
+        UserError: a part is named nowhere, or not there.
+    Source: reference, section 1.
+    """
+    if root is None and (labels is None or feature_dir is None):
+        raise UserError(NO_CORPUS)
+    if root is not None and not root.is_dir():
+        raise UserError(f"{root}: no such folder; --corpus (or DEEPMI_CORPUS) names a corpus in MSP-Podcast's layout.")
+    if labels is None:
+        labels = find_label_file(root)
+    elif not labels.is_file():
+        raise UserError(f"{labels}: no such label file.")
+    if feature_dir is None:
+        feature_dir = _find_folder(root, FEATURE_FOLDER)
+        if feature_dir is None:
+            raise UserError(
+                f"{root / FEATURE_FOLDER}: no such folder. Make the features with "
+                f"`python -m tools.extract_features {root / 'Audios'} {root / FEATURE_FOLDER}`, or name --features DIR."
+            )
+    elif not feature_dir.is_dir():
+        raise UserError(f"{feature_dir}: no such feature folder.")
+    return Corpus(root, labels, feature_dir)
+
+
+def _find_folder(root: Path, relative: Path) -> Path | None:
+    """`root/relative` whatever its case."""
+    folder = root
+    for part in relative.parts:
+        if (folder / part).is_dir():
+            folder = folder / part
+            continue
+        folder = next((child for child in _folders(folder) if child.name.casefold() == part.casefold()), None)
+        if folder is None:
+            return None
+    return folder
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(child for child in folder.iterdir() if child.is_dir())
+
+
+def _find_labels(root: Path, stems: Sequence[str]) -> Path | None:
+    """A label file called like one of `stems`, .csv before .json, in `root`'s label folder or `root` itself."""
+    folders = [child for child in _folders(root) if child.name.casefold() in ("labels", "label")] + [root]
+    files = [file for folder in folders for file in sorted(folder.iterdir()) if file.is_file()]
+    for ending in (".csv", ".json"):
+        for stem in stems:
+            for file in files:
+                if file.name.casefold() == stem + ending:
+                    return file
+    return None
+
+
+def find_label_file(root: Path) -> Path:
+    """The consensus label file of a corpus, in either spelling, any case, CSV or JSON.
+
+    Raises:
+        UserError: none found.
+    """
+    found = _find_labels(root, ("labels_consensus", "labels_concensus"))
+    if found is None:
+        raise UserError(
+            f"{root}: no label file; looked for labels_consensus and labels_concensus (.csv, .json) in its folder Labels. "
+            "Name another with --labels FILE."
+        )
+    return found
+
+
+def find_detailed_file(root: Path) -> Path | None:
+    """The file of the single raters' labels of a corpus, or None."""
+    return _find_labels(root, ("labels_detailed",))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Consensus labels
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """A CSV file as text, header and values stripped of blanks."""
+    try:
+        table = pd.read_csv(
+            io.StringIO(read_text(path)),
+            dtype=str,
+            keep_default_na=False,
+            skipinitialspace=True,
+            index_col=False,
+        )
+    except pd.errors.EmptyDataError:
+        raise UserError(f"{path}: empty; expected the columns {', '.join(CONSENSUS_COLUMNS)}.") from None
+    except (pd.errors.ParserError, ValueError) as error:
+        raise UserError(f"{path}: not a CSV table ({str(error).strip()[:120]}).") from None
+    table.columns = [str(column).strip() for column in table.columns]
+    return table.fillna("").apply(lambda column: column.str.strip())
+
+
+def _check_columns(path: Path, table: pd.DataFrame, needed: Sequence[str]) -> None:
+    lacking = [column for column in needed if column not in table.columns]
+    if lacking:
+        raise UserError(
+            f"{path}: no column {', '.join(lacking)}; found {', '.join(map(str, table.columns)) or 'no columns'}."
+        )
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    """File names only: nothing that could lead out of the corpus."""
+    for line, name in enumerate(names, start=1):
+        unsafe = name in ("", ".", "..") or re.search(r"[/\\\x00-\x1f]", name) or len(name.encode()) > LONGEST_NAME
+        if unsafe:
+            raise UserError(
+                f"{path}: entry {line} has the file name {name[:60]!r}; expected a plain name such as X.wav."
+            )
+
+
+def read_labels(path: Path) -> pd.DataFrame:
+    """Consensus labels of any release, one row an utterance.
+
+    Args:
+        path: labels_consensus or labels_concensus, .csv or .json (a dict FileName -> fields).
+    Returns:
+        Table of text columns: FileName, Split_Set and those of EmoClass, EmoAct, EmoVal, EmoDom, SpkrID, Gender that
+        the file has (SpkrID always, `Unknown` where it is not given).
+    Raises:
+        UserError: unreadable, without FileName or Split_Set, a file name twice or unsafe.
+    Source: reference, section 1.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".json":
+        content = read_json_object(path)
+        if not all(isinstance(fields, dict) for fields in content.values()):
+            raise UserError(f"{path}: expected a dict of fields a file name (EmoAct, EmoVal, EmoDom, Split_Set, ...).")
+        rows = [{"FileName": name, **fields} for name, fields in content.items()]
+        table = pd.DataFrame(rows, columns=None if rows else ["FileName"])
+        table = table.astype(object).where(table.notna(), "").map(lambda value: str(value).strip())
+    else:
+        table = _read_csv(path)
+    _check_columns(path, table, ("FileName", "Split_Set"))
+    if table.empty:
+        raise UserError(f"{path}: no utterances in it.")
+    _check_names(path, table["FileName"].tolist())
+    twice = table["FileName"][table["FileName"].duplicated()]
+    if len(twice):
+        raise UserError(
+            f"{path}: {len(twice)} file names stand there twice, the first {twice.iloc[0]}; expected each once."
+        )
+    if "SpkrID" not in table:
+        table["SpkrID"] = UNKNOWN_SPEAKER
+    table.loc[table["SpkrID"] == "", "SpkrID"] = UNKNOWN_SPEAKER
+    return table[[column for column in CONSENSUS_COLUMNS if column in table.columns]]
+
+
+_SAME_SPLIT = {"development": "validation", "dev": "validation", "valid": "validation"}
+
+
+def _split_name(name: str) -> str:
+    return _SAME_SPLIT.get(name.casefold(), name.casefold())
+
+
+def select_split(table: pd.DataFrame, split: str, source: object = "labels") -> pd.DataFrame:
+    """The rows of one split.
+
+    Args:
+        table: as from `read_labels`.
+        split: `Train`, `Validation` (`Development` is the same), `Test1`, ... or `all`; any case. Where a corpus has one
+            test split called `Test` (release 1.6), `Test1` is that.
+        source: the file, for the message.
+    Raises:
+        UserError: no such split.
+    """
+    if split.casefold() == "all":
+        return table
+    present = table["Split_Set"].map(_split_name)
+    wanted = _split_name(split)
+    if wanted == "test1" and not (present == "test1").any():
+        wanted = "test"
+    rows = table[present == wanted]
+    if rows.empty:
+        counts = table["Split_Set"].value_counts().to_dict()
+        found = ", ".join(f"{name or '(empty)'} {count}" for name, count in counts.items())
+        raise UserError(f"{source}: no rows in split {split}; found {found}.")
+    return rows
+
+
+def attribute_labels(
+    rows: pd.DataFrame, emo_attr: str, source: object = "labels", scale: tuple[float, float] = LABEL_RANGE
+) -> pd.Series:
+    """One attribute's labels.
+
+    Args:
+        rows: as from `select_split`.
+        emo_attr: `Act`, `Dom` or `Val`.
+        source: the file, for the messages.
+        scale: lowest and highest possible label.
+    Returns:
+        float64 labels in the unit of the file, indexed by file name; rows with an empty label are left out.
+    Raises:
+        UserError: no such column, no labels in it, a label that is no number or outside the scale.
+    """
+    column = f"Emo{emo_attr}"
+    _check_columns(source, rows, (column,))
+    text = rows.set_index("FileName")[column]
+    text = text[~text.str.casefold().isin(("", "nan", "na", "none"))]
+    if text.empty:
+        raise UserError(
+            f"{source}: column {column} is empty for these {len(rows)} rows, so there is nothing to do for {emo_attr}."
+        )
+    values = pd.to_numeric(text, errors="coerce").astype(np.float64)
+    if values.isna().any():
+        name = values.index[values.isna()][0]
+        raise UserError(f"{source}: {column} of {name} is {text[name][:40]!r}; expected a number.")
+    outside = values[(values < scale[0]) | (values > scale[1])]
+    if len(outside):
+        raise UserError(
+            f"{source}: {column} of {outside.index[0]} is {outside.iloc[0]:g}, outside {scale[0]:g}..{scale[1]:g} "
+            f"({len(outside)} such rows)."
+        )
+    return values
+
+
+def getPaths_attri(
+    path_label: Path | str, split_set: str, emo_attr: str
+) -> tuple[NDArray[np.str_], NDArray[np.float64]]:
+    """File names and labels of one split and attribute.
+
+    Args:
+        path_label: consensus label file, or the corpus that holds it.
+        split_set: `Train`, `Validation`/`Development`, `Test1`, ... or `all`.
+        emo_attr: `Act`, `Dom` or `Val`.
+    Returns:
+        (file names, labels 1..7), shape (N,) each, in the order of the file.
+    Raises:
+        UserError: as `read_labels`, `select_split`, `attribute_labels`.
+    """
+    path = Path(path_label)
+    path = find_label_file(path) if path.is_dir() else path
+    labels = attribute_labels(select_split(read_labels(path), split_set, path), emo_attr, path)
+    return labels.index.to_numpy(dtype=str), labels.to_numpy()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The single raters' labels
+
+
+def _parse_detail(path: Path, name: str, detail: str) -> dict:
+    """`WORKERxxx; primary; secondary; A:x; V:x; D:x;` where the secondary class may be absent."""
+    row: dict[str, object] = dict.fromkeys(DETAILED_COLUMNS, "")
+    row.update(FileName=name, EmoAct=np.nan, EmoDom=np.nan, EmoVal=np.nan)
+    words = []
+    for part in (piece.strip() for piece in detail.split(";")):
+        rating = re.fullmatch(r"([AVD])\s*:\s*(.*)", part)
+        if rating:
+            row[{"A": "EmoAct", "V": "EmoVal", "D": "EmoDom"}[rating[1]]] = _rating(path, name, rating[2])
+        else:
+            words.append(part)
+    for column, word in zip(("Worker", "EmoClass_Major", "EmoClass_Second"), words):
+        row[column] = word
+    return row
+
+
+def _rating(path: Path, name: str, text: object) -> float:
+    text = "" if text is None else str(text).strip()
+    if text.casefold() in ("", "nan", "na", "none"):
+        return float("nan")
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"{path}: a rating of {name} is {text[:40]!r}; expected a number.") from None
+
+
+def _detailed_csv(path: Path) -> list[dict]:
+    try:
+        lines = [line for line in csv.reader(io.StringIO(read_text(path)), skipinitialspace=True) if line]
+    except csv.Error as error:
+        raise UserError(f"{path}: not a CSV table ({error}).") from None
+    header = [column.strip() for column in lines[0]] if lines else []
+    if "EmoDetail" in header:
+        # A secondary class may list several emotions with commas, unquoted: all after the name is the detail.
+        return [_parse_detail(path, line[0].strip(), ",".join(line[1:])) for line in lines[1:]]
+    table = _read_csv(path)
+    worker = "WorkerID" if "WorkerID" in table.columns else "Workers"
+    _check_columns(path, table, ("FileName", worker))
+    return [{**row, "Worker": row[worker]} for row in table.to_dict("records")]
+
+
+def _detailed_json(path: Path) -> list[dict]:
+    rows = []
+    for name, workers in read_json_object(path).items():
+        if not isinstance(workers, dict) or not all(isinstance(fields, dict) for fields in workers.values()):
+            raise UserError(f"{path}: {name} is no dict of workers; expected FileName -> worker -> fields.")
+        rows += [{**fields, "FileName": name, "Worker": worker} for worker, fields in workers.items()]
+    return rows
+
+
+def read_detailed_labels(path: Path) -> pd.DataFrame:
+    """The single raters' labels of any release, one row a rating.
+
+    Args:
+        path: labels_detailed, .csv (`EmoDetail` of 1.7-1.12, or separate columns of 1.6 and 2.0) or .json.
+    Returns:
+        Table with FileName, Worker, EmoClass_Major, EmoClass_Second (text) and EmoAct, EmoDom, EmoVal (float64, NaN
+        where not rated).
+    Raises:
+        UserError: unreadable, a column missing, a rating that is no number.
+    Source: reference, section 1.
+    """
+    path = Path(path)
+    rows = _detailed_json(path) if path.suffix.lower() == ".json" else _detailed_csv(path)
+    if not rows:
+        raise UserError(f"{path}: no ratings in it.")
+    table = pd.DataFrame(rows)
+    for column in DETAILED_COLUMNS:
+        if column not in table:
+            table[column] = ""
+    for column in ("EmoAct", "EmoDom", "EmoVal"):
+        table[column] = [_rating(path, name, value) for name, value in zip(table["FileName"], table[column])]
+    texts = ["FileName", "Worker", "EmoClass_Major", "EmoClass_Second"]
+    table[texts] = table[texts].fillna("").astype(str).apply(lambda column: column.str.strip())
+    _check_names(path, table["FileName"].tolist())
+    return table[list(DETAILED_COLUMNS)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The unlabeled set
+
+
+def getPaths_unlabel_Podcast(root_dir: Path | str, sample_num: int = 90000, seed: int = 31) -> list[Path]:
+    """Feature files of the unlabeled set, drawn at random.
+
+    Args:
+        root_dir: laid out like a corpus, or the folder of .mat files itself.
+        sample_num: how many to draw, without replacement; all where there are fewer.
+        seed: of the draw.
+    Returns:
+        Sorted paths; the same for the same folder, number and seed.
+    Raises:
+        UserError: no such folder, or no .mat file in it.
+    """
+    root = Path(root_dir)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; --unlabeled (or DEEPMI_UNLABELED) names the unlabeled set.")
+    folder = _find_folder(root, FEATURE_FOLDER) or root
+    names = sorted(file.name for file in folder.iterdir() if file.suffix == ".mat" and not file.name.startswith("."))
+    if not names:
+        raise UserError(f"{folder}: no .mat files; expected feature files, here or in {root / FEATURE_FOLDER}.")
+    if sample_num < len(names):
+        drawn = np.random.default_rng(seed).choice(len(names), size=sample_num, replace=False)
+        names = [names[index] for index in np.sort(drawn)]
+    return [folder / name for name in names]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Norm terms
+
+
+def write_feature_norm(norm_dir: Path, mean: NDArray, std: NDArray) -> list[Path]:
+    """Write feat_norm_means.mat and feat_norm_stds.mat, shape (1, D)."""
+    return _write_norm(norm_dir, "feat", np.reshape(mean, (1, -1)), np.reshape(std, (1, -1)))
+
+
+def write_label_norm(norm_dir: Path, emo_attr: str, mean: float, std: float) -> list[Path]:
+    """Write e.g. val_norm_means.mat and val_norm_stds.mat, shape (1, 1), in label units."""
+    return _write_norm(norm_dir, emo_attr.lower(), np.array([[mean]]), np.array([[std]]))
+
+
+def _write_norm(norm_dir: Path, what: str, mean: NDArray, std: NDArray) -> list[Path]:
+    files = [Path(norm_dir) / f"{what}_norm_means.mat", Path(norm_dir) / f"{what}_norm_stds.mat"]
+    for file, value in zip(files, (mean, std)):
+        features.write_mat(file, NORM_KEY, value)
+    return files
+
+
+def _read_norm(norm_dir: Path, what: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    terms = []
+    for kind in ("means", "stds"):
+        file = Path(norm_dir) / f"{what}_norm_{kind}.mat"
+        if not file.is_file():
+            raise UserError(f"{file}: no such norm term. Run norm_para.py with the same --norm-dir first.")
+        terms.append(features.read_mat(file, NORM_KEY).astype(np.float64).ravel())
+    if terms[0].size != terms[1].size or terms[0].size == 0:
+        raise UserError(
+            f"{norm_dir}: {what} has {terms[0].size} means but {terms[1].size} stds; run norm_para.py anew."
+        )
+    return terms[0], terms[1]
+
+
+def read_feature_norm(norm_dir: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of each feature over Train, float64, shape (D,) each.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    return _read_norm(norm_dir, "feat")
+
+
+def read_label_norm(norm_dir: Path, emo_attr: str) -> tuple[float, float]:
+    """Mean and standard deviation of an attribute's Train labels, in label units.
+
+    Raises:
+        UserError: missing, damaged, or a standard deviation that is not positive.
+    """
+    mean, std = _read_norm(norm_dir, emo_attr.lower())
+    if mean.size != 1 or not np.isfinite(mean[0]) or not std[0] > 0:
+        raise UserError(
+            f"{norm_dir}: {emo_attr.lower()} has mean {mean[0]:g} and std {std[0]:g}; expected one number each and a "
+            "positive std (are all Train labels the same?)."
+        )
+    return float(mean[0]), float(std[0])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Labels and features together
+
+
+@dataclass
+class LabeledSet:
+    """Utterances of a split with features and labels; entry i of each part belongs to names[i].
+
+    Attributes:
+        names: file names, sorted.
+        rows: normalised features, float32 memory map, shape (N, D).
+        labels: in label units (1..7), float64, shape (N,).
+        speakers: speaker of each utterance, `Unknown` where not given.
+        key: digest of features, norm terms and labels.
+    """
+
+    names: list[str]
+    rows: NDArray[np.float32]
+    labels: NDArray[np.float64]
+    speakers: list[str]
+    key: str
+
+
+def present_utterances(corpus: Corpus, utterances: Sequence[str], skip_missing: bool) -> list[str]:
+    """Those utterances that have a feature file.
+
+    Raises:
+        UserError: some have none, and `skip_missing` is off; or none has one.
+    """
+    missing = features.missing_features(corpus.features, utterances)
+    if not missing:
+        return list(utterances)
+    found = (
+        f"{corpus.features}: {len(missing)} of {len(utterances)} feature files are missing ({', '.join(missing[:5])}"
+    )
+    found += ", ...)" if len(missing) > 5 else ")"
+    if not skip_missing or len(missing) == len(utterances):
+        raise UserError(f"{found}. Extract them, or leave these utterances out with --skip-missing.")
+    print(f"warning: {found}; left out.", file=sys.stderr)
+    absent = set(missing)
+    return [name for name in utterances if name not in absent]
+
+
+def load_labeled(
+    corpus: Corpus,
+    table: pd.DataFrame,
+    split: str,
+    emo_attr: str,
+    norm_dir: Path,
+    cache_dir: Path,
+    workers: int,
+    skip_missing: bool = False,
+    scale: tuple[float, float] = LABEL_RANGE,
+) -> LabeledSet:
+    """Features and labels of a split, joined by file name.
+
+    Args:
+        corpus: as from `find_corpus`.
+        table: as from `read_labels`.
+        split: as `select_split`.
+        emo_attr: `Act`, `Dom` or `Val`.
+        norm_dir: folder of the feature norm terms.
+        cache_dir: folder of the packed features.
+        workers: processes that read feature files.
+        skip_missing: leave out utterances without a feature file.
+        scale: lowest and highest label of this corpus; labels are brought to 1..7 linearly.
+    Raises:
+        UserError: as the functions it calls.
+    """
+    rows = select_split(table, split, corpus.labels)
+    labels = attribute_labels(rows, emo_attr, corpus.labels, scale)
+    if len(labels) < len(rows):
+        print(
+            f"warning: {len(rows) - len(labels)} rows of {split} have no Emo{emo_attr}; left out.",
+            file=sys.stderr,
+        )
+    mean, std = read_feature_norm(norm_dir)
+    names = present_utterances(corpus, list(labels.index), skip_missing)
+    packed = features.pack_features(corpus.features, names, mean, std, cache_dir, workers, split)
+    low, high = LABEL_RANGE
+    values = low + (labels.loc[packed.names].to_numpy() - scale[0]) * (high - low) / (scale[1] - scale[0])
+    speakers = rows.set_index("FileName")["SpkrID"].loc[packed.names].tolist()
+    key = features.digest(packed.key, values.tobytes())
+    return LabeledSet(packed.names, packed.rows, values, speakers, key)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the program's files are called
+
+
+def ssl_checkpoint(model_dir: Path, epoch: int, batch_size: int, num_clusters: int, emo_attr: str) -> Path:
+    """DeepEmoCluster's checkpoint, under the original's name."""
+    name = f"ResNetDeepEmoCluster_epoch{epoch}_batch{batch_size}_{num_clusters}clusters_{emo_attr}.pth.tar"
+    return Path(model_dir) / name
+
+
+def metric_file(metric_dir: Path, num_clusters: int, emo_attr: str) -> Path:
+    """The DeepMI values, under the original's name."""
+    return Path(metric_dir) / f"DeepMI_{num_clusters}clusters@_{emo_attr}.json"
+
+
+def regressor_checkpoint(model_dir: Path, order: str, emo_attr: str) -> Path:
+    """The curriculum regressor, under the original's name for the DeepMI order."""
+    return Path(model_dir) / f"SimpleEmoRegressor_{'DeepMI' if order == 'deepmi' else order}@_{emo_attr}.pt.tar"
+
+
+def make_output_folders(*folders: Path) -> None:
+    """Make the folders a stage writes to before it computes anything.
+
+    Raises:
+        UserError: one can't be written.
+    """
+    for folder in folders:
+        prepare_folder(folder)
