@@ -61,28 +61,34 @@ def bootstrap_interval(
     Args:
         truth: labels, shape (N,).
         prediction: predictions, shape (N,).
-        groups: what is drawn together, one name an utterance (speakers: their utterances are not independent);
-            None draws utterances.
+        groups: what belongs together, one name an utterance (a speaker's utterances are not independent): groups are
+            drawn, then utterances within each drawn group, so that few groups still give an interval. None draws
+            utterances.
         resamples: number of bootstrap samples.
         level: coverage, 0..1.
         seed: of the draws.
     Returns:
         (low, high).
-    Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 8.
+    Source: Davison & Hinkley, Bootstrap Methods and their Application (1997), section 3.8.
     """
     x = np.asarray(truth, dtype=np.float64)
     y = np.asarray(prediction, dtype=np.float64)
     sums = _sums(x - x.mean(), y - x.mean())  # (N, 6)
-    if groups is not None:
-        _, group = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-        grouped = np.zeros((group.max() + 1, sums.shape[1]))
-        np.add.at(grouped, group, sums)
-        sums = grouped
+    group = np.zeros(len(x), dtype=int) if groups is None else np.unique(list(groups), return_inverse=True)[1]
+    sums = sums[np.argsort(group, kind="stable")]
+    sizes = np.bincount(group)
+    starts = np.cumsum(sizes) - sizes
     rng = np.random.default_rng(seed)
-    units = len(sums)
-    values = [_ccc(np.bincount(rng.integers(0, units, units), minlength=units) @ sums) for _ in range(resamples)]
+    values = []
+    for _ in range(resamples):
+        drawn = rng.integers(0, len(sizes), len(sizes))
+        size = np.repeat(sizes[drawn], sizes[drawn])
+        utterances = np.repeat(starts[drawn], sizes[drawn]) + rng.integers(0, size)
+        values.append(_ccc(np.bincount(utterances, minlength=len(x)) @ sums))
+    if np.isnan(values).all():
+        return float("nan"), float("nan")
     tail = 50 * (1 - level)
-    low, high = np.nanpercentile(values, [tail, 100 - tail]) if not np.isnan(values).all() else (np.nan, np.nan)
+    low, high = np.nanpercentile(values, [tail, 100 - tail])
     return float(low), float(high)
 
 

@@ -5,6 +5,7 @@ B is the batch, D the number of features (6,373 for IS13 ComParE), K the number 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -209,7 +210,7 @@ def save_regressor(path: Path, state: Mapping[str, Tensor], info: dict) -> None:
 
     `info` goes into the metadata that a state dict carries, where it is in nobody's way.
     """
-    weights = type(state)((key, value.detach().cpu()) for key, value in state.items())
+    weights = OrderedDict((key, value.detach().cpu()) for key, value in state.items())
     weights._metadata = {"": {"version": 1, INFO_KEY: info}}
     runtime.save_tensors(weights, path)
 

@@ -67,10 +67,9 @@ def interval_line(result: dict) -> str:
     """The 95 % interval in words."""
     low, high = result["interval_95"]
     units = f"{result['bootstrap_units']} {result['bootstrap_by']}"
-    line = f"95 % bootstrap interval: {low:.3f} .. {high:.3f} (2000 resamples of {units})"
-    if result["bootstrap_units"] < 10:
-        line += f"; {units} are few, so read it as a rough one"
-    return line
+    drawn = f"{units} and their utterances" if result["bootstrap_by"] == "speakers" else units
+    line = f"95 % bootstrap interval: {low:.3f} .. {high:.3f} (2000 resamples of {drawn})"
+    return line + (f"; {units} are few, so read it as a rough one" if result["bootstrap_units"] < 10 else "")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -1,0 +1,169 @@
+"""A tiny corpus in MSP-Podcast's layout, and ways to run a stage on it as a user would."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+sys.path.insert(0, str(ROOT))
+
+import arguments  # noqa: E402
+import features  # noqa: E402
+import utils  # noqa: E402
+
+WIDTH = 40
+COUNTS = {"Train": 60, "Development": 24, "Test1": 24}
+UNLABELED = 50
+
+
+def write_corpus(root: Path, seed: int = 0) -> Path:
+    """Features of WIDTH numbers of which some follow the labels; 3 speakers a split, one of them unknown."""
+    rng = np.random.default_rng(seed)
+    (root / "Labels").mkdir(parents=True)
+    folder = root / utils.FEATURE_FOLDER
+    folder.mkdir(parents=True)
+    mixing = rng.normal(size=(3, WIDTH))
+    rows = []
+    for split, count in COUNTS.items():
+        for number in range(count):
+            labels = np.clip(rng.normal(4, 1.2, 3), 1, 7).round(4)
+            name = f"MSP-PODCAST_{len(rows):04d}_{number:04d}.wav"
+            values = labels @ mixing + rng.normal(size=WIDTH)
+            values[7] = 5.0  # a constant feature
+            features.write_mat(folder / f"{Path(name).stem}.mat", features.FEATURE_KEY, values[None])
+            speaker = "Unknown" if number % 3 == 0 else f"{split}_{number % 3}"
+            rows.append([name, "N", *labels, speaker, "Female", split])
+    write_labels(root / "Labels" / "labels_concensus.csv", rows)
+    pool = root.parent / f"{root.name}_unlabeled"
+    pool.mkdir()
+    for number in range(UNLABELED):
+        values = rng.normal(4, 1.2, 3) @ mixing + rng.normal(size=WIDTH)
+        features.write_mat(pool / f"unlabeled_{number:04d}.mat", features.FEATURE_KEY, values[None])
+    return root
+
+
+def write_labels(path: Path, rows: list[list], header: tuple = utils.CONSENSUS_COLUMNS) -> None:
+    """A consensus CSV."""
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([header, *rows])
+
+
+def read_rows(path: Path) -> list[list[str]]:
+    """Header and rows of a CSV."""
+    with path.open(newline="") as stream:
+        return list(csv.reader(stream))
+
+
+@pytest.fixture(scope="session")
+def pristine_corpus(tmp_path_factory) -> Path:
+    """A corpus nobody changes."""
+    return write_corpus(tmp_path_factory.mktemp("pristine") / "corpus")
+
+
+@dataclass
+class Bench:
+    """A working folder with a corpus of its own."""
+
+    folder: Path
+    capsys: pytest.CaptureFixture
+
+    @property
+    def corpus(self) -> Path:
+        return self.folder / "corpus"
+
+    @property
+    def labels(self) -> Path:
+        return self.corpus / "Labels" / "labels_concensus.csv"
+
+    @property
+    def feature_files(self) -> list[Path]:
+        return sorted((self.corpus / utils.FEATURE_FOLDER).glob("*.mat"))
+
+    @property
+    def metric(self) -> Path:
+        return self.folder / "curriculum_metric" / "DeepMI_5clusters@_Val.json"
+
+    @property
+    def ssl_checkpoint(self) -> Path:
+        return self.folder / "Models" / "ResNetDeepEmoCluster_epoch2_batch16_5clusters_Val.pth.tar"
+
+    @property
+    def regressor(self) -> Path:
+        return self.folder / "Models" / "SimpleEmoRegressor_DeepMI@_Val.pt.tar"
+
+    def run(self, stage: str, *argv: object) -> tuple[int, str, str]:
+        """Run a stage or tool in this process: exit status, standard output, standard error."""
+        module = importlib.import_module(stage)
+        parser = module.get_args_parser()
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as leaving:
+            arguments.run(module.main, parser, [str(argument) for argument in argv])
+        out, err = self.capsys.readouterr()
+        return leaving.value.code, out, err
+
+    def stage(self, number: int, *more: object) -> tuple[int, str, str]:
+        """Run stage 0..4 with small settings on this corpus."""
+        small = ["-batch", 16, "-emo", "Val"]
+        names = ("norm_para", "training_DeepEmoCluster", "extract_DeepMI", "training_Curriculum", "testing_Curriculum")
+        settings = (
+            [],
+            ["-ep", 2, *small, "-nc", 5, "--unlabeled", f"{self.corpus}_unlabeled"],
+            ["-ep", 2, *small, "-nc", 5],
+            ["-ep", 8, *small, "-nc", 5],
+            ["-ep", 8, *small],
+        )
+        return self.run(names[number], "--corpus", self.corpus, *settings[number], *more)
+
+    def refuses(self, result: tuple[int, str, str], *words: str) -> None:
+        """Exit status 2, one short message with all the words, no traceback."""
+        code, _, err = result
+        assert code == 2, err
+        assert "Traceback" not in err
+        assert len(err.strip().splitlines()) <= 2, err
+        for word in words:
+            assert word in err, f"{word!r} not in {err!r}"
+
+
+@pytest.fixture
+def bench(tmp_path, pristine_corpus, capsys, monkeypatch) -> Bench:
+    """A fresh copy of the corpus in an empty working folder; no environment variable points elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    for variable in ("DEEPMI_CORPUS", "DEEPMI_UNLABELED"):
+        monkeypatch.delenv(variable, raising=False)
+    shutil.copytree(pristine_corpus, tmp_path / "corpus")
+    shutil.copytree(f"{pristine_corpus}_unlabeled", tmp_path / "corpus_unlabeled")
+    return Bench(tmp_path, capsys)
+
+
+@pytest.fixture
+def trained(bench) -> Bench:
+    """A bench on which stages 0 to 3 have run."""
+    for number in range(4):
+        code, _, err = bench.stage(number)
+        assert code == 0, err
+    return bench
+
+
+def run_script(script: str, *argv: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Run a script or `-m tools.NAME` as a user does, in a process of its own."""
+    command = [sys.executable, *(["-m", script] if script.startswith("tools.") else [str(ROOT / script)])]
+    variables = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run(
+        [*command, *map(str, argv)], cwd=cwd, env=variables, capture_output=True, text=True, timeout=300
+    )
+
+
+needs_shared = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="the real speech and the v1.8 files for development are not on this machine"
+)

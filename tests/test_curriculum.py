@@ -1,0 +1,75 @@
+"""Orders, ties and pacing."""
+
+import numpy as np
+import pytest
+
+import arguments
+import curriculum
+from runtime import UserError
+
+NAMES = ["d.wav", "a.wav", "c.wav", "b.wav"]
+VALUES = np.array([0.1, 0.1, 0.5, -0.2])
+
+
+def ordered(order, names=NAMES, values=VALUES, seed=31):
+    return [names[i] for i in curriculum.training_order(order, names, values, seed)]
+
+
+def test_high_deepmi_comes_first_and_ties_go_by_name():
+    assert ordered("deepmi") == ["c.wav", "a.wav", "d.wav", "b.wav"]
+
+
+def test_reverse_has_low_deepmi_first_and_ties_by_name_too():
+    assert ordered("reverse") == ["b.wav", "a.wav", "d.wav", "c.wav"]
+
+
+@pytest.mark.parametrize("order", curriculum.ORDERS)
+def test_no_order_depends_on_how_the_files_came(order):
+    shuffled = np.random.default_rng(0).permutation(4)
+    again = ordered(order, [NAMES[i] for i in shuffled], VALUES[shuffled])
+    assert again == ordered(order)
+
+
+def test_random_order_is_its_seeds():
+    names = [f"{i:03d}.wav" for i in range(100)]
+    values = np.zeros(100)
+    assert ordered("random", names, values, 1) == ordered("random", names, values, 1)
+    assert ordered("random", names, values, 1) != ordered("random", names, values, 2)
+    assert sorted(ordered("random", names, values, 1)) == names
+
+
+def test_the_command_line_knows_every_order():
+    assert arguments.ORDERS == curriculum.ORDERS
+
+
+def test_pacing_is_the_papers():
+    sizes = [curriculum.training_size("deepmi", epoch, 44879) for epoch in range(70)]
+    for level in range(1, 10):
+        assert sizes[5 * (level - 1) : 5 * level] == [int(level / 10 * 44879)] * 5
+    assert sizes[45:] == [44879] * 25
+
+
+def test_none_has_everything_from_the_start():
+    assert {curriculum.training_size("none", epoch, 100) for epoch in range(70)} == {100}
+
+
+def test_a_tiny_corpus_still_has_an_utterance_in_its_first_bin():
+    assert curriculum.training_size("deepmi", 0, 7) == 1
+
+
+def test_learning_rate_halves_at_the_papers_epochs():
+    rates = [curriculum.learning_rate(epoch) for epoch in range(70)]
+    assert rates[:4] == [1e-3] * 4
+    drops = [epoch for epoch in range(1, 70) if rates[epoch] < rates[epoch - 1]]
+    assert drops == [4, 9, 14, 19, 24, 29, 34, 39, 44]
+    assert rates[-1] == pytest.approx(1e-3 / 2**9)
+
+
+def test_metric_is_joined_by_name():
+    metric = dict(zip(reversed(NAMES), reversed(VALUES)))
+    assert curriculum.match_metric(metric, NAMES, "m.json").tolist() == VALUES.tolist()
+
+
+def test_metric_of_another_corpus_is_refused():
+    with pytest.raises(UserError, match=r"m.json.*lacks 1 \(d.wav\) and has unknown 1 \(x.wav\)"):
+        curriculum.match_metric({"a.wav": 1, "b.wav": 1, "c.wav": 1, "x.wav": 1}, NAMES, "m.json")
