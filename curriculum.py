@@ -44,7 +44,7 @@ def training_order(order: str, utterances: Sequence[str], values: NDArray | None
     Args:
         order: `deepmi` (highest value first), `reverse` (lowest first), `random` or `none` (both drawn or kept without
             looking at the values).
-        utterances: file names, N of them; they break ties, so the order does not depend on how they came.
+        utterances: file names, N of them; they break ties, so it does not matter how they came.
         values: DeepMI, shape (N,); None where the order needs none.
         seed: of `random`.
     Returns:

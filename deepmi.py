@@ -76,7 +76,8 @@ def deepmi_values(
         num_clusters: K.
         alpha: weight of the prediction's part, 0..1.
     Returns:
-        (values in nats, rounded to 5 decimals, shape (N,); I(X;Y), I(Y';Y) under the key `I(Yp;Y)`, and H(X), in nats, summed over cells).
+        (values in nats, rounded to 5 decimals, shape (N,); I(X;Y), I(Y';Y) under the key `I(Yp;Y)`, and H(X), in nats,
+        summed over cells).
     Source: reference, section 5.
     """
     joint_xy = joint_probability(clusters, levels, num_clusters, NUM_LEVELS)
@@ -107,7 +108,8 @@ def read_metric(path: Path) -> dict[str, float]:
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"{path}: no such DeepMI file. Run extract_DeepMI.py first, or name another with --metric FILE or --metric-dir."
+            f"{path}: no such DeepMI file. Run extract_DeepMI.py first, or name another with --metric FILE or "
+            "--metric-dir."
         )
     values = read_json_object(path)
     for name, value in values.items():

@@ -302,7 +302,7 @@ class TrainingRun:
             return []
 
     def is_finished(self) -> bool:
-        """Whether this very run (same arguments, same data, same program) has ended before and its checkpoint lies here."""
+        """Whether this very run (same arguments, data and program) has ended before and its checkpoint lies here."""
         if not (self.resume and self.checkpoint.is_file()) or self.resume_file.exists():
             return False
         lines = self._log_lines()
@@ -335,8 +335,8 @@ class TrainingRun:
         ]
         differences = differences or [f"program version {other.get('version')} there, {__version__} now"]
         raise UserError(
-            f"{self.resume_file}: an unfinished run of another kind lies here ({'; '.join(differences)}). Finish it with "
-            "its own arguments, name another --model-dir, or give it up with --no-resume."
+            f"{self.resume_file}: an unfinished run of another kind lies here ({'; '.join(differences)}). Finish it "
+            "with its own arguments, name another --model-dir, or give it up with --no-resume."
         )
 
     def end_epoch(self, record: dict) -> None:

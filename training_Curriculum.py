@@ -197,7 +197,8 @@ def main(args: argparse.Namespace) -> None:
             weights = {key: value.detach().clone() for key, value in model.state_dict().items()}
             best = {"loss": held_out, "epoch": epoch, "weights": weights}
         tqdm.write(
-            f"epoch {epoch:3d}: {size} utterances, CCC loss {loss:.4f}, validation CCC loss {held_out:.4f}, {seconds:.2f} s"
+            f"epoch {epoch:3d}: {size} utterances, CCC loss {loss:.4f}, validation CCC loss {held_out:.4f}, "
+            f"{seconds:.2f} s"
         )
         run.save_if_due(make_state, write_outputs)
     run.finish(write_outputs, best_epoch=best["epoch"], validation_ccc_loss=best["loss"])

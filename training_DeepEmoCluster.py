@@ -33,7 +33,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     arguments.add_model_dir_argument(parser)
     arguments.add_compute_arguments(
         parser,
-        "seed of the weights, the unlabeled draw, k-means, the batches and dropout; same seed, same machine: same bytes on a CPU",
+        "seed of the weights, the unlabeled draw, k-means, the batches and dropout; same seed, same machine: "
+        "same bytes on a CPU",
     )
     arguments.add_resume_argument(parser)
     return parser
@@ -113,8 +114,8 @@ class Learner:
             first = int(broken[0])
             files = ", ".join(names[i] for i in batches[first][:5].tolist())
             raise runtime.UserError(
-                f"{title}: the loss of batch {first} is not finite (files {files}, ...). Look at their features, or try "
-                "--precision fp32. The last saved state is kept."
+                f"{title}: the loss of batch {first} is not finite (files {files}, ...). Look at their features, or "
+                "try --precision fp32. The last saved state is kept."
             )
 
 
@@ -200,7 +201,8 @@ def load_parts(args: argparse.Namespace) -> tuple[dict[str, Part], dict[str, str
     for name in ("Train", "unlabeled"):
         if name in parts and args.num_clusters > len(parts[name].names):
             raise runtime.UserError(
-                f"-nc {args.num_clusters}: more clusters than the {len(parts[name].names)} utterances of {name}; ask for fewer."
+                f"-nc {args.num_clusters}: more clusters than the {len(parts[name].names)} utterances of {name}; ask "
+                "for fewer."
             )
     return parts, keys
 
@@ -237,8 +239,8 @@ def describe(record: dict) -> str:
     nmi = "  -  " if record["nmi"] is None else f"{record['nmi']:.3f}"
     return (
         f"epoch {record['epoch']:3d}: validation CCC loss {record['validation_ccc_loss']:.4f}, joint loss "
-        f"{labeled['joint_loss']:.4f} (clusters {labeled['cluster_loss']:.4f}, CCC {labeled['ccc_loss']:.4f}), NMI {nmi}, "
-        f"{labeled['non_empty']} clusters of {labeled['sizes'][-1]}..{labeled['sizes'][0]}, {record['seconds']:.1f} s"
+        f"{labeled['joint_loss']:.4f} (clusters {labeled['cluster_loss']:.4f}, CCC {labeled['ccc_loss']:.4f}), "
+        f"NMI {nmi}, {labeled['non_empty']} clusters of {labeled['sizes'][-1]}..{labeled['sizes'][0]}, {record['seconds']:.1f} s"
     )
 
 

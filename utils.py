@@ -127,8 +127,8 @@ def find_label_file(root: Path) -> Path:
     found = _find_labels(root, ("labels_consensus", "labels_concensus"))
     if found is None:
         raise UserError(
-            f"{root}: no label file; looked for labels_consensus and labels_concensus (.csv, .json) in its folder Labels. "
-            "Name another with --labels FILE."
+            f"{root}: no label file; looked for labels_consensus and labels_concensus (.csv, .json) in its folder "
+            "Labels. Name another with --labels FILE."
         )
     return found
 
@@ -227,8 +227,8 @@ def select_split(table: pd.DataFrame, split: str, source: object = "labels") -> 
 
     Args:
         table: as from `read_labels`.
-        split: `Train`, `Validation` (`Development` is the same), `Test1`, ... or `all`; any case. Where a corpus has one
-            test split called `Test` (release 1.6), `Test1` is that.
+        split: `Train`, `Validation` (`Development` is the same), `Test1`, ... or `all`; any case. Where a corpus has
+            one test split called `Test` (release 1.6), `Test1` is that.
         source: the file, for the message.
     Raises:
         UserError: no such split.
@@ -477,6 +477,14 @@ def read_label_norm(norm_dir: Path, emo_attr: str) -> tuple[float, float]:
 # Labels and features together
 
 
+def to_label_range(labels: NDArray[np.float64], scale: tuple[float, float]) -> NDArray[np.float64]:
+    """Bring labels from another scale to 1..7 linearly, shape kept; those of 1..7 stay as they are to the last bit."""
+    if tuple(scale) == LABEL_RANGE:
+        return labels  # a label on the edge of a level must not move by rounding
+    low, high = LABEL_RANGE
+    return low + (labels - scale[0]) * (high - low) / (scale[1] - scale[0])
+
+
 @dataclass
 class LabeledSet:
     """Utterances of a split with features and labels; entry i of each part belongs to names[i].
@@ -552,8 +560,7 @@ def load_labeled(
     mean, std = read_feature_norm(norm_dir)
     names = present_utterances(corpus, list(labels.index), skip_missing)
     packed = features.pack_features(corpus.features, names, mean, std, cache_dir, workers, split)
-    low, high = LABEL_RANGE
-    values = low + (labels.loc[packed.names].to_numpy() - scale[0]) * (high - low) / (scale[1] - scale[0])
+    values = to_label_range(labels.loc[packed.names].to_numpy(), scale)
     speakers = rows.set_index("FileName")["SpkrID"].loc[packed.names].tolist()
     key = features.digest(packed.key, values.tobytes())
     return LabeledSet(packed.names, packed.rows, values, speakers, key)

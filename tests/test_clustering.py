@@ -67,7 +67,7 @@ def test_kmeans_is_its_seeds():
 
 
 def test_more_clusters_than_points_are_refused():
-    with pytest.raises(UserError, match="-nc 9.*4 utterances"):
+    with pytest.raises(UserError, match=r"-nc 9.*4 utterances"):
         clustering.kmeans(np.zeros((4, 2), np.float32), 9, seed=0)
 
 

@@ -155,7 +155,8 @@ def _refuse_other_set(feature_dir: Path, feature_set: str, width: int) -> None:
     present = next((path for path in sorted(feature_dir.glob("*.mat")) if not path.name.startswith(".")), None)
     if present is not None and (found := features.read_feature(present).size) != width:
         raise UserError(
-            f"{feature_dir}: holds files of {found} features, {feature_set} has {width}; name another folder for this set."
+            f"{feature_dir}: holds files of {found} features, {feature_set} has {width}; name another folder for "
+            "this set."
         )
 
 
@@ -204,8 +205,8 @@ def main(args: argparse.Namespace) -> None:
     for recording, reason in summary.failed:
         print(f"warning: no features: {recording}: {reason}", file=sys.stderr)
     print(
-        f"{summary.extracted} recordings extracted, {summary.kept} there before, {len(summary.failed)} without features; "
-        f"wrote {args.feature_dir}"
+        f"{summary.extracted} recordings extracted, {summary.kept} there before, {len(summary.failed)} without "
+        f"features; wrote {args.feature_dir}"
     )
 
 

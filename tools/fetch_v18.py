@@ -74,8 +74,9 @@ def _git(*arguments_: str) -> None:
             "git is not installed; install it, or copy the files by hand (see the folders' README)."
         ) from None
     if done.returncode:
+        verb = next(word for word in arguments_ if word in ("clone", "sparse-checkout", "checkout"))
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UserError(f"git {arguments_[0]}: {reason}")
+        raise UserError(f"git {verb}: {reason}")
 
 
 def fetch(url: str, commit: str, blobs: Mapping[str, str], target: Path) -> list[Path]:
@@ -109,7 +110,8 @@ def fetch(url: str, commit: str, blobs: Mapping[str, str], target: Path) -> list
             found = blob_id(contents[name])
             if found != expected:
                 raise UserError(
-                    f"{url}: {name} is not the published file (git blob {found}, expected {expected}); nothing was written."
+                    f"{url}: {name} is not the published file (git blob {found}, expected {expected}); nothing was "
+                    "written."
                 )
     for name, file in files.items():
         prepare_folder(file.parent)

@@ -1,0 +1,172 @@
+"""The whole chain on real speech, over attributes and seeds, beside a ridge regression: one table.
+
+    python -m benchmarks.real_speech LABELED UNLABELED --results benchmarks/RESULTS.md
+
+LABELED is a corpus in MSP-Podcast's layout with its Audios, UNLABELED a folder of recordings. Features are extracted,
+then the five stages run as a user runs them, once an attribute and seed, and Test1 CCCs are gathered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import arguments
+import runtime
+
+ROOT = Path(__file__).resolve().parents[1]
+# Test1 CCC of the original program on EmoDB with nEMO as unlabeled set (its published code, made to start on a CPU):
+# 20 SSL epochs, 70 curriculum epochs, 10 clusters, batch 64, seeds 1, 2, 3.
+ORIGINAL = {"Act": (0.825, 0.884, 0.864), "Val": (0.297, 0.244, 0.280)}
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The command line of this benchmark."""
+    parser = arguments.new_parser(__doc__)
+    parser.add_argument("labeled", type=Path, metavar="LABELED", help="corpus with Labels and Audios")
+    parser.add_argument("unlabeled", type=Path, metavar="UNLABELED", help="folder of unlabeled recordings")
+    parser.add_argument(
+        "--attributes", nargs="+", choices=arguments.ATTRIBUTES, default=["Act", "Val"], help="attributes"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N", help="seeds")
+    parser.add_argument(
+        "--ssl-epochs", type=arguments.positive_int, default=20, metavar="N", help="DeepEmoCluster epochs"
+    )
+    parser.add_argument("--epochs", type=arguments.positive_int, default=70, metavar="N", help="curriculum epochs")
+    parser.add_argument("--clusters", type=arguments.positive_int, default=10, metavar="K", help="clusters")
+    parser.add_argument("--batch", type=arguments.positive_int, default=64, metavar="N", help="utterances a step")
+    parser.add_argument(
+        "--work", type=Path, default=Path("real_speech"), metavar="DIR", help="folder for all that is made"
+    )
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE", help="Markdown file whose section real_speech is replaced"
+    )
+    return parser
+
+
+def run(*command: object) -> None:
+    """Run a script of the program and pass its errors on."""
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise runtime.UserError(f"{' '.join(map(str, command))} ended with status {done.returncode}.")
+
+
+def prepare(args: argparse.Namespace) -> tuple[Path, Path]:
+    """Features of both sets in a copy of the corpus' layout."""
+    import utils
+
+    corpus, pool = args.work / "corpus", args.work / "unlabeled"
+    shutil.copytree(args.labeled / "Labels", corpus / "Labels", dirs_exist_ok=True)
+    run("-m", "tools.extract_features", args.labeled / "Audios", corpus / utils.FEATURE_FOLDER)
+    run("-m", "tools.extract_features", args.unlabeled, pool / utils.FEATURE_FOLDER)
+    run("norm_para.py", "--corpus", corpus, "--norm-dir", args.work / "NormTerm")
+    return corpus, pool
+
+
+def chain(args: argparse.Namespace, corpus: Path, pool: Path, attribute: str, seed: int) -> dict:
+    """Stages 1 to 4 for one attribute and seed; the content of the results file."""
+    folder = args.work / f"seed{seed}"
+    data = ["--corpus", corpus, "--norm-dir", args.work / "NormTerm", "--cache-dir", args.work / "feature_cache"]
+    common = ["-batch", args.batch, "-emo", attribute, *data, "--seed", seed, "--model-dir", folder, "--device", "cpu"]
+    clusters = ["-nc", args.clusters]
+    metric = ["--metric-dir", folder]
+    run("training_DeepEmoCluster.py", "-ep", args.ssl_epochs, *clusters, *common, "--unlabeled", pool)
+    run("extract_DeepMI.py", "-ep", args.ssl_epochs, *clusters, *common, *metric)
+    run("training_Curriculum.py", "-ep", args.epochs, *clusters, *common, *metric)
+    run("testing_Curriculum.py", "-ep", args.epochs, *common, "--results-dir", folder)
+    return json.loads((folder / f"SimpleEmoRegressor_DeepMI@_{attribute}_Test1.json").read_text())
+
+
+def ridge(args: argparse.Namespace, corpus: Path, attribute: str) -> float:
+    """Test1 CCC of scikit-learn's RidgeCV on the same normalised features."""
+    import numpy as np
+    from sklearn.linear_model import RidgeCV
+
+    import metrics
+    import utils
+
+    parts = utils.find_corpus(corpus)
+    table = utils.read_labels(parts.labels)
+    train, test = (
+        utils.load_labeled(
+            parts, table, split, attribute, args.work / "NormTerm", args.work / "feature_cache", arguments.cpu_count()
+        )
+        for split in ("Train", "Test1")
+    )
+    model = RidgeCV(alphas=np.logspace(0, 6, 25)).fit(train.rows, train.labels)
+    return metrics.concordance_cc(test.labels, model.predict(test.rows))
+
+
+def table(args: argparse.Namespace, results: dict[str, list[dict]], ridges: dict[str, float], seconds: float) -> str:
+    """The Markdown section: command, machine, table."""
+    seeds = " | ".join(f"seed {seed}" for seed in args.seeds)
+    lines = [f"| attribute | program | {seeds} | mean |", "| --- | --- " + "| --- " * (len(args.seeds) + 1) + "|"]
+
+    def row(attribute: str, program: str, cccs: list[float]) -> str:
+        cells = " | ".join(f"{ccc:.3f}" for ccc in cccs)
+        return f"| {attribute} | {program} | {cells} | **{sum(cccs) / len(cccs):.3f}** |"
+
+    for attribute, runs in results.items():
+        lines.append(row(attribute, "this program", [result["ccc"] for result in runs]))
+        if attribute in ORIGINAL and args.seeds == [1, 2, 3]:
+            lines.append(row(attribute, "the original", list(ORIGINAL[attribute])))
+        lines.append(f"| {attribute} | RidgeCV, no network {'| ' * len(args.seeds)}| **{ridges[attribute]:.3f}** |")
+    lines.append("")
+    for attribute, runs in results.items():
+        intervals = ", ".join("{:.3f}..{:.3f}".format(*result["interval_95"]) for result in runs)
+        lines.append(f"- {attribute}: n = {runs[0]['n']}, 95 % bootstrap intervals of this program's runs {intervals}.")
+    lines.append(
+        f"- {args.ssl_epochs} SSL epochs, {args.epochs} curriculum epochs, {args.clusters} clusters, batch {args.batch}; "
+        f"{seconds:.0f} s for all runs, features included where they were not there, on {machine()}."
+    )
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """Processor, cores and library in words."""
+    import torch
+
+    found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text()) if os.name == "posix" else None
+    name = found[1] if found else platform.processor()
+    return f"{name}, {arguments.cpu_count()} cores, torch {torch.__version__}"
+
+
+def write_section(path: Path, name: str, text: str) -> None:
+    """Replace what stands between the markers of a section."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    content = path.read_text(encoding="utf-8")
+    if begin not in content or end not in content:
+        raise runtime.UserError(f"{path}: no section {name}; expected the markers {begin} and {end}.")
+    before, after = content.split(begin)[0], content.split(end)[1]
+    runtime.write_text(path, f"{before}{begin}\n{text}\n{end}{after}")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run everything and print the table."""
+    from tqdm import tqdm
+
+    for name in ("labeled", "unlabeled", "work"):
+        setattr(args, name, getattr(args, name).resolve())  # the stages run in the program's own folder
+    begin = time.monotonic()
+    corpus, pool = prepare(args)
+    results: dict[str, list[dict]] = {attribute: [] for attribute in args.attributes}
+    for attribute, seed in tqdm([(a, s) for a in args.attributes for s in args.seeds], unit="run", disable=None):
+        results[attribute].append(chain(args, corpus, pool, attribute, seed))
+        tqdm.write(f"{attribute}, seed {seed}: Test1 CCC {results[attribute][-1]['ccc']:.3f}")
+    ridges = {attribute: ridge(args, corpus, attribute) for attribute in args.attributes}
+    text = table(args, results, ridges, time.monotonic() - begin)
+    print(text)
+    if args.results:
+        write_section(args.results, "real_speech", text)
+
+
+if __name__ == "__main__":
+    arguments.run(main, get_args_parser())

@@ -1,0 +1,250 @@
+"""What bad input gets: one message that says what is wrong and what to do, exit status 2, nothing half written."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import read_rows, write_labels
+
+import features
+import utils
+
+
+@pytest.fixture
+def rows(bench):
+    return read_rows(bench.labels)
+
+
+def rewrite(bench, rows):
+    write_labels(bench.labels, rows[1:], rows[0])
+
+
+def test_no_corpus_names_both_ways_and_the_demo(bench):
+    for script in (
+        "norm_para",
+        "training_DeepEmoCluster",
+        "extract_DeepMI",
+        "training_Curriculum",
+        "testing_Curriculum",
+    ):
+        more = ["--unlabeled-size", 0] if script == "training_DeepEmoCluster" else []
+        bench.refuses(bench.run(script, *more), "--corpus", "DEEPMI_CORPUS", "make demo")
+
+
+def test_no_unlabeled_set_names_every_way(bench):
+    bench.stage(0)
+    result = bench.run("training_DeepEmoCluster", "--corpus", bench.corpus)
+    bench.refuses(result, "--unlabeled", "DEEPMI_UNLABELED", "--unlabeled-size 0")
+
+
+def test_corpus_that_is_not_there(bench):
+    bench.refuses(bench.run("norm_para", "--corpus", "nowhere"), "nowhere", "no such folder")
+
+
+def test_missing_label_file_tells_both_spellings(bench):
+    bench.labels.unlink()
+    bench.refuses(bench.stage(0), "labels_consensus", "labels_concensus", "--labels")
+
+
+def test_label_file_named_but_not_there(bench):
+    bench.refuses(bench.stage(0, "--labels", "x.csv"), "x.csv", "no such label file")
+
+
+def test_missing_feature_folder_tells_how_to_make_it(bench):
+    (bench.corpus / "Features").rename(bench.corpus / "away")
+    bench.refuses(bench.stage(0), "no such folder", "tools.extract_features")
+
+
+@pytest.mark.parametrize("column", ["FileName", "Split_Set"])
+def test_missing_column(bench, rows, column):
+    rows[0][rows[0].index(column)] = "Other"
+    rewrite(bench, rows)
+    bench.refuses(bench.stage(0), f"no column {column}", "found", "Other")
+
+
+def test_missing_attribute_column_where_it_is_asked_for(bench, rows):
+    bench.stage(0)
+    rows[0][rows[0].index("EmoVal")] = "Other"
+    rewrite(bench, rows)
+    bench.refuses(bench.stage(1), "no column EmoVal")
+
+
+def test_unknown_split_shows_those_found_and_their_counts(bench):
+    for number in range(4):
+        bench.stage(number)
+    bench.refuses(bench.stage(4, "--split", "Test9"), "Test9", "Train 60", "Development 24", "Test1 24")
+
+
+def test_no_training_rows(bench, rows):
+    rewrite(bench, [rows[0]] + [row for row in rows[1:] if row[-1] != "Train"])
+    bench.refuses(bench.stage(0), "no rows in split Train", "Test1 24")
+
+
+def test_no_rows_at_all(bench, rows):
+    rewrite(bench, rows[:1])
+    bench.refuses(bench.stage(0), "no utterances")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [("7.5", "outside 1..7"), ("0.99", "outside 1..7"), ("high", "expected a number")]
+)
+def test_labels_outside_the_scale_or_no_numbers(bench, rows, value, words):
+    rows[3][rows[0].index("EmoVal")] = value
+    rewrite(bench, rows)
+    bench.refuses(bench.stage(0), "EmoVal", rows[3][0], words)
+
+
+def test_duplicate_file_names(bench, rows):
+    rows[5][0] = rows[4][0]
+    rewrite(bench, rows)
+    bench.refuses(bench.stage(0), rows[4][0], "twice")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00\x01", b'FileName,Split_Set\n"a.wav,Train\n', b"\0\0\0"])
+def test_label_file_that_is_no_table(bench, content):
+    bench.labels.write_bytes(content)
+    bench.refuses(bench.stage(0), "labels_concensus.csv")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"a.wav": 3}', '{"a.wav": {}, "a.wav": {}}', "[" * 100000])
+def test_label_json_that_is_no_label_file(bench, content):
+    (bench.folder / "l.json").write_text(content)
+    bench.refuses(bench.stage(0, "--labels", "l.json"), "l.json")
+
+
+def test_missing_feature_files_are_counted_and_the_flag_is_named(bench):
+    for path in bench.feature_files[:7]:
+        path.unlink()
+    first = bench.feature_files[0].stem
+    bench.refuses(bench.stage(0), "7 of 60", "MSP-PODCAST_0004_0004.wav, ...", "--skip-missing")
+    assert first not in bench.stage(0)[2]
+
+
+def test_all_feature_files_missing_is_refused_even_when_skipping(bench):
+    for path in bench.feature_files:
+        path.unlink()
+    bench.refuses(bench.stage(0, "--skip-missing"), "60 of 60")
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("empty", "empty (0 bytes)"),
+        ("damaged", "damaged"),
+        ("key", "no variable 'Audio_data'; found Other"),
+        ("width", "39 features"),
+        ("nan", "every feature is NaN"),
+    ],
+)
+def test_bad_feature_file(bench, stage, kind, words):
+    if stage:
+        bench.stage(0)
+    path = bench.feature_files[9]
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "damaged":
+        path.write_bytes(path.read_bytes()[:150])
+    elif kind == "key":
+        features.write_mat(path, "Other", np.ones((1, 40)))
+    elif kind == "width":
+        features.write_mat(path, "Audio_data", np.ones((1, 39)))
+    else:
+        features.write_mat(path, "Audio_data", np.full((1, 40), np.nan))
+    bench.refuses(bench.stage(stage), path.name, words)
+    assert not list(bench.folder.glob("feature_cache/*.npy")) and not list(bench.folder.rglob("*.tmp"))
+    assert stage or not list(bench.folder.glob("NormTerm/*"))
+
+
+def test_features_of_another_width_than_the_norm_terms(bench):
+    bench.stage(0)
+    for path in bench.feature_files:
+        features.write_mat(path, "Audio_data", np.ones((1, 12)))
+    bench.refuses(bench.stage(1), "12 features", "made for 40", "norm_para.py")
+
+
+def test_norm_terms_missing(bench):
+    for number in (1, 2, 3, 4):
+        bench.refuses(bench.stage(number), "NormTerm", "norm_para.py")
+
+
+def test_more_clusters_than_samples(bench):
+    bench.stage(0)
+    bench.refuses(bench.stage(1, "-nc", 61), "-nc 61", "60 utterances")
+    bench.refuses(bench.stage(1, "-nc", 55), "-nc 55", "50 utterances")
+    assert not list(bench.folder.glob("Models/*"))
+
+
+def test_checkpoint_missing(bench):
+    bench.stage(0)
+    bench.refuses(bench.stage(2), "ResNetDeepEmoCluster_epoch2", "training_DeepEmoCluster.py")
+
+
+def test_checkpoint_of_another_k_attribute_or_width(trained):
+    models = trained.folder / "Models"
+    for wrong in ("epoch2_batch16_7clusters_Val", "epoch2_batch16_5clusters_Act"):
+        (models / f"ResNetDeepEmoCluster_{wrong}.pth.tar").write_bytes(trained.ssl_checkpoint.read_bytes())
+    trained.refuses(trained.stage(2, "-nc", 7), "5 clusters", "-nc asks for 7")
+    trained.refuses(trained.stage(2, "-emo", "Act"), "trained for Val", "-emo asks for Act")
+    (trained.folder / "other").mkdir()
+    utils.write_feature_norm(trained.folder / "other", np.zeros(39), np.ones(39))
+    utils.write_label_norm(trained.folder / "other", "Val", 4, 1)
+    trained.refuses(trained.stage(2, "--norm-dir", "other"), "40 features", "39")
+    trained.refuses(trained.stage(4, "--norm-dir", "other"), "40 features", "39")
+
+
+def test_checkpoint_damaged_or_of_another_network(trained):
+    content = trained.ssl_checkpoint.read_bytes()
+    trained.ssl_checkpoint.write_bytes(content[: len(content) // 2])
+    trained.refuses(trained.stage(2), trained.ssl_checkpoint.name, "damaged")
+    torch.save({"state_dict": {"a": torch.ones(2)}}, trained.ssl_checkpoint)
+    trained.refuses(trained.stage(2), trained.ssl_checkpoint.name, "another network")
+    torch.save([1, 2], trained.ssl_checkpoint)
+    trained.refuses(trained.stage(2), "no state_dict")
+
+
+def test_regressor_missing_damaged_or_another(trained):
+    trained.regressor.write_bytes(b"broken")
+    trained.refuses(trained.stage(4), trained.regressor.name, "damaged")
+    trained.regressor.unlink()
+    trained.refuses(trained.stage(4), trained.regressor.name, "training_Curriculum.py")
+    trained.refuses(trained.stage(4, "--model", trained.ssl_checkpoint), "another network")
+
+
+def test_metric_missing_or_for_other_files(trained):
+    values = json.loads(trained.metric.read_text())
+    first, second, *_ = values
+    fewer = {name: value for name, value in values.items() if name not in (first, second)}
+    trained.metric.write_text(json.dumps(fewer))
+    trained.refuses(trained.stage(3), "lacks 2", first, "extract_DeepMI.py")
+    trained.metric.write_text(json.dumps(values | {"stranger.wav": 1.0}))
+    trained.refuses(trained.stage(3), "has unknown 1", "stranger.wav")
+    trained.metric.unlink()
+    trained.refuses(trained.stage(3), trained.metric.name, "extract_DeepMI.py")
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3, 4])
+def test_output_folder_that_cannot_be_written(trained, stage):
+    (trained.folder / "file").write_text("in the way")
+    flag = ("--norm-dir", "--model-dir", "--metric-dir", "--model-dir", "--results-dir")[stage]
+    more = ["-ep", 3] if stage == 1 else []
+    trained.refuses(trained.stage(stage, flag, "file/below", *more), "file/below", "can't be written")
+
+
+def test_unknown_device(trained):
+    trained.refuses(trained.stage(2, "--device", "tpu"), "tpu", "auto, cpu, cuda")
+    if not torch.cuda.is_available():
+        trained.refuses(trained.stage(2, "--device", "cuda:3"), "cuda:3", "0 CUDA GPUs")
+
+
+def test_label_scale_upside_down(trained):
+    trained.refuses(trained.stage(4, "--label-scale", 7, 1), "lowest label first")
+
+
+@pytest.mark.parametrize(
+    "argv", [["-ep", "0"], ["-nc", "-3"], ["-batch", "x"], ["-emo", "Joy"], ["--seed", "-1"], ["--precision", "fp8"]]
+)
+def test_argument_of_the_wrong_kind(bench, argv):
+    code, _, err = bench.run("training_DeepEmoCluster", *argv)
+    assert code == 2 and argv[0] in err and "Traceback" not in err

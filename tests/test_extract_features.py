@@ -1,0 +1,99 @@
+"""Features from audio, against openSMILE called directly."""
+
+import numpy as np
+import opensmile
+import pytest
+import soundfile
+
+import features
+from runtime import UserError
+from tools import extract_features as tool
+
+RATE = 16000
+
+
+def voice(seconds=0.6, rate=RATE, pitch=140.0):
+    """A buzz with a vowel-like spectrum."""
+    time = np.arange(int(seconds * rate)) / rate
+    return 0.3 * sum(np.sin(2 * np.pi * pitch * k * time) / k for k in range(1, 12)) / 3
+
+
+@pytest.fixture
+def audio(tmp_path):
+    folder = tmp_path / "Audios"
+    (folder / "sub").mkdir(parents=True)
+    soundfile.write(folder / "plain.wav", voice(), RATE)
+    soundfile.write(folder / "sub" / "free.flac", voice(pitch=200), RATE)
+    stereo = np.column_stack([voice(rate=44100), 0.5 * voice(rate=44100)])
+    soundfile.write(folder / "stereo44.wav", stereo, 44100)
+    return folder
+
+
+def test_features_are_opensmiles_in_msp_podcasts_layout(audio, tmp_path):
+    summary = tool.extract_folder(audio, tmp_path / "feat_mat", workers=1)
+    assert (summary.extracted, summary.kept, summary.failed) == (3, 0, [])
+    smile = opensmile.Smile(opensmile.FeatureSet.IS13, opensmile.FeatureLevel.Functionals)
+    for recording in (audio / "plain.wav", audio / "sub" / "free.flac"):
+        stored = features.read_mat(tmp_path / "feat_mat" / f"{recording.stem}.mat", "Audio_data")
+        assert stored.shape == (1, 6373) and stored.dtype == np.float64
+        assert np.array_equal(stored, smile.process_file(recording).to_numpy(np.float64))
+
+
+def test_another_rate_and_two_channels_come_to_16_khz_mono(audio, tmp_path):
+    tool.extract_folder(audio, tmp_path / "feat_mat", workers=1)
+    stereo = features.read_feature(tmp_path / "feat_mat" / "stereo44.mat")
+    plain = features.read_feature(tmp_path / "feat_mat" / "plain.mat")
+    names = opensmile.Smile(opensmile.FeatureSet.IS13, opensmile.FeatureLevel.Functionals).feature_names
+    pitch = [i for i, name in enumerate(names) if name == "F0final_sma_amean"]
+    assert stereo.shape == plain.shape and np.allclose(stereo[pitch], plain[pitch], rtol=0.05)
+
+
+def test_unusable_recordings_are_listed_and_the_rest_is_done(audio, tmp_path, bench):
+    (audio / "text.wav").write_text("this is no sound")
+    (audio / "zero.wav").write_bytes(b"")
+    soundfile.write(audio / "short.wav", voice(0.02), RATE)
+    soundfile.write(audio / "headeronly.wav", np.zeros(0), RATE)
+    code, out, err = bench.run("tools.extract_features", audio, tmp_path / "feat_mat")
+    assert code == 0
+    assert "3 recordings extracted, 0 there before, 4 without features" in out
+    for words in (
+        "text.wav: not readable",
+        "zero.wav: empty",
+        "short.wav: too short (20 ms)",
+        "headeronly.wav: no samples",
+    ):
+        assert words in err
+    assert sorted(path.name for path in (tmp_path / "feat_mat").iterdir()) == ["free.mat", "plain.mat", "stereo44.mat"]
+
+
+def test_what_is_there_is_kept(audio, tmp_path):
+    tool.extract_folder(audio, tmp_path / "feat_mat", workers=1)
+    (tmp_path / "feat_mat" / "free.mat").unlink()
+    before = (tmp_path / "feat_mat" / "plain.mat").stat().st_mtime_ns
+    summary = tool.extract_folder(audio, tmp_path / "feat_mat", workers=1)
+    assert (summary.extracted, summary.kept) == (1, 2)
+    assert (tmp_path / "feat_mat" / "plain.mat").stat().st_mtime_ns == before
+
+
+def test_workers_do_not_change_the_bytes(audio, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "FILES_A_TASK", 2)
+    for workers in (1, 2):
+        tool.extract_folder(audio, tmp_path / str(workers), workers=workers)
+    for path in (tmp_path / "1").iterdir():
+        assert path.read_bytes() == (tmp_path / "2" / path.name).read_bytes()
+
+
+def test_another_feature_set_has_its_own_width_and_does_not_mix(audio, tmp_path):
+    tool.extract_folder(audio, tmp_path / "feat_mat", "eGeMAPSv02", workers=1)
+    assert features.read_feature(tmp_path / "feat_mat" / "plain.mat").size == 88
+    with pytest.raises(UserError, match="88 features, IS13 has 6373"):
+        tool.extract_folder(audio, tmp_path / "feat_mat", workers=1)
+
+
+def test_bad_arguments_are_refused(audio, tmp_path, bench):
+    bench.refuses(bench.run("tools.extract_features", tmp_path / "none", tmp_path / "f"), "no such folder")
+    (tmp_path / "silent").mkdir()
+    bench.refuses(bench.run("tools.extract_features", tmp_path / "silent", tmp_path / "f"), "no recordings", ".flac")
+    bench.refuses(bench.run("tools.extract_features", audio, tmp_path / "f", "--set", "IS99"), "IS99", "ComParE_2016")
+    soundfile.write(audio / "plain.flac", voice(), RATE)
+    bench.refuses(bench.run("tools.extract_features", audio, tmp_path / "f"), "share the feature file plain.mat")

@@ -1,0 +1,173 @@
+"""Every label format of MSP-Podcast's releases, and where they lie."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import write_labels
+
+import utils
+from runtime import UserError
+
+ROWS = [
+    ["MSP-PODCAST_0001_0008.wav", "N", "5.2", "4", "4.4", "Unknown", "Unknown", "Train"],
+    ["MSP-PODCAST_0001_0049_0002.wav", "A", "2.0", "6.25", "1", "17", "Female", "Development"],
+    ["MSP-PODCAST_0002_0001.wav", "H", "7", "1.5", "3", "18", "Male", "Test1"],
+]
+
+
+def write_json(path, rows=ROWS, number=str):
+    fields = utils.CONSENSUS_COLUMNS[1:]
+    content = {row[0]: dict(zip(fields, row[1:])) for row in rows}
+    for entry in content.values():
+        entry.update({name: number(entry[name]) for name in ("EmoAct", "EmoVal", "EmoDom")})
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("folder", ["Labels", "labels", "label", "LABELS"])
+@pytest.mark.parametrize("name", ["labels_concensus.csv", "labels_consensus.csv", "Labels_Consensus.CSV"])
+def test_label_file_is_found_in_any_spelling(tmp_path, folder, name):
+    (tmp_path / folder).mkdir()
+    write_labels(tmp_path / folder / name, ROWS)
+    assert utils.find_label_file(tmp_path).name == name
+
+
+@pytest.mark.parametrize("number", [str, float])
+def test_csv_and_json_say_the_same(tmp_path, number):
+    write_labels(tmp_path / "labels_consensus.csv", ROWS)
+    write_json(tmp_path / "labels_consensus.json", number=number)
+    for split in ("Train", "Development", "Test1"):
+        for attribute in utils.ATTRIBUTES:
+            from_csv = utils.getPaths_attri(tmp_path / "labels_consensus.csv", split, attribute)
+            from_json = utils.getPaths_attri(tmp_path / "labels_consensus.json", split, attribute)
+            assert from_csv[0].tolist() == from_json[0].tolist()
+            assert from_csv[1].tolist() == from_json[1].tolist()
+
+
+def test_getpaths_attri_takes_the_corpus_too(tmp_path):
+    (tmp_path / "Labels").mkdir()
+    write_labels(tmp_path / "Labels" / "labels_consensus.csv", ROWS)
+    names, labels = utils.getPaths_attri(tmp_path, "Validation", "Val")
+    assert names.tolist() == ["MSP-PODCAST_0001_0049_0002.wav"] and labels.tolist() == [6.25]
+
+
+@pytest.mark.parametrize("asked", ["Validation", "Development", "validation", "development"])
+@pytest.mark.parametrize("written", ["Validation", "Development"])
+def test_validation_and_development_are_one_split(tmp_path, asked, written):
+    write_labels(tmp_path / "l.csv", [[*row[:7], row[7].replace("Development", written)] for row in ROWS])
+    assert len(utils.select_split(utils.read_labels(tmp_path / "l.csv"), asked)) == 1
+
+
+def test_the_only_test_split_of_release_1_6_is_test1(tmp_path):
+    write_labels(tmp_path / "l.csv", [[*row[:7], row[7].replace("Test1", "Test")] for row in ROWS])
+    table = utils.read_labels(tmp_path / "l.csv")
+    assert utils.select_split(table, "Test1")["FileName"].tolist() == ["MSP-PODCAST_0002_0001.wav"]
+    assert len(utils.select_split(table, "all")) == 3
+
+
+def test_blanks_byte_order_marks_and_windows_line_ends_do_no_harm(tmp_path):
+    text = "FileName, EmoAct ,Split_Set\r\n a.wav , 3.5 , Train \r\n"
+    (tmp_path / "l.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    names, labels = utils.getPaths_attri(tmp_path / "l.csv", "Train", "Act")
+    assert names.tolist() == ["a.wav"] and labels.tolist() == [3.5]
+
+
+def test_speaker_is_unknown_where_not_given(tmp_path):
+    write_labels(tmp_path / "l.csv", [["a.wav", "3", "Train"]], ("FileName", "EmoAct", "Split_Set"))
+    assert utils.read_labels(tmp_path / "l.csv")["SpkrID"].tolist() == ["Unknown"]
+
+
+def test_rows_without_a_label_are_left_out(tmp_path):
+    rows = [["a.wav", "", "Train"], ["b.wav", "nan", "Train"], ["c.wav", "2.5", "Train"]]
+    write_labels(tmp_path / "l.csv", rows, ("FileName", "EmoAct", "Split_Set"))
+    assert utils.getPaths_attri(tmp_path / "l.csv", "Train", "Act")[0].tolist() == ["c.wav"]
+
+
+EXPECTED_RATINGS = [
+    ["a.wav", "WORKER1", "Neutral", "Neutral,Concerned", 4.0, 3.0, 5.0],
+    ["a.wav", "WORKER2", "Happy", "", np.nan, 2.0, 6.0],
+    ["b.wav", "WORKER1", "Sad", "Sad", 1.0, 1.0, 1.5],
+]
+
+
+def write_detailed(path, kind):
+    if kind == "EmoDetail":
+        path.write_text(
+            "FileName, EmoDetail\n"
+            "a.wav,WORKER1; Neutral; Neutral,Concerned; A:4; V:5.000000; D:3;\n"  # a comma inside, not quoted
+            'a.wav,"WORKER2; Happy; ; A:nan; V:6; D:2;"\n'
+            "b.wav, WORKER1; Sad; Sad; A:1; V:1.5; D:1;\n"
+        )
+    elif kind in ("Workers", "WorkerID"):
+        header = ["FileName", kind, "EmoClass_Major", "EmoClass_Second", "EmoAct", "EmoVal", "EmoDom"]
+        rows = [[n, w, m, s, "" if np.isnan(a) else a, v, d] for n, w, m, s, a, d, v in EXPECTED_RATINGS]
+        write_labels(path, rows, header)
+    else:
+        content = {}
+        for n, w, m, s, a, d, v in EXPECTED_RATINGS:
+            fields = {"EmoClass_Major": m, "EmoClass_Second": s, "EmoAct": str(a), "EmoDom": d, "EmoVal": v}
+            content.setdefault(n, {})[w] = fields
+        path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("kind", ["EmoDetail", "Workers", "WorkerID", "JSON"])
+def test_every_detailed_format_gives_the_same_table(tmp_path, kind):
+    path = tmp_path / ("labels_detailed.json" if kind == "JSON" else "labels_detailed.csv")
+    write_detailed(path, kind)
+    expected = pd.DataFrame(EXPECTED_RATINGS, columns=utils.DETAILED_COLUMNS)
+    found = utils.read_detailed_labels(path)
+    pd.testing.assert_frame_equal(found, expected, check_dtype=False)
+    assert utils.find_detailed_file(tmp_path) == path
+
+
+def test_a_detail_without_secondary_class_is_read(tmp_path):
+    (tmp_path / "d.csv").write_text("FileName,EmoDetail\na.wav,WORKER3; Angry; A:6; V:2; D:5;\n")
+    row = utils.read_detailed_labels(tmp_path / "d.csv").iloc[0]
+    assert row.tolist() == ["a.wav", "WORKER3", "Angry", "", 6.0, 5.0, 2.0]
+
+
+def test_a_rating_that_is_no_number_is_refused(tmp_path):
+    (tmp_path / "d.csv").write_text("FileName,EmoDetail\na.wav,W; N; A:high; V:2; D:5;\n")
+    with pytest.raises(UserError, match=r"a\.wav is 'high'"):
+        utils.read_detailed_labels(tmp_path / "d.csv")
+
+
+@pytest.mark.parametrize("name", ["../../x.wav", "/etc/x.wav", "a\\b.wav", "", "..", "x" * 300 + ".wav"])
+def test_file_names_that_lead_out_of_the_corpus_are_refused(tmp_path, name):
+    write_json(tmp_path / "l.json", [[name, *ROWS[0][1:]]])
+    with pytest.raises(UserError, match="file name"):
+        utils.read_labels(tmp_path / "l.json")
+
+
+def test_unlabeled_draw_is_its_seeds_and_takes_all_where_there_are_fewer(tmp_path):
+    for number in range(20):
+        (tmp_path / f"u{number:02d}.mat").write_bytes(b"x")
+    (tmp_path / "notes.txt").write_text("no feature file")
+    everything = utils.getPaths_unlabel_Podcast(tmp_path)
+    assert [path.name for path in everything] == [f"u{n:02d}.mat" for n in range(20)]
+    some = utils.getPaths_unlabel_Podcast(tmp_path, 7, seed=1)
+    assert len(set(some)) == 7 and set(some) <= set(everything)
+    assert some == utils.getPaths_unlabel_Podcast(tmp_path, 7, seed=1)
+    assert some != utils.getPaths_unlabel_Podcast(tmp_path, 7, seed=2)
+
+
+def test_unlabeled_set_may_be_laid_out_like_a_corpus(tmp_path):
+    folder = tmp_path / utils.FEATURE_FOLDER
+    folder.mkdir(parents=True)
+    (folder / "u.mat").write_bytes(b"x")
+    assert utils.getPaths_unlabel_Podcast(tmp_path) == [folder / "u.mat"]
+
+
+def test_norm_terms_go_round(tmp_path):
+    utils.write_feature_norm(tmp_path, np.array([1.0, 2e12]), np.array([0.0, 3.0]))
+    utils.write_label_norm(tmp_path, "Val", 4.15, 0.84)
+    assert [term.tolist() for term in utils.read_feature_norm(tmp_path)] == [[1.0, 2e12], [0.0, 3.0]]
+    assert utils.read_label_norm(tmp_path, "Val") == (4.15, 0.84)
+    assert (tmp_path / "val_norm_stds.mat").is_file()
+
+
+def test_constant_labels_have_no_norm_term_to_use(tmp_path):
+    utils.write_label_norm(tmp_path, "Val", 4.0, 0.0)
+    with pytest.raises(UserError, match="positive std"):
+        utils.read_label_norm(tmp_path, "Val")

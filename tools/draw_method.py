@@ -1,0 +1,32 @@
+"""Draw the method, as the README shows it.
+
+python -m tools.draw_method
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import arguments
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The command line of this tool."""
+    parser = arguments.new_parser(__doc__)
+    parser.add_argument("--out", type=Path, default=Path("images/method.png"), metavar="FILE", help="target, .png")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Draw and write."""
+    import plots
+    import runtime
+
+    runtime.prepare_folder(args.out.parent)
+    plots.draw_method(args.out)
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    arguments.run(main, get_args_parser())
