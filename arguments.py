@@ -88,6 +88,21 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def open_corpus(args: argparse.Namespace, scale: tuple[float, float] = (1.0, 7.0)):
+    """The `utils.LabeledCorpus` that the flags name."""
+    import utils
+
+    return utils.LabeledCorpus(
+        utils.find_corpus(args.corpus, args.labels, args.features),
+        args.emo_attr,
+        args.norm_dir,
+        args.cache_dir,
+        args.workers,
+        args.skip_missing,
+        scale,
+    )
+
+
 def add_attribute_argument(parser: argparse.ArgumentParser) -> None:
     """-emo/--emo_attr."""
     parser.add_argument(
@@ -148,6 +163,11 @@ def add_unlabeled_arguments(parser: argparse.ArgumentParser) -> None:
 def add_order_argument(parser: argparse.ArgumentParser, explanation: str) -> None:
     """--order."""
     parser.add_argument("--order", choices=ORDERS, default="deepmi", help=explanation)
+
+
+def chosen(args: argparse.Namespace, *more: str) -> dict:
+    """The arguments that change what a training run ends with."""
+    return {name: getattr(args, name) for name in ("epoch", "batch_size", "emo_attr", "seed", "precision", *more)}
 
 
 def add_model_dir_argument(parser: argparse.ArgumentParser) -> None:

@@ -66,8 +66,8 @@ def training_order(order: str, utterances: Sequence[str], values: NDArray | None
 def training_size(order: str, epoch: int, total: int) -> int:
     """How many utterances, from the first, an epoch trains on.
 
-    Ten cumulative bins of int(level / 10 * N), five epochs each, the whole set from epoch 45 (counted from 0). The order
-    `none` has the whole set from the start. At least one utterance.
+    Ten cumulative bins of int(level / 10 * N), five epochs each, the whole set from epoch 45 (counted from 0). The
+    order `none` has the whole set from the start. At least one utterance.
     """
     level = min(epoch // EPOCHS_PER_BIN + 1, NUM_BINS)
     if order == "none" or level == NUM_BINS:

@@ -51,24 +51,19 @@ def main(args: argparse.Namespace) -> None:
     from model import as_tensor, in_batches, load_ssl_checkpoint
 
     device = runtime.choose_device(args.device)
-    corpus = utils.find_corpus(args.corpus, args.labels, args.features)
-    table = utils.read_labels(corpus.labels)
-    utils.select_split(table, "Train", corpus.labels)
+    corpus = arguments.open_corpus(args)
+    corpus.select("Train")
     checkpoint = utils.ssl_checkpoint(args.model_dir, args.epoch, args.batch_size, args.num_clusters, args.emo_attr)
-    num_features = utils.read_feature_norm(args.norm_dir)[0].size
-    model, info = load_ssl_checkpoint(checkpoint, num_features, args.num_clusters, args.emo_attr)
-    mean, std = utils.read_label_norm(args.norm_dir, args.emo_attr)
+    model, info = load_ssl_checkpoint(checkpoint, corpus.num_features, args.num_clusters, args.emo_attr)
     utils.make_output_folders(args.metric_dir, args.cache_dir)
-    train = utils.load_labeled(
-        corpus, table, "Train", args.emo_attr, args.norm_dir, args.cache_dir, args.workers, args.skip_missing
-    )
+    train = corpus.load("Train")
 
     logits, prediction = in_batches(model.to(device), model, as_tensor(train.rows), device, args.precision)
     alpha = deepmi.ALPHA[args.emo_attr] if args.alpha is None else args.alpha
     values, information = deepmi.deepmi_values(
         logits.argmax(dim=1).numpy(),
         deepmi.emotion_levels(train.labels),
-        deepmi.emotion_levels(prediction.double().numpy() * std + mean),
+        deepmi.emotion_levels(corpus.in_label_units(prediction.numpy())),
         args.num_clusters,
         alpha,
     )

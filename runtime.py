@@ -292,6 +292,7 @@ class TrainingRun:
         self.details = details
         self.resume = resume
         self.history: list[dict] = []
+        self.best: dict = {"loss": None, "epoch": None, "weights": None}
         self._last_save = time.monotonic()
         self._save_cost = 0.0
 
@@ -302,11 +303,14 @@ class TrainingRun:
             return []
 
     def is_finished(self) -> bool:
-        """Whether this very run (same arguments, data and program) has ended before and its checkpoint lies here."""
+        """Whether this very run (arguments, data, program) has ended before and its checkpoint is here; says so."""
         if not (self.resume and self.checkpoint.is_file()) or self.resume_file.exists():
             return False
         lines = self._log_lines()
-        return len(lines) > 1 and lines[0].get("run") == self.identity and lines[-1].get("finished") is True
+        if len(lines) < 2 or lines[0].get("run") != self.identity or lines[-1].get("finished") is not True:
+            return False
+        print(f"{self.checkpoint}: trained already with these arguments on these data; --no-resume trains it anew.")
+        return True
 
     def start(self, device: object) -> dict | None:
         """Begin the log; return the saved state to go on from, or None.
@@ -319,7 +323,9 @@ class TrainingRun:
             saved = load_tensors(self.resume_file, device)
             self._refuse_another_run(json.loads(saved["identity"]))
             self.history = json.loads(saved["history"])
+            self.best = saved["best"]
             state = saved["state"]
+            print(f"going on after epoch {self.history[-1]['epoch']} of {self.resume_file}")
         first = {"run": self.identity, **self.details, "versions": _versions(), "git_commit": _git_commit()}
         write_text(self.log_file, "".join(json.dumps(line) + "\n" for line in [first, *self.history]))
         return state
@@ -345,6 +351,12 @@ class TrainingRun:
         with open(self.log_file, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
 
+    def keep_if_best(self, loss: float, epoch: int, weights: dict) -> None:
+        """Keep a copy of the weights if their validation loss is the lowest so far (or the first)."""
+        if self.best["weights"] is None or loss < self.best["loss"]:
+            copy = {key: value.detach().clone() for key, value in weights.items()}
+            self.best = {"loss": loss, "epoch": epoch, "weights": copy}
+
     def save_if_due(self, make_state: Callable[[], dict], write_outputs: Callable[[], None]) -> None:
         """Write the outputs so far and the state, unless the last save is too recent to be worth it."""
         if time.monotonic() - self._last_save < 10 * self._save_cost:
@@ -354,14 +366,21 @@ class TrainingRun:
         content = {
             "identity": json.dumps(self.identity),
             "history": json.dumps(self.history),
+            "best": self.best,
             "state": make_state(),
         }
         save_tensors(content, self.resume_file)
         self._last_save = time.monotonic()
         self._save_cost = self._last_save - begin
 
-    def finish(self, write_outputs: Callable[[], None], **facts: object) -> None:
-        """Write the outputs for good, mark the log and remove the resume file."""
+    def finish(self, write_outputs: Callable[[], None]) -> None:
+        """Write the outputs for good, mark the log, remove the resume file and say where all is."""
         write_outputs()
-        self.end_epoch({"finished": True, **facts})
+        self.end_epoch({"finished": True, "best_epoch": self.best["epoch"], "validation_loss": self.best["loss"]})
         self.resume_file.unlink(missing_ok=True)
+        print(f"best validation loss {self.best['loss']:.4f} at epoch {self.best['epoch']}")
+        print("\n".join(f"wrote {path}" for path in (self.checkpoint, self.log_file, self.picture)))
+
+    def facts(self) -> dict:
+        """What a checkpoint should remember of its run: the chosen arguments and which epoch it is from."""
+        return self.identity["arguments"] | {"best_epoch": self.best["epoch"], "validation_ccc_loss": self.best["loss"]}

@@ -85,30 +85,18 @@ def main(args: argparse.Namespace) -> None:
     if not low < high:
         raise runtime.UserError(f"--label-scale {low:g} {high:g}: expected the lowest label first.")
     device = runtime.choose_device(args.device)
-    corpus = utils.find_corpus(args.corpus, args.labels, args.features)
-    table = utils.read_labels(corpus.labels)
-    utils.select_split(table, args.split, corpus.labels)
+    corpus = arguments.open_corpus(args, (low, high))
+    corpus.select(args.split)
     model_file = find_regressor(args)
-    model, info = load_regressor(model_file, utils.read_feature_norm(args.norm_dir)[0].size, args.emo_attr)
-    mean, std = utils.read_label_norm(args.norm_dir, args.emo_attr)
+    model, info = load_regressor(model_file, corpus.num_features, args.emo_attr)
     utils.make_output_folders(args.results_dir, args.cache_dir)
-    test = utils.load_labeled(
-        corpus,
-        table,
-        args.split,
-        args.emo_attr,
-        args.norm_dir,
-        args.cache_dir,
-        args.workers,
-        args.skip_missing,
-        (low, high),
-    )
+    test = corpus.load(args.split)
     asked = {"epoch": args.epoch, "batch_size": args.batch_size}
     if info and asked != {name: info[name] for name in asked}:
         print(f"note: {model_file} was trained with -ep {info['epoch']} -batch {info['batch_size']}.")
 
     (z,) = in_batches(model.to(device), model, as_tensor(test.rows), device, args.precision)
-    prediction = z.double().numpy() * std + mean
+    prediction = corpus.in_label_units(z.numpy())
     ccc = metrics.concordance_cc(test.labels, prediction)
     # Utterances of unknown speakers stand for themselves.
     groups = [speaker if speaker != utils.UNKNOWN_SPEAKER else name for speaker, name in zip(test.speakers, test.names)]
@@ -122,7 +110,7 @@ def main(args: argparse.Namespace) -> None:
         "bootstrap_units": len(set(groups)) if by_speaker else len(groups),
         "n": len(test.names),
         "split": args.split,
-        "corpus": str(args.corpus or corpus.labels),
+        "corpus": str(args.corpus or corpus.corpus.labels),
         "label_scale": [low, high],
         "seed": args.seed,
         "checkpoint": str(model_file),

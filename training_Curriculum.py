@@ -91,33 +91,6 @@ def load_order(args: argparse.Namespace, names: list[str]) -> tuple:
     return curriculum.training_order(args.order, names, values, args.seed), key
 
 
-def load_data(args: argparse.Namespace) -> tuple[dict, dict]:
-    """Train and Validation as {split: (names, rows, z-normed labels)}, and digests of what they hold."""
-    import torch
-
-    import utils
-    from model import as_tensor
-
-    corpus = utils.find_corpus(args.corpus, args.labels, args.features)
-    table = utils.read_labels(corpus.labels)
-    mean, std = utils.read_label_norm(args.norm_dir, args.emo_attr)
-    sets, keys = {}, {}
-    for split in ("Train", "Validation"):
-        data = utils.load_labeled(
-            corpus,
-            table,
-            split,
-            args.emo_attr,
-            args.norm_dir,
-            args.cache_dir,
-            args.workers,
-            args.skip_missing,
-        )
-        sets[split] = data.names, as_tensor(data.rows), torch.from_numpy((data.labels - mean) / std).float()
-        keys[split] = data.key
-    return sets, keys
-
-
 def main(args: argparse.Namespace) -> None:
     """Train, keeping the best regressor."""
     import torch
@@ -127,83 +100,61 @@ def main(args: argparse.Namespace) -> None:
     import plots
     import utils
     from metrics import concordance_cc
-    from model import DenseNet, in_batches, save_regressor
+    from model import DenseNet, as_tensor, in_batches, save_regressor
 
     device = runtime.choose_device(args.device)
     target = utils.regressor_checkpoint(args.model_dir, args.order, args.emo_attr)
     utils.make_output_folders(args.model_dir, args.cache_dir)
-    sets, keys = load_data(args)
-    names, rows, targets = sets["Train"]
-    order, keys["metric"] = load_order(args, names)
-    order = torch.from_numpy(order)
-    chosen = {name: getattr(args, name) for name in ("epoch", "batch_size", "emo_attr", "order", "seed", "precision")}
-    counts = {split: len(part[0]) for split, part in sets.items()}
+    corpus = arguments.open_corpus(args)
+    train, held_out = corpus.load("Train"), corpus.load("Validation")
+    order, metric_key = load_order(args, train.names)
+    keys = {"Train": train.key, "Validation": held_out.key, "metric": metric_key}
+    counts = {"Train": len(train.names), "Validation": len(held_out.names)}
     details = {"corpus": str(args.corpus), "counts": counts, "device": str(device)}
-    run = runtime.TrainingRun(target, chosen, keys, details, args.resume)
+    run = runtime.TrainingRun(target, arguments.chosen(args, "order"), keys, details, args.resume)
     if run.is_finished():
-        print(f"{target}: trained already with these arguments on these data; --no-resume trains it anew.")
         return
     state = run.start(device)
 
     runtime.seed_everything(runtime.derived_seed(args.seed, 0))
-    model = DenseNet(rows.shape[1]).to(device)
+    model = DenseNet(corpus.num_features).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=curriculum.LEARNING_RATE, fused=device.type in ("cpu", "cuda"))
-    first, best = 0, {"loss": float("inf"), "epoch": None, "weights": None}
     if state is not None:
         model.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
-        first, best = state["epoch"] + 1, state["best"]
-        print(f"going on after epoch {state['epoch']} of {run.resume_file}")
-    print(
-        ", ".join(f"{count} {split}" for split, count in counts.items())
-        + f" utterances of {rows.shape[1]} features, on {device}"
-    )
+    rows, targets, held_out_rows = as_tensor(train.rows), torch.from_numpy(train.targets), as_tensor(held_out.rows)
+    order = torch.from_numpy(order)
+    sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
+    print(f"{sizes} utterances of {corpus.num_features} features, on {device}")
 
     def write_outputs() -> None:
-        info = chosen | {"best_epoch": best["epoch"], "validation_ccc_loss": best["loss"]}
-        save_regressor(target, best["weights"], info)
+        save_regressor(target, run.best["weights"], run.facts())
         plots.draw_curriculum_run(run.history, run.picture, target.name)
 
     def make_state() -> dict:
-        return {
-            "epoch": epoch,
-            "weights": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "best": best,
-        }
+        return {"weights": model.state_dict(), "optimizer": optimizer.state_dict()}
 
-    progress = tqdm(range(first, args.epoch), initial=first, total=args.epoch, unit="epoch", disable=None)
-    for epoch in progress:
+    first = len(run.history)
+    for epoch in tqdm(range(first, args.epoch), initial=first, total=args.epoch, unit="epoch", disable=None):
         begin = time.monotonic()
-        lr = curriculum.learning_rate(epoch)
+        record = {"epoch": epoch, "lr": curriculum.learning_rate(epoch)}
+        record["utterances"] = curriculum.training_size(args.order, epoch, len(train.names))
         for group in optimizer.param_groups:
-            group["lr"] = lr
-        size = curriculum.training_size(args.order, epoch, len(names))
-        loss = train_epoch(model, optimizer, rows, targets, order[:size], args, device, epoch)
-        (prediction,) = in_batches(model, model, sets["Validation"][1], device, args.precision)
-        held_out = 1 - concordance_cc(sets["Validation"][2].numpy(), prediction.numpy())
-        seconds = round(time.monotonic() - begin, 3)
-        run.end_epoch(
-            {
-                "epoch": epoch,
-                "utterances": size,
-                "lr": lr,
-                "ccc_loss": loss,
-                "validation_ccc_loss": held_out,
-                "seconds": seconds,
-            }
+            group["lr"] = record["lr"]
+        record["ccc_loss"] = train_epoch(
+            model, optimizer, rows, targets, order[: record["utterances"]], args, device, epoch
         )
-        if best["weights"] is None or held_out < best["loss"]:
-            weights = {key: value.detach().clone() for key, value in model.state_dict().items()}
-            best = {"loss": held_out, "epoch": epoch, "weights": weights}
+        (prediction,) = in_batches(model, model, held_out_rows, device, args.precision)
+        record["validation_ccc_loss"] = 1 - concordance_cc(held_out.targets, prediction.numpy())
+        record["seconds"] = round(time.monotonic() - begin, 3)
+        run.end_epoch(record)
+        run.keep_if_best(record["validation_ccc_loss"], epoch, model.state_dict())
         tqdm.write(
-            f"epoch {epoch:3d}: {size} utterances, CCC loss {loss:.4f}, validation CCC loss {held_out:.4f}, "
-            f"{seconds:.2f} s"
+            f"epoch {epoch:3d}: {record['utterances']} utterances, CCC loss {record['ccc_loss']:.4f}, validation CCC "
+            f"loss {record['validation_ccc_loss']:.4f}, {record['seconds']:.2f} s"
         )
         run.save_if_due(make_state, write_outputs)
-    run.finish(write_outputs, best_epoch=best["epoch"], validation_ccc_loss=best["loss"])
-    print(f"best validation CCC {1 - best['loss']:.3f} at epoch {best['epoch']}")
-    print("\n".join(f"wrote {path}" for path in (target, run.log_file, run.picture)))
+    run.finish(write_outputs)
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def validation_loss(learner: Learner, part: Part) -> float:
 
 
 def load_parts(args: argparse.Namespace) -> tuple[dict[str, Part], dict[str, str]]:
-    """The unlabeled (unless its size is 0), Train and Validation parts, and digests of what they hold."""
+    """The Train, Validation and (unless its size is 0) unlabeled parts, and digests of what they hold."""
     import torch
 
     import features
@@ -170,32 +170,16 @@ def load_parts(args: argparse.Namespace) -> tuple[dict[str, Part], dict[str, str
 
     if args.unlabeled_size and args.unlabeled is None:
         raise runtime.UserError(utils.NO_UNLABELED)
-    corpus = utils.find_corpus(args.corpus, args.labels, args.features)
-    table = utils.read_labels(corpus.labels)
-    mean, std = utils.read_label_norm(args.norm_dir, args.emo_attr)
+    corpus = arguments.open_corpus(args)
     parts, keys = {}, {}
     for split in ("Train", "Validation"):
-        data = utils.load_labeled(
-            corpus,
-            table,
-            split,
-            args.emo_attr,
-            args.norm_dir,
-            args.cache_dir,
-            args.workers,
-            args.skip_missing,
-        )
-        targets = torch.from_numpy((data.labels - mean) / std).float()
-        parts[split], keys[split] = Part(as_tensor(data.rows), data.names, targets), data.key
+        data = corpus.load(split)
+        parts[split] = Part(as_tensor(data.rows), data.names, torch.from_numpy(data.targets))
+        keys[split] = data.key
     if args.unlabeled_size:
         paths = utils.getPaths_unlabel_Podcast(args.unlabeled, args.unlabeled_size, args.seed)
         packed = features.pack_features(
-            paths[0].parent,
-            [path.name for path in paths],
-            *utils.read_feature_norm(args.norm_dir),
-            args.cache_dir,
-            args.workers,
-            "unlabeled",
+            paths[0].parent, [p.name for p in paths], *corpus.feature_norm, args.cache_dir, args.workers, "unlabeled"
         )
         parts["unlabeled"], keys["unlabeled"] = Part(as_tensor(packed.rows), packed.names), packed.key
     for name in ("Train", "unlabeled"):
@@ -240,7 +224,8 @@ def describe(record: dict) -> str:
     return (
         f"epoch {record['epoch']:3d}: validation CCC loss {record['validation_ccc_loss']:.4f}, joint loss "
         f"{labeled['joint_loss']:.4f} (clusters {labeled['cluster_loss']:.4f}, CCC {labeled['ccc_loss']:.4f}), "
-        f"NMI {nmi}, {labeled['non_empty']} clusters of {labeled['sizes'][-1]}..{labeled['sizes'][0]}, {record['seconds']:.1f} s"
+        f"NMI {nmi}, {labeled['non_empty']} clusters of {labeled['sizes'][-1]}..{labeled['sizes'][0]}, "
+        f"{record['seconds']:.1f} s"
     )
 
 
@@ -257,56 +242,42 @@ def main(args: argparse.Namespace) -> None:
     checkpoint = utils.ssl_checkpoint(args.model_dir, args.epoch, args.batch_size, args.num_clusters, args.emo_attr)
     utils.make_output_folders(args.model_dir, args.cache_dir)
     parts, keys = load_parts(args)
-    chosen = {
-        name: getattr(args, name) for name in ("epoch", "batch_size", "emo_attr", "num_clusters", "seed", "precision")
-    }
     counts = {name: len(part.names) for name, part in parts.items()}
     details = {"corpus": str(args.corpus), "counts": counts, "device": str(device)}
-    run = runtime.TrainingRun(checkpoint, chosen, keys, details, args.resume)
+    run = runtime.TrainingRun(checkpoint, arguments.chosen(args, "num_clusters"), keys, details, args.resume)
     if run.is_finished():
-        print(f"{checkpoint}: trained already with these arguments on these data; --no-resume trains it anew.")
         return
     state = run.start(device)
 
     runtime.seed_everything(runtime.derived_seed(args.seed))
     num_features = parts["Train"].rows.shape[1]
     learner = Learner(DenseResNet(num_features, args.num_clusters), device, args.precision, args.batch_size)
-    first, assignment, best = 0, None, {"loss": float("inf"), "epoch": None, "weights": None}
+    first, assignment = 0, None
     if state is not None:
         learner.model.load_state_dict(state["weights"])
         learner.adam.load_state_dict(state["adam"])
-        first, assignment, best = state["epoch"] + 1, state["assignment"].numpy(), state["best"]
-        print(f"going on after epoch {state['epoch']} of {run.resume_file}")
-    print(
-        ", ".join(f"{count} {name}" for name, count in counts.items())
-        + f" utterances of {num_features} features, on {device}"
-    )
+        first, assignment = len(run.history), state["assignment"].numpy()
+    sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
+    print(f"{sizes} utterances of {num_features} features, on {device}")
 
     def write_outputs() -> None:
-        info = chosen | {"best_epoch": best["epoch"], "validation_ccc_loss": best["loss"]}
-        save_ssl_checkpoint(checkpoint, best["weights"], info)
+        save_ssl_checkpoint(checkpoint, run.best["weights"], run.facts())
         plots.draw_ssl_run(run.history, run.picture, checkpoint.name)
 
     def make_state() -> dict:
         return {
-            "epoch": epoch,
             "weights": learner.model.state_dict(),
             "adam": learner.adam.state_dict(),
             "assignment": torch.from_numpy(assignment),
-            "best": best,
         }
 
     for epoch in tqdm(range(first, args.epoch), initial=first, total=args.epoch, unit="epoch", disable=None):
         assignment, record = train_epoch(learner, parts, args, epoch, assignment)
         run.end_epoch(record)
-        if best["weights"] is None or record["validation_ccc_loss"] < best["loss"]:
-            weights = {key: value.detach().clone() for key, value in learner.model.state_dict().items()}
-            best = {"loss": record["validation_ccc_loss"], "epoch": epoch, "weights": weights}
+        run.keep_if_best(record["validation_ccc_loss"], epoch, learner.model.state_dict())
         tqdm.write(describe(record))
         run.save_if_due(make_state, write_outputs)
-    run.finish(write_outputs, best_epoch=best["epoch"], validation_ccc_loss=best["loss"])
-    print(f"best validation CCC {1 - best['loss']:.3f} at epoch {best['epoch']}")
-    print("\n".join(f"wrote {path}" for path in (checkpoint, run.log_file, run.picture)))
+    run.finish(write_outputs)
 
 
 if __name__ == "__main__":

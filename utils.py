@@ -493,6 +493,7 @@ class LabeledSet:
         names: file names, sorted.
         rows: normalised features, float32 memory map, shape (N, D).
         labels: in label units (1..7), float64, shape (N,).
+        targets: labels z-normed by the Train split's terms, float32, shape (N,).
         speakers: speaker of each utterance, `Unknown` where not given.
         key: digest of features, norm terms and labels.
     """
@@ -500,6 +501,7 @@ class LabeledSet:
     names: list[str]
     rows: NDArray[np.float32]
     labels: NDArray[np.float64]
+    targets: NDArray[np.float32]
     speakers: list[str]
     key: str
 
@@ -524,46 +526,78 @@ def present_utterances(corpus: Corpus, utterances: Sequence[str], skip_missing: 
     return [name for name in utterances if name not in absent]
 
 
-def load_labeled(
-    corpus: Corpus,
-    table: pd.DataFrame,
-    split: str,
-    emo_attr: str,
-    norm_dir: Path,
-    cache_dir: Path,
-    workers: int,
-    skip_missing: bool = False,
-    scale: tuple[float, float] = LABEL_RANGE,
-) -> LabeledSet:
-    """Features and labels of a split, joined by file name.
+class LabeledCorpus:
+    """A corpus opened for one attribute: its label table, norm terms and features, joined by file name."""
 
-    Args:
-        corpus: as from `find_corpus`.
-        table: as from `read_labels`.
-        split: as `select_split`.
-        emo_attr: `Act`, `Dom` or `Val`.
-        norm_dir: folder of the feature norm terms.
-        cache_dir: folder of the packed features.
-        workers: processes that read feature files.
-        skip_missing: leave out utterances without a feature file.
-        scale: lowest and highest label of this corpus; labels are brought to 1..7 linearly.
-    Raises:
-        UserError: as the functions it calls.
-    """
-    rows = select_split(table, split, corpus.labels)
-    labels = attribute_labels(rows, emo_attr, corpus.labels, scale)
-    if len(labels) < len(rows):
-        print(
-            f"warning: {len(rows) - len(labels)} rows of {split} have no Emo{emo_attr}; left out.",
-            file=sys.stderr,
+    def __init__(
+        self,
+        corpus: Corpus,
+        emo_attr: str,
+        norm_dir: Path,
+        cache_dir: Path,
+        workers: int,
+        skip_missing: bool = False,
+        scale: tuple[float, float] = LABEL_RANGE,
+    ):
+        """
+        Args:
+            corpus: as from `find_corpus`.
+            emo_attr: `Act`, `Dom` or `Val`.
+            norm_dir: folder of the norm terms.
+            cache_dir: folder of the packed features.
+            workers: processes that read feature files.
+            skip_missing: leave out utterances without a feature file.
+            scale: lowest and highest label of this corpus; labels are brought to 1..7 linearly.
+        Raises:
+            UserError: labels or norm terms are missing or unreadable.
+        """
+        self.corpus, self.emo_attr, self.scale = corpus, emo_attr, scale
+        self.cache_dir, self.workers, self.skip_missing = cache_dir, workers, skip_missing
+        self.table = read_labels(corpus.labels)
+        self.feature_norm = read_feature_norm(norm_dir)
+        self.label_norm = read_label_norm(norm_dir, emo_attr)
+
+    @property
+    def num_features(self) -> int:
+        """D, by the norm terms."""
+        return self.feature_norm[0].size
+
+    def select(self, split: str) -> pd.DataFrame:
+        """The label rows of a split; raises `UserError` where there is no such split."""
+        return select_split(self.table, split, self.corpus.labels)
+
+    def in_label_units(self, prediction: NDArray[np.float32]) -> NDArray[np.float64]:
+        """The network's z-normed prediction as a label 1..7, shape kept."""
+        mean, std = self.label_norm
+        return prediction.astype(np.float64) * std + mean
+
+    def load(self, split: str) -> LabeledSet:
+        """Features and labels of a split.
+
+        Raises:
+            UserError: no such split, no labels, labels outside the scale, or features missing or unreadable.
+        """
+        rows = self.select(split)
+        labels = attribute_labels(rows, self.emo_attr, self.corpus.labels, self.scale)
+        if len(labels) < len(rows):
+            print(
+                f"warning: {len(rows) - len(labels)} rows of {split} have no Emo{self.emo_attr}; left out.",
+                file=sys.stderr,
+            )
+        names = present_utterances(self.corpus, list(labels.index), self.skip_missing)
+        packed = features.pack_features(
+            self.corpus.features, names, *self.feature_norm, self.cache_dir, self.workers, split
         )
-    mean, std = read_feature_norm(norm_dir)
-    names = present_utterances(corpus, list(labels.index), skip_missing)
-    packed = features.pack_features(corpus.features, names, mean, std, cache_dir, workers, split)
-    values = to_label_range(labels.loc[packed.names].to_numpy(), scale)
-    speakers = rows.set_index("FileName")["SpkrID"].loc[packed.names].tolist()
-    key = features.digest(packed.key, values.tobytes())
-    return LabeledSet(packed.names, packed.rows, values, speakers, key)
+        values = to_label_range(labels.loc[packed.names].to_numpy(), self.scale)
+        mean, std = self.label_norm
+        return LabeledSet(
+            packed.names,
+            packed.rows,
+            values,
+            ((values - mean) / std).astype(np.float32),
+            rows.set_index("FileName")["SpkrID"].loc[packed.names].tolist(),
+            features.digest(packed.key, values.tobytes()),
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -93,14 +93,10 @@ def ridge(args: argparse.Namespace, corpus: Path, attribute: str) -> float:
     import metrics
     import utils
 
-    parts = utils.find_corpus(corpus)
-    table = utils.read_labels(parts.labels)
-    train, test = (
-        utils.load_labeled(
-            parts, table, split, attribute, args.work / "NormTerm", args.work / "feature_cache", arguments.cpu_count()
-        )
-        for split in ("Train", "Test1")
+    opened = utils.LabeledCorpus(
+        utils.find_corpus(corpus), attribute, args.work / "NormTerm", args.work / "feature_cache", arguments.cpu_count()
     )
+    train, test = opened.load("Train"), opened.load("Test1")
     model = RidgeCV(alphas=np.logspace(0, 6, 25)).fit(train.rows, train.labels)
     return metrics.concordance_cc(test.labels, model.predict(test.rows))
 
@@ -124,8 +120,8 @@ def table(args: argparse.Namespace, results: dict[str, list[dict]], ridges: dict
         intervals = ", ".join("{:.3f}..{:.3f}".format(*result["interval_95"]) for result in runs)
         lines.append(f"- {attribute}: n = {runs[0]['n']}, 95 % bootstrap intervals of this program's runs {intervals}.")
     lines.append(
-        f"- {args.ssl_epochs} SSL epochs, {args.epochs} curriculum epochs, {args.clusters} clusters, batch {args.batch}; "
-        f"{seconds:.0f} s for all runs, features included where they were not there, on {machine()}."
+        f"- {args.ssl_epochs} SSL epochs, {args.epochs} curriculum epochs, {args.clusters} clusters, batch {args.batch}"
+        f"; {seconds:.0f} s for all runs, features included where they were not there, on {machine()}."
     )
     return "\n".join(lines)
 

@@ -126,20 +126,12 @@ def test_the_checkpoint_kept_is_the_best(trained):
     from model import load_ssl_checkpoint
 
     network, info = load_ssl_checkpoint(trained.ssl_checkpoint, 40, 5, "Val")
-    corpus = utils.find_corpus(trained.corpus)
-    data = utils.load_labeled(
-        corpus,
-        utils.read_labels(corpus.labels),
-        "Validation",
-        "Val",
-        trained.folder / "NormTerm",
-        trained.folder / "c",
-        1,
-    )
-    mean, std = utils.read_label_norm(trained.folder / "NormTerm", "Val")
+    norm_dir = trained.folder / "NormTerm"
+    corpus = utils.LabeledCorpus(utils.find_corpus(trained.corpus), "Val", norm_dir, trained.folder / "cache", 1)
+    data = corpus.load("Validation")
     with torch.no_grad():
         prediction = network.predict_attribute(torch.from_numpy(np.array(data.rows))).numpy()
-    loss = 1 - metrics.concordance_cc((data.labels - mean) / std, prediction)
+    loss = 1 - metrics.concordance_cc(data.targets, prediction)
     assert loss == pytest.approx(min(losses), abs=1e-5) and info["best_epoch"] == int(np.argmin(losses))
 
 
