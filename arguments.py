@@ -223,8 +223,12 @@ def add_resume_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class _Terminated(BaseException):
+    """SIGTERM, as a cluster sends it to a job whose time is up."""
+
+
 def _terminate(signum: int, frame: object) -> None:
-    raise SystemExit(128 + signum)
+    raise _Terminated
 
 
 def run(
@@ -247,7 +251,7 @@ def run(
     except OSError as error:
         print(f"{parser.prog}: error: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
         status = 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Terminated) as stop:
         print(f"\n{parser.prog}: stopped. The same command goes on from the last saved state.", file=sys.stderr)
-        status = 130
+        status = 130 if isinstance(stop, KeyboardInterrupt) else 143
     sys.exit(status)

@@ -45,7 +45,7 @@ def kmeans(features: NDArray[np.float32], num_clusters: int, seed: int) -> Clust
         `Clustering`. A cluster may end up empty.
     Raises:
         UserError: K is larger than N, or a feature is not finite.
-    Source: reference, sections 4 and 9.
+    Source: Lin, Sridhar & Busso (2021), after Caron et al., ECCV 2018.
     """
     import faiss
 
@@ -84,7 +84,7 @@ def uniform_draws(assignment: NDArray[np.int64], seed: int) -> NDArray[np.int64]
         seed: of the draws.
     Returns:
         Positions 0..N-1, int64, shape (N,).
-    Source: reference, section 4; section 7, number 2, for what the original does instead.
+    Source: Caron et al., ECCV 2018, section 3.3; README, difference 2.
     """
     rng = np.random.default_rng(seed)
     by_cluster = np.argsort(assignment, kind="stable")

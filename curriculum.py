@@ -49,7 +49,7 @@ def training_order(order: str, utterances: Sequence[str], values: NDArray | None
         seed: of `random`.
     Returns:
         A permutation, int64, shape (N,).
-    Source: reference, sections 6 and 7, number 4.
+    Source: Lin, Sridhar & Busso (2024); ties: README, difference 4.
     """
     names = np.asarray(utterances, dtype=str)
     by_name = np.argsort(names, kind="stable")

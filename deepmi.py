@@ -1,6 +1,6 @@
 """DeepMI: what the acoustic clusters tell about emotion levels, as one value an utterance. Plain numpy.
 
-X is the cluster of an utterance, Y the level of its label, Y' the level of its predicted label (reference, section 5).
+X is the cluster of an utterance, Y the level of its label, Y' the level of its prediction (Lin, Sridhar & Busso 2024).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def deepmi_values(
     Returns:
         (values in nats, rounded to 5 decimals, shape (N,); I(X;Y), I(Y';Y) under the key `I(Yp;Y)`, and H(X), in nats,
         summed over cells).
-    Source: reference, section 5.
+    Source: Lin, Sridhar & Busso (2024).
     """
     joint_xy = joint_probability(clusters, levels, num_clusters, NUM_LEVELS)
     joint_yy = joint_probability(predicted_levels, levels, NUM_LEVELS, NUM_LEVELS)

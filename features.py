@@ -1,6 +1,6 @@
 """From .mat files, one an utterance, to one packed float32 matrix that every stage maps into memory.
 
-A corpus keeps its acoustic features as one MATLAB file an utterance (reference: MSP-Podcast's
+A corpus keeps its acoustic features as one MATLAB file an utterance (MSP-Podcast's
 `Features/OpenSmile_func_IS13ComParE/feat_mat`). Reading them costs more than training on them, so each file is read
 once: normalised in float64, clipped, stored as a row of `feature_cache/<key>.npy`, and mapped from then on.
 """
@@ -176,7 +176,7 @@ class Moments:
     """Running count, mean and sum of squared deviations of each feature, about a fixed shift.
 
     Merging follows Chan, Golub & LeVeque (1979). A shift by the first utterance keeps small spreads about huge means
-    (reference, section 2: means reach 1e12), and the minimum and maximum tell a constant feature exactly.
+    (v1.8 has means of 1e12), and the minimum and maximum tell a constant feature exactly.
     """
 
     count: NDArray  # (D,) utterances whose feature is a number
@@ -233,7 +233,7 @@ def feature_moments(paths: Sequence[Path], workers: int) -> tuple[NDArray[np.flo
         constant one the standard deviation 0.
     Raises:
         UserError: an unreadable file, files of different widths, or infinite values.
-    Source: reference, section 2.
+    Source: Lin, Sridhar & Busso (2024); merging: `Moments`.
     """
     shift = read_feature(paths[0])
     shift = np.where(np.isfinite(shift), shift, 0.0)
@@ -267,7 +267,7 @@ def normalise(features: NDArray[np.float64], mean: NDArray, std: NDArray) -> NDA
         std: float64, shape (D,).
     Returns:
         float32, the shape of `features`.
-    Source: reference, section 2.
+    Source: Lin, Sridhar & Busso (2024).
     """
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         z = (features - mean) / std

@@ -20,7 +20,7 @@ def concordance_cc(truth: ArrayLike, prediction: ArrayLike) -> float:
         A value in [-1, 1]; NaN if both are constant and equal, where it is not defined.
     Raises:
         ValueError: different lengths, or no samples.
-    Source: Lin, Biometrics 45 (1989), with the 1/N moments of reference section 7, number 6.
+    Source: L. I. Lin, Biometrics 45 (1989); 1/N moments, see the README, difference 6.
     """
     x = np.asarray(truth, dtype=np.float64)
     y = np.asarray(prediction, dtype=np.float64)
@@ -39,7 +39,7 @@ def ccc_loss(prediction, truth):
         truth: torch tensor, shape (B,), in the same unit.
     Returns:
         Scalar tensor in [0, 2]; 1 where the CCC is not defined (both constant and equal, e.g. one perfect sample).
-    Source: reference, sections 4 and 7.
+    Source: as `concordance_cc`.
     """
     x, y = prediction.float(), truth.float()
     dx, dy = x - x.mean(), y - y.mean()

@@ -41,7 +41,7 @@ class ResidualBlock(nn.Module):
 class DenseResNet(nn.Module):
     """Trunk with a cluster head and an attribute head.
 
-    Source: reference, section 3.
+    Source: Lin, Sridhar & Busso (2024), and the layers of the original's checkpoints.
     """
 
     def __init__(self, num_features: int, num_clusters: int):
@@ -97,7 +97,7 @@ class DenseResNet(nn.Module):
 class DenseNet(nn.Module):
     """The curriculum regressor; no ReLU after its first layer, as in the original.
 
-    Source: reference, section 3.
+    Source: Lin, Sridhar & Busso (2024), and the layers of the original's checkpoints.
     """
 
     def __init__(self, num_features: int, width: int = 512):

@@ -52,7 +52,7 @@ class Part:
 class Learner:
     """The network with its optimizers.
 
-    Source: reference, section 4. Nothing has momentum or weight decay.
+    Nothing has momentum or weight decay. Source: Lin, Sridhar & Busso (2021), and the original's settings.
     """
 
     def __init__(self, model, device, precision: str, batch_size: int):

@@ -1,6 +1,6 @@
 """Where a corpus lies, what its labels say, how its norm terms and the program's files are called.
 
-Everything outside this file works with MSP-Podcast's layout (reference, section 1) as read here.
+Everything outside this file works with MSP-Podcast's layout (releases 1.6 to 2.0) as read here.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def find_corpus(root: Path | None, labels: Path | None = None, feature_dir: Path
         feature_dir: feature folder to use instead of the corpus' own.
     Raises:
         UserError: a part is named nowhere, or not there.
-    Source: reference, section 1.
+    Source: the releases 1.6 to 2.0 of MSP-Podcast.
     """
     if root is None and (labels is None or feature_dir is None):
         raise UserError(NO_CORPUS)
@@ -188,7 +188,7 @@ def read_labels(path: Path) -> pd.DataFrame:
         the file has (SpkrID always, `Unknown` where it is not given).
     Raises:
         UserError: unreadable, without FileName or Split_Set, a file name twice or unsafe.
-    Source: reference, section 1.
+    Source: the releases 1.6 to 2.0 of MSP-Podcast.
     """
     path = Path(path)
     if path.suffix.lower() == ".json":
@@ -367,7 +367,7 @@ def read_detailed_labels(path: Path) -> pd.DataFrame:
         where not rated).
     Raises:
         UserError: unreadable, a column missing, a rating that is no number.
-    Source: reference, section 1.
+    Source: the releases 1.6 to 2.0 of MSP-Podcast.
     """
     path = Path(path)
     rows = _detailed_json(path) if path.suffix.lower() == ".json" else _detailed_csv(path)

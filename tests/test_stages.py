@@ -369,6 +369,19 @@ def test_sigkill_and_the_same_command_again_end_with_the_same_bytes(bench):
     assert not list((bench.folder / "parts").glob(".*"))
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_with_one_line(bench, number, status):
+    bench.stage(0)
+    argv = ["--corpus", bench.corpus, "-ep", 5000, "-batch", 8, "-nc", 5, "--unlabeled-size", 0]
+    command = [sys.executable, str(ROOT / "training_DeepEmoCluster.py"), *map(str, argv)]
+    process = subprocess.Popen(command, cwd=bench.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()  # the first line: the run has begun
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "stopped. The same command goes on" in err and len(err.strip().splitlines()) == 1
+
+
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(trained):
     first = trained.ssl_checkpoint.read_bytes(), trained.regressor.read_bytes()
     for number, before in ((1, first[0]), (3, first[1])):

@@ -6,7 +6,7 @@ PYTHON=${PYTHON:-python3}
 DEMO=${DEMO:-demo}
 EPOCHS=15 BATCH=64 CLUSTERS=10
 
-step() { printf '\n== %s\n' "$*"; }
+step() { printf '\n== %s  [%d s since the start]\n' "$*" $SECONDS; }
 folders=(--corpus "$DEMO/corpus" --norm-dir "$DEMO/NormTerm" --cache-dir "$DEMO/feature_cache")
 
 step "demo corpus: synthetic voices with openSMILE features"

@@ -223,7 +223,7 @@ def plurality_class(primaries: list[str]) -> str:
 
 
 def write_labels(clips: list[Clip], label_dir: Path, seed: int) -> None:
-    """Write labels_consensus.csv, labels_detailed.csv (reference.md section 1) and demo_truth.csv.
+    """Write labels_consensus.csv, labels_detailed.csv and demo_truth.csv.
 
     Args:
         clips: the labeled clips.
