@@ -24,20 +24,18 @@ def new_parser(description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
 
-def positive_int(text: str) -> int:
-    """An int of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text}")
-    return value
+def _whole_number(lowest: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        if not text.isdecimal() or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {lowest}, found {text}")
+        return int(text)
+
+    return convert
 
 
-def non_negative_int(text: str) -> int:
-    """An int of at least 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, found {text}")
-    return value
+non_negative_int = _whole_number(0)
+positive_int = _whole_number(1)
+batch_int = _whole_number(2)  # the CCC of one sample has no gradient
 
 
 def cpu_count() -> int:
@@ -120,7 +118,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, epochs: int) -> None
     parser.add_argument(
         "-batch",
         "--batch_size",
-        type=positive_int,
+        type=batch_int,
         default=512,
         metavar="N",
         help="utterances a training step",

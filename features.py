@@ -318,6 +318,14 @@ def _open_cache(cache: Path, names: Sequence[str], width: int) -> NDArray[np.flo
     return rows if rows.shape == (len(names), width) and rows.dtype == np.float32 else None
 
 
+def _reserve(target: Path, shape: tuple[int, int]) -> None:
+    """An empty .npy file whose space is taken from the disk at once: writing to a map of a full disk ends a process."""
+    np.lib.format.open_memmap(target, mode="w+", dtype=np.float32, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(target, "r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, target.stat().st_size)
+
+
 def _pack_chunk(
     paths: Sequence[Path], mean: NDArray, std: NDArray, target: Path, first_row: int
 ) -> tuple[list[str], list[str]]:
@@ -362,7 +370,7 @@ def pack_features(
         write_text(cache.with_suffix(".json"), json.dumps(names))
         faults, infinite = [], []
         with write_atomically(cache) as temporary:
-            np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(len(names), mean.size))
+            _reserve(temporary, (len(names), mean.size))
             chunks = [(paths[part], mean, std, temporary, part.start) for part in _chunks(len(paths))]
             for chunk_faults, chunk_infinite in _in_parallel(_pack_chunk, chunks, workers, len(paths), title):
                 faults += chunk_faults

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import socket
@@ -319,15 +320,27 @@ class TrainingRun:
             UserError: an unfinished run with other arguments or data lies here.
         """
         state = None
-        if self.resume and self.resume_file.exists():
-            saved = load_tensors(self.resume_file, device)
-            self._refuse_another_run(json.loads(saved["identity"]))
-            self.history = json.loads(saved["history"])
-            self.best = saved["best"]
-            state = saved["state"]
+        if not self.resume:
+            self.resume_file.unlink(missing_ok=True)  # given up now, or a kill before the first save would revive it
+        elif self.resume_file.exists():
+            state = self._read_state(device)
             print(f"going on after epoch {self.history[-1]['epoch']} of {self.resume_file}")
         first = {"run": self.identity, **self.details, "versions": _versions(), "git_commit": _git_commit()}
         write_text(self.log_file, "".join(json.dumps(line) + "\n" for line in [first, *self.history]))
+        return state
+
+    def _read_state(self, device: object) -> dict:
+        try:
+            saved = load_tensors(self.resume_file, device)
+            identity, self.history = json.loads(saved["identity"]), json.loads(saved["history"])
+            self.best, state = saved["best"], saved["state"]
+        except (UserError, KeyError, TypeError, ValueError) as error:
+            reason = str(error).removeprefix(f"{self.resume_file}: ")
+            raise UserError(
+                f"{self.resume_file}: the state of an unfinished run can't be read ({reason[:120]}). Start anew with "
+                "--no-resume."
+            ) from None
+        self._refuse_another_run(identity)
         return state
 
     def _refuse_another_run(self, other: dict) -> None:
@@ -352,7 +365,16 @@ class TrainingRun:
             stream.write(json.dumps(record) + "\n")
 
     def keep_if_best(self, loss: float, epoch: int, weights: dict) -> None:
-        """Keep a copy of the weights if their validation loss is the lowest so far (or the first)."""
+        """Keep a copy of the weights if their validation loss is the lowest so far.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        if not math.isfinite(loss):
+            raise UserError(
+                f"epoch {epoch}: the validation loss is not finite: training diverged, or the validation labels are "
+                "all the same. Look at them, or try --precision fp32. The last saved state is kept."
+            )
         if self.best["weights"] is None or loss < self.best["loss"]:
             copy = {key: value.detach().clone() for key, value in weights.items()}
             self.best = {"loss": loss, "epoch": epoch, "weights": copy}

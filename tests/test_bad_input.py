@@ -238,12 +238,29 @@ def test_unknown_device(trained):
         trained.refuses(trained.stage(2, "--device", "cuda:3"), "cuda:3", "0 CUDA GPUs")
 
 
+def test_damaged_resume_file(trained):
+    resume = trained.regressor.with_name(trained.regressor.name + ".resume")
+    for content in (b"broken", trained.regressor.read_bytes()):
+        resume.write_bytes(content)
+        trained.refuses(trained.stage(3), resume.name, "--no-resume")
+    assert trained.stage(3, "--no-resume")[0] == 0 and not resume.exists()
+
+
 def test_label_scale_upside_down(trained):
     trained.refuses(trained.stage(4, "--label-scale", 7, 1), "lowest label first")
 
 
 @pytest.mark.parametrize(
-    "argv", [["-ep", "0"], ["-nc", "-3"], ["-batch", "x"], ["-emo", "Joy"], ["--seed", "-1"], ["--precision", "fp8"]]
+    "argv",
+    [
+        ["-ep", "0"],
+        ["-nc", "-3"],
+        ["-batch", "x"],
+        ["-batch", "1"],
+        ["-emo", "Joy"],
+        ["--seed", "-1"],
+        ["--precision", "fp8"],
+    ],
 )
 def test_argument_of_the_wrong_kind(bench, argv):
     code, _, err = bench.run("training_DeepEmoCluster", *argv)

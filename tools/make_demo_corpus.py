@@ -37,10 +37,11 @@ from pathlib import Path
 import numpy as np
 
 import arguments
-from runtime import UserError, prepare_folder, write_atomically, write_text
+from runtime import UserError, prepare_folder, read_json_object, write_atomically, write_text
 
-VERSION = 1  # raise it whenever the same seed would give other files
+VERSION = 2  # raise it whenever the same seed would give other files
 MARKER = "demo_corpus.json"
+LABEL_FILES = ("labels_consensus.csv", "labels_detailed.csv", "demo_truth.csv")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Who speaks, what they feel, what raters say
@@ -247,8 +248,7 @@ def write_labels(clips: list[Clip], label_dir: Path, seed: int) -> None:
             )
             detailed.append(name | {"EmoDetail": detail})
         truth.append(name | dict(zip(ATTRIBUTES, clip.latents)) | {"HighDisagreement": int(clip.high_disagreement)})
-    tables = (("labels_consensus.csv", consensus), ("labels_detailed.csv", detailed), ("demo_truth.csv", truth))
-    for file_name, rows in tables:
+    for file_name, rows in zip(LABEL_FILES, (consensus, detailed, truth)):
         write_text(
             label_dir / file_name, pd.DataFrame(rows).to_csv(index=False, float_format="%.4f", lineterminator="\n")
         )
@@ -334,9 +334,9 @@ def voice_of(speaker: Speaker, cues: np.ndarray, rng: np.random.Generator) -> Vo
     scales = speaker.formant_scale * (1 + np.array([0.012, 0.032, 0.030, 0.026]) * v - 0.024 * d + 0.008 * n[0])
     return Voice(
         f0=speaker.f0 * 2 ** ((2.8 * a + 0.3 * v - 1.5 * d + 0.5 * n[1]) / 12),
-        f0_range=2.6 * np.exp(0.38 * a + 0.16 * v - 0.06 * d + 0.12 * n[2]),
+        f0_range=2.6 * np.exp(0.38 * a + 0.22 * v - 0.06 * d + 0.12 * n[2]),
         accent_slope=1.3 * v + 0.5 * n[3],
-        declination=1.5 - 0.7 * v + 0.4 * n[4],
+        declination=1.3 - 0.3 * v + 0.3 * n[4],
         loudness=-27.0 + 3.2 * a + 2.4 * d + speaker.loudness + 0.6 * n[5],
         rate=speaker.rate * np.exp(0.13 * a + 0.04 * n[6]),
         unevenness=0.16 * np.exp(-0.35 * d),
@@ -573,13 +573,10 @@ def _read_marker(out_dir: Path, recipe: dict) -> dict | None:
         if out_dir.is_dir() and any(not entry.name.startswith(".") for entry in out_dir.iterdir()):
             raise UserError(f"{out_dir}: holds files that are no demo corpus; name a new or an empty folder.")
         return None
-    try:
-        found = json.loads(marker.read_text(encoding="utf-8"))
-        differences = [
-            f"{key} {found.get(key)} there, {value} now" for key, value in recipe.items() if found.get(key) != value
-        ]
-    except (ValueError, AttributeError):
-        raise UserError(f"{marker}: damaged; delete {out_dir} or name another OUT_DIR.") from None
+    found = read_json_object(marker)
+    differences = [
+        f"{key} {found.get(key)} there, {value} now" for key, value in recipe.items() if found.get(key) != value
+    ]
     if differences:
         raise UserError(
             f"{out_dir}: holds another demo corpus ({'; '.join(differences)}); delete it or name another OUT_DIR."
@@ -637,7 +634,8 @@ def make_corpus(
     marker = _read_marker(out_dir, recipe)
     plan = plan_corpus(seed, clips, unlabeled_clips)
     if marker and marker.get("finished"):
-        wanted = [_audio_path(out_dir, clip) for clip in plan]
+        wanted = [out_dir / "Labels" / name for name in LABEL_FILES]
+        wanted += [_audio_path(out_dir, clip) for clip in plan]
         wanted += [_feature_path(out_dir, clip) for clip in plan] if with_features else []
         if all(path.exists() for path in wanted):
             return False
