@@ -12,11 +12,13 @@ from pathlib import Path
 from runtime import UserError
 
 ATTRIBUTES = ("Act", "Dom", "Val")
-ORDERS = ("deepmi", "random", "reverse", "none")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows every default, and the description as it was written."""
+    """Shows the defaults that there are, and the description as it was written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def new_parser(description: str) -> argparse.ArgumentParser:
@@ -112,16 +114,22 @@ def add_attribute_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_training_arguments(parser: argparse.ArgumentParser, epochs: int) -> None:
-    """-ep, -batch, -emo."""
-    parser.add_argument("-ep", "--epoch", type=positive_int, default=epochs, metavar="N", help="number of epochs")
+def add_training_arguments(parser: argparse.ArgumentParser, epochs: int, trained_before: str = "") -> None:
+    """-ep, -batch, -emo.
+
+    Args:
+        epochs: default of -ep.
+        trained_before: what was trained with them, where this stage only uses it.
+    """
+    of = f" that {trained_before} was trained with" if trained_before else ""
+    parser.add_argument("-ep", "--epoch", type=positive_int, default=epochs, metavar="N", help=f"number of epochs{of}")
     parser.add_argument(
         "-batch",
         "--batch_size",
         type=batch_int,
         default=512,
         metavar="N",
-        help="utterances a training step",
+        help=f"utterances a training step{of}",
     )
     add_attribute_argument(parser)
 
@@ -156,11 +164,6 @@ def add_unlabeled_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="utterances drawn from it at random (all, where there are fewer); 0 trains on the labeled set only",
     )
-
-
-def add_order_argument(parser: argparse.ArgumentParser, explanation: str) -> None:
-    """--order."""
-    parser.add_argument("--order", choices=ORDERS, default="deepmi", help=explanation)
 
 
 def chosen(args: argparse.Namespace, *more: str) -> dict:
@@ -229,6 +232,13 @@ def _terminate(signum: int, frame: object) -> None:
     raise _Terminated
 
 
+def _what_remains(args: argparse.Namespace) -> str:
+    if not hasattr(args, "resume"):
+        return "No file is half written; the same command does what is left."
+    again = "The same command" if args.resume else "The same command without --no-resume"
+    return f"{again} goes on from the last saved state."
+
+
 def run(
     main: Callable[[argparse.Namespace], int | None],
     parser: argparse.ArgumentParser,
@@ -250,6 +260,6 @@ def run(
         print(f"{parser.prog}: error: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
         status = 2
     except (KeyboardInterrupt, _Terminated) as stop:
-        print(f"\n{parser.prog}: stopped. The same command goes on from the last saved state.", file=sys.stderr)
+        print(f"\n{parser.prog}: stopped. {_what_remains(args)}", file=sys.stderr)
         status = 130 if isinstance(stop, KeyboardInterrupt) else 143
     sys.exit(status)

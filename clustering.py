@@ -34,13 +34,14 @@ class Clustering:
         return int((self.sizes > 0).sum())
 
 
-def kmeans(features: NDArray[np.float32], num_clusters: int, seed: int) -> Clustering:
-    """Cluster by faiss k-means: squared L2, 20 iterations, one start, every point used; on GPUs where faiss has one.
+def kmeans(features: NDArray[np.float32], num_clusters: int, seed: int, on_gpu: bool = False) -> Clustering:
+    """Cluster by faiss k-means: squared L2, 20 iterations, one start, every point used.
 
     Args:
         features: float32, shape (N, 256).
         num_clusters: K.
         seed: of the initial centroids.
+        on_gpu: compute on GPUs where this faiss has them.
     Returns:
         `Clustering`. A cluster may end up empty.
     Raises:
@@ -62,7 +63,7 @@ def kmeans(features: NDArray[np.float32], num_clusters: int, seed: int) -> Clust
         niter=ITERATIONS,
         nredo=1,
         seed=seed,
-        gpu=faiss.get_num_gpus() > 0,
+        gpu=on_gpu and faiss.get_num_gpus() > 0,
         min_points_per_centroid=1,  # small corpora are the user's choice; no warning an epoch
         max_points_per_centroid=MAX_POINTS_PER_CENTROID,
     )

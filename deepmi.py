@@ -6,7 +6,6 @@ X is the cluster of an utterance, Y the level of its label, Y' the level of its 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +112,7 @@ def read_metric(path: Path) -> dict[str, float]:
         )
     values = read_json_object(path)
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not abs(value) < 1e300:  # a whole number may be too large for a float
             raise UserError(f"{path}: the value of {name[:60]} is {str(value)[:40]!r}; expected a finite number.")
     return {name: float(value) for name, value in values.items()}

@@ -24,7 +24,7 @@ def fraction(text: str) -> float:
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this stage."""
     parser = arguments.new_parser(__doc__)
-    arguments.add_training_arguments(parser, epochs=200)
+    arguments.add_training_arguments(parser, epochs=200, trained_before="the checkpoint")
     arguments.add_clusters_argument(parser)
     parser.add_argument(
         "--alpha",
@@ -55,6 +55,7 @@ def main(args: argparse.Namespace) -> None:
     corpus.select("Train")
     checkpoint = utils.ssl_checkpoint(args.model_dir, args.epoch, args.batch_size, args.num_clusters, args.emo_attr)
     model, info = load_ssl_checkpoint(checkpoint, corpus.num_features, args.num_clusters, args.emo_attr)
+    runtime.tell_if_unfinished(checkpoint)
     utils.make_output_folders(args.metric_dir, args.cache_dir)
     train = corpus.load("Train")
 
@@ -63,7 +64,7 @@ def main(args: argparse.Namespace) -> None:
     values, information = deepmi.deepmi_values(
         logits.argmax(dim=1).numpy(),
         deepmi.emotion_levels(train.labels),
-        deepmi.emotion_levels(corpus.in_label_units(prediction.numpy())),
+        deepmi.emotion_levels(corpus.in_label_units(prediction.numpy(), checkpoint)),
         args.num_clusters,
         alpha,
     )

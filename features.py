@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from runtime import UserError, digest, prepare_folder, write_atomically, write_text
 
 FEATURE_KEY = "Audio_data"  # the variable that holds the features in MSP-Podcast's .mat files
+AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
 CLIP = 3.0  # normalised features are clipped to [-CLIP, CLIP]
 CACHE_FORMAT = 1  # part of every cache key: raise it when the packed form changes
 CHUNK = 64  # files that a worker reads at a time; moments are merged in chunks, so this is part of the result
@@ -47,22 +48,24 @@ def read_mat(path: Path, key: str) -> NDArray:
 
     path = Path(path)
     try:
-        if path.stat().st_size == 0:
-            raise UserError(f"{path}: empty (0 bytes); extract it again.")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}).") from None
+    if not data:
+        raise UserError(f"{path}: empty (0 bytes); extract it again.")
+    if data.startswith((b"MATLAB 7.3", b"\x89HDF")):
+        raise UserError(f"{path}: MATLAB v7.3 (HDF5); save it as v5 (`save -v6` or `-v7` in MATLAB).")
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # loadmat warns about oddities that the checks below name better
-            content = loadmat(path, variable_names=[key], appendmat=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
-    except UserError:
-        raise
+            content = loadmat(io.BytesIO(data), variable_names=[key])
     except Exception as error:  # scipy's reader raises whatever the damaged bytes lead it to
         reason = (str(error).splitlines() or [""])[0][:100] or type(error).__name__
         raise UserError(f"{path}: damaged, not a MATLAB v5 file ({reason}); extract it again.") from None
     if key not in content:
         from scipy.io import whosmat
 
-        found = ", ".join(name for name, *_ in whosmat(path, appendmat=False)) or "nothing"
+        found = ", ".join(name for name, *_ in whosmat(io.BytesIO(data))) or "nothing"
         raise UserError(f"{path}: no variable {key!r}; found {found}.")
     value = content[key]
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
@@ -108,9 +111,15 @@ def read_feature(path: Path) -> NDArray[np.float64]:
 # Many files, read in parallel
 
 
+def feature_name(utterance: str) -> str:
+    """The .mat file's name of an utterance: `X.wav` -> `X.mat`; what is no audio ending belongs to the name."""
+    stem, ending = os.path.splitext(utterance)
+    return f"{stem if ending.lower() in AUDIO_ENDINGS or ending == '.mat' else utterance}.mat"
+
+
 def feature_paths(feature_dir: Path, utterances: Sequence[str]) -> list[Path]:
-    """The .mat file of each utterance (`X.wav` -> `X.mat`)."""
-    return [feature_dir / f"{os.path.splitext(name)[0]}.mat" for name in utterances]
+    """The .mat file of each utterance."""
+    return [feature_dir / feature_name(name) for name in utterances]
 
 
 def missing_features(feature_dir: Path, utterances: Sequence[str]) -> list[str]:
@@ -251,9 +260,15 @@ def feature_moments(paths: Sequence[Path], workers: int) -> tuple[NDArray[np.flo
             f"infinite values in {len(infinite)} feature files ({', '.join(infinite[:5])}): no mean exists. "
             "Extract them again or take them out of the label file."
         )
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         mean = np.where(total.count > 0, shift + total.mean, np.nan)
         std = np.sqrt(total.squares / total.count)
+    endless = np.flatnonzero((total.count > 0) & ~(np.isfinite(mean) & np.isfinite(std)))
+    if endless.size:
+        raise UserError(
+            f"{paths[0].parent}: feature {endless[0]} (counted from 0) has values too large for a standard deviation, "
+            f"up to {np.abs(shift + total.high)[endless[0]]:.3g}, in some file. Extract that file again or drop it."
+        )
     std[total.low == total.high] = 0.0
     return mean, std
 
@@ -322,8 +337,15 @@ def _reserve(target: Path, shape: tuple[int, int]) -> None:
     """An empty .npy file whose space is taken from the disk at once: writing to a map of a full disk ends a process."""
     np.lib.format.open_memmap(target, mode="w+", dtype=np.float32, shape=shape)
     if hasattr(os, "posix_fallocate"):
+        size = target.stat().st_size
         with open(target, "r+b") as stream:
-            os.posix_fallocate(stream.fileno(), 0, target.stat().st_size)
+            try:
+                os.posix_fallocate(stream.fileno(), 0, size)
+            except OSError as error:
+                raise UserError(
+                    f"{target.parent}: no room for {size / 1e9:.2f} GB of packed features ({error.strerror}); make "
+                    "room, or name another --cache-dir."
+                ) from None
 
 
 def _pack_chunk(
@@ -367,7 +389,6 @@ def pack_features(
     if rows is None:
         _refuse_width(paths[0], mean.size)
         prepare_folder(cache.parent)
-        write_text(cache.with_suffix(".json"), json.dumps(names))
         faults, infinite = [], []
         with write_atomically(cache) as temporary:
             _reserve(temporary, (len(names), mean.size))
@@ -376,6 +397,7 @@ def pack_features(
                 faults += chunk_faults
                 infinite += chunk_infinite
             _raise_faults(faults, len(paths))
+        write_text(cache.with_suffix(".json"), json.dumps(names))  # last: without it the matrix does not count
         if infinite:
             print(
                 f"warning: infinite values in {len(infinite)} feature files ({', '.join(infinite[:5])}); "

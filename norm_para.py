@@ -29,26 +29,24 @@ def main(args: argparse.Namespace) -> None:
     corpus = utils.find_corpus(args.corpus, args.labels, args.features)
     train = utils.select_split(utils.read_labels(corpus.labels), "Train", corpus.labels)
     utils.make_output_folders(args.norm_dir)
-    labels, left_out = {}, []
-    for attribute in arguments.ATTRIBUTES:
-        column = f"Emo{attribute}"
-        if column not in train or (train[column] == "").all():
-            left_out.append(attribute)
-        else:
-            labels[attribute] = utils.attribute_labels(train, attribute, corpus.labels)
+    names = utils.present_utterances(corpus, train["FileName"].tolist(), args.skip_missing)
+    train = train[train["FileName"].isin(set(names))]
+    labels = {
+        attribute: utils.attribute_labels(train, attribute, corpus.labels).to_numpy()
+        for attribute in arguments.ATTRIBUTES
+        if utils.has_labels(train, attribute)
+    }
     if not labels:
         raise UserError(f"{corpus.labels}: no attribute has labels; expected EmoAct, EmoDom or EmoVal.")
 
-    names = utils.present_utterances(corpus, train["FileName"].tolist(), args.skip_missing)
     mean, std = features.feature_moments(features.feature_paths(corpus.features, sorted(names)), args.workers)
     written = utils.write_feature_norm(args.norm_dir, mean, std)
     print(f"{len(names)} training utterances of {mean.size} features, {int((std == 0).sum())} of them constant.")
     for attribute, values in labels.items():
-        values = values[values.index.isin(set(names))].to_numpy()
         label_mean, label_std = values.mean(), values.std()
         written += utils.write_label_norm(args.norm_dir, attribute, label_mean, label_std)
         print(f"{attribute}: mean {label_mean:.4f}, standard deviation {label_std:.4f} over {len(values)} labels.")
-    for attribute in left_out:
+    for attribute in sorted(set(arguments.ATTRIBUTES) - set(labels)):
         print(f"{attribute}: no labels in {corpus.labels}, left out.")
     print("\n".join(f"wrote {path}" for path in written))
 

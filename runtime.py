@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
@@ -42,16 +43,16 @@ def choose_device(name: str):
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+    known = re.fullmatch(r"cpu|mps|cuda(?::(\d+))?", name)
+    if not known:
         raise UserError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps.")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if name.startswith("cuda") and int(known[1] or 0) >= torch.cuda.device_count():
         raise UserError(
             f"--device {name}: this machine shows {torch.cuda.device_count()} CUDA GPUs; use --device auto."
         )
-    if device.type == "mps" and not torch.backends.mps.is_available():
+    if name == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: not available on this machine; use --device auto.")
-    return device
+    return torch.device(name)
 
 
 def autocast(device, precision: str):
@@ -100,6 +101,9 @@ def write_atomically(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say which file it could not take
+        raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -143,11 +147,16 @@ def read_json_object(path: Path) -> dict:
         UserError: missing, not JSON, another top level, a key twice, or nested too deeply.
     """
     try:
-        content = json.loads(read_text(path), object_pairs_hook=_unique_keys)
+        text = read_text(path)
+        content = json.loads(text, object_pairs_hook=_unique_keys)
+        if re.search(r"\\u[dD][89a-fA-F]", text):
+            json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no character
     except UserError as error:
         raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
     except RecursionError:
         raise UserError(f"{path}: nested too deeply; expected one object with a value a file name.") from None
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: holds half a character (an escape such as \\ud800); expected text.") from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}).") from None
     if not isinstance(content, dict):
@@ -203,12 +212,15 @@ def save_tensors(content: object, path: Path) -> None:
     """`torch.save` in one step; the same content gives the same bytes whatever the file is called."""
     import torch
 
-    with write_atomically(path) as temporary, open(temporary, "wb") as stream:
-        torch.save(content, stream)  # a stream, since torch writes a path's name into the archive
+    # By way of memory: torch writes a path's name into the archive, and hides a full disk behind an error of its own.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
-def load_tensors(path: Path, device: object = "cpu") -> object:
-    """`torch.load` that refuses to run code.
+def load_tensors(path: Path) -> object:
+    """`torch.load` onto the CPU that refuses to run code.
 
     Raises:
         UserError: the file is missing, damaged, or holds anything but tensors and plain values.
@@ -221,7 +233,7 @@ def load_tensors(path: Path, device: object = "cpu") -> object:
     if not path.is_file():
         raise UserError(f"{path}: no such file.")
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error) or "Weights only" in str(error):
             raise UserError(
@@ -268,6 +280,16 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def _resume_file(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f"{checkpoint.name}.resume")
+
+
+def tell_if_unfinished(checkpoint: Path) -> None:
+    """Say so if a checkpoint that is about to be used is the best so far of a run that has not ended."""
+    if _resume_file(checkpoint).exists():
+        print(f"note: {checkpoint}: its training has not ended; this is the best so far.", file=sys.stderr)
+
+
 class TrainingRun:
     """The log (one JSON line an epoch) and the resume file that lie beside a checkpoint.
 
@@ -287,7 +309,7 @@ class TrainingRun:
         self.checkpoint = Path(checkpoint)
         stem = self.checkpoint.name.removesuffix(".tar").rsplit(".", 1)[0]
         self.log_file = self.checkpoint.with_name(f"{stem}.log.jsonl")
-        self.resume_file = self.checkpoint.with_name(f"{self.checkpoint.name}.resume")
+        self.resume_file = _resume_file(self.checkpoint)
         self.picture = self.checkpoint.with_name(f"{stem}.png")
         self.identity = {"arguments": arguments, "inputs": inputs, "version": __version__}
         self.details = details
@@ -299,9 +321,10 @@ class TrainingRun:
 
     def _log_lines(self) -> list[dict]:
         try:
-            return [json.loads(line) for line in self.log_file.read_text(encoding="utf-8").splitlines()]
+            lines = [json.loads(line) for line in self.log_file.read_text(encoding="utf-8").splitlines()]
         except (OSError, ValueError):
             return []
+        return lines if all(isinstance(line, dict) for line in lines) else []
 
     def is_finished(self) -> bool:
         """Whether this very run (arguments, data, program) has ended before and its checkpoint is here; says so."""
@@ -313,8 +336,8 @@ class TrainingRun:
         print(f"{self.checkpoint}: trained already with these arguments on these data; --no-resume trains it anew.")
         return True
 
-    def start(self, device: object) -> dict | None:
-        """Begin the log; return the saved state to go on from, or None.
+    def start(self) -> dict | None:
+        """Begin the log; return the saved state (on the CPU) to go on from, or None.
 
         Raises:
             UserError: an unfinished run with other arguments or data lies here.
@@ -323,15 +346,15 @@ class TrainingRun:
         if not self.resume:
             self.resume_file.unlink(missing_ok=True)  # given up now, or a kill before the first save would revive it
         elif self.resume_file.exists():
-            state = self._read_state(device)
-            print(f"going on after epoch {self.history[-1]['epoch']} of {self.resume_file}")
+            state = self._read_state()
+            print(f"going on after {len(self.history)} epochs, saved in {self.resume_file}")
         first = {"run": self.identity, **self.details, "versions": _versions(), "git_commit": _git_commit()}
         write_text(self.log_file, "".join(json.dumps(line) + "\n" for line in [first, *self.history]))
         return state
 
-    def _read_state(self, device: object) -> dict:
+    def _read_state(self) -> dict:
         try:
-            saved = load_tensors(self.resume_file, device)
+            saved = load_tensors(self.resume_file)
             identity, self.history = json.loads(saved["identity"]), json.loads(saved["history"])
             self.best, state = saved["best"], saved["state"]
         except (UserError, KeyError, TypeError, ValueError) as error:
@@ -346,11 +369,15 @@ class TrainingRun:
     def _refuse_another_run(self, other: dict) -> None:
         if other == self.identity:
             return
+        before, now = other.get("arguments", {}), self.identity["arguments"]
         differences = [
-            f"{name} {other.get(part, {}).get(name)} there, {value} now"
-            for part in ("arguments", "inputs")
-            for name, value in self.identity[part].items()
-            if other.get(part, {}).get(name) != value
+            f"{name} {before.get(name)} there, {now.get(name)} now"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name)
+        ]
+        before, now = other.get("inputs", {}), self.identity["inputs"]
+        differences += [
+            f"other {name} data" for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)
         ]
         differences = differences or [f"program version {other.get('version')} there, {__version__} now"]
         raise UserError(

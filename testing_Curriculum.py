@@ -3,22 +3,25 @@
     python testing_Curriculum.py -ep 70 -batch 512 -emo Val --corpus /data/MSP-PODCAST-Publish-1.8
 
 prints the CCC of Models/SimpleEmoRegressor_DeepMI@_Val.pt.tar on the Test1 split with its 95 % bootstrap interval, and
-writes results/Val_Test1.json and results/Val_Test1.csv (label and prediction of each utterance, in label units).
+writes
+results/SimpleEmoRegressor_DeepMI@_Val_Test1.json and .csv (label and prediction of each utterance, in label units).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import arguments
+import curriculum
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this stage."""
     parser = arguments.new_parser(__doc__)
-    arguments.add_training_arguments(parser, epochs=70)
+    arguments.add_training_arguments(parser, epochs=70, trained_before="the regressor")
     parser.add_argument(
         "--split",
         default="Test1",
@@ -33,7 +36,12 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar=("LO", "HI"),
         help="lowest and highest label of this corpus; labels are brought to 1..7 linearly",
     )
-    arguments.add_order_argument(parser, "which regressor: the order that training_Curriculum.py was given")
+    parser.add_argument(
+        "--order",
+        choices=curriculum.ORDERS,
+        default="deepmi",
+        help="which regressor: the order that training_Curriculum.py was given",
+    )
     parser.add_argument(
         "--model", type=Path, metavar="FILE", help="regressor file, whatever --order and --model-dir say"
     )
@@ -63,13 +71,23 @@ def find_regressor(args: argparse.Namespace) -> Path:
     return others[0]
 
 
-def interval_line(result: dict) -> str:
-    """The 95 % interval in words."""
-    low, high = result["interval_95"]
-    units = f"{result['bootstrap_units']} {result['bootstrap_by']}"
-    drawn = f"{units} and their utterances" if result["bootstrap_by"] == "speakers" else units
+def interval(truth, prediction, speakers: list[str], names: list[str], seed: int) -> tuple[tuple[float, float], str]:
+    """The 95 % bootstrap interval, by speaker where any is known, and one line that says so."""
+    import metrics
+    import utils
+
+    known = {speaker for speaker in speakers if speaker != utils.UNKNOWN_SPEAKER}
+    unknown = speakers.count(utils.UNKNOWN_SPEAKER)
+    groups, drawn, few = None, f"{len(names)} utterances", len(names) < 10
+    if known and len(known) + unknown > 1:
+        # An utterance of an unknown speaker stands for itself.
+        groups = [name if who == utils.UNKNOWN_SPEAKER else f"speaker {who}" for who, name in zip(speakers, names)]
+        drawn = f"{len(known)} speakers and their utterances"
+        drawn += f" and {unknown} utterances of unknown speakers" if unknown else ""
+        few = len(known) < 10
+    low, high = metrics.bootstrap_interval(truth, prediction, groups, seed=seed)
     line = f"95 % bootstrap interval: {low:.3f} .. {high:.3f} (2000 resamples of {drawn})"
-    return line + (f"; {units} are few, so read it as a rough one" if result["bootstrap_units"] < 10 else "")
+    return (low, high), line + ("; these are few, so read it as a rough one" if few else "")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -82,13 +100,14 @@ def main(args: argparse.Namespace) -> None:
     from model import as_tensor, in_batches, load_regressor
 
     low, high = args.label_scale
-    if not low < high:
-        raise runtime.UserError(f"--label-scale {low:g} {high:g}: expected the lowest label first.")
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise runtime.UserError(f"--label-scale {low:g} {high:g}: expected two numbers, the lowest label first.")
     device = runtime.choose_device(args.device)
     corpus = arguments.open_corpus(args, (low, high))
     corpus.select(args.split)
     model_file = find_regressor(args)
     model, info = load_regressor(model_file, corpus.num_features, args.emo_attr)
+    runtime.tell_if_unfinished(model_file)
     utils.make_output_folders(args.results_dir, args.cache_dir)
     test = corpus.load(args.split)
     asked = {"epoch": args.epoch, "batch_size": args.batch_size}
@@ -96,18 +115,14 @@ def main(args: argparse.Namespace) -> None:
         print(f"note: {model_file} was trained with -ep {info['epoch']} -batch {info['batch_size']}.")
 
     (z,) = in_batches(model.to(device), model, as_tensor(test.rows), device, args.precision)
-    prediction = corpus.in_label_units(z.numpy())
+    prediction = corpus.in_label_units(z.numpy(), model_file)
     ccc = metrics.concordance_cc(test.labels, prediction)
-    # Utterances of unknown speakers stand for themselves.
-    groups = [speaker if speaker != utils.UNKNOWN_SPEAKER else name for speaker, name in zip(test.speakers, test.names)]
-    by_speaker = any(speaker != utils.UNKNOWN_SPEAKER for speaker in test.speakers) and len(set(groups)) > 1
-    interval = metrics.bootstrap_interval(test.labels, prediction, groups if by_speaker else None, seed=args.seed)
+    bounds, interval_line = interval(test.labels, prediction, test.speakers, test.names, args.seed)
     result = {
         "attribute": args.emo_attr,
-        "ccc": ccc,
-        "interval_95": list(interval),
-        "bootstrap_by": "speakers" if by_speaker else "utterances",
-        "bootstrap_units": len(set(groups)) if by_speaker else len(groups),
+        "ccc": ccc if math.isfinite(ccc) else None,
+        "interval_95": [bound if math.isfinite(bound) else None for bound in bounds],
+        "interval": interval_line,
         "n": len(test.names),
         "split": args.split,
         "corpus": str(args.corpus or corpus.corpus.labels),
@@ -119,12 +134,12 @@ def main(args: argparse.Namespace) -> None:
     stem = args.results_dir / model_file.name.removesuffix(".pt.tar")
     files = [stem.with_name(f"{stem.name}_{args.split}{ending}") for ending in (".json", ".csv")]
     rows = pd.DataFrame({"FileName": test.names, "label": test.labels, "prediction": prediction})
-    runtime.write_text(files[0], json.dumps(result, indent=1) + "\n")
+    runtime.write_text(files[0], json.dumps(result, indent=1, allow_nan=False) + "\n")
     runtime.write_text(files[1], rows.to_csv(index=False))
 
     print("Recognition performance for the MSP-Podcast Test set:")
     print(f"{args.emo_attr} (CCC): {ccc:.3f}")
-    print(interval_line(result))
+    print(interval_line)
     print(f"{len(test.names)} utterances of {result['corpus']}, split {args.split}")
     if (low, high) != utils.LABEL_RANGE:
         print(f"labels {low:g}..{high:g} brought to 1..7 linearly; CCC depends on that, so say it beside the figure")

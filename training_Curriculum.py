@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import arguments
+import curriculum
 import runtime
 
 
@@ -26,8 +27,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--metric", type=Path, metavar="FILE", help="DeepMI file to use, whatever -nc and --metric-dir say"
     )
-    arguments.add_order_argument(
-        parser, "order of the curriculum: high DeepMI first; the controls are random, reverse, and none"
+    parser.add_argument(
+        "--order",
+        choices=curriculum.ORDERS,
+        default="deepmi",
+        help="which utterances first: high DeepMI; or as controls random, low DeepMI (reverse), all at once (none)",
     )
     arguments.add_corpus_arguments(parser)
     arguments.add_model_dir_argument(parser)
@@ -76,7 +80,6 @@ def train_epoch(model, optimizer, rows, targets, subset, args: argparse.Namespac
 
 def load_order(args: argparse.Namespace, names: list[str]) -> tuple:
     """The training order and the digest of the metric it comes from (None where it needs no metric)."""
-    import curriculum
     import deepmi
     import utils
 
@@ -96,7 +99,6 @@ def main(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    import curriculum
     import plots
     import utils
     from metrics import concordance_cc
@@ -114,7 +116,7 @@ def main(args: argparse.Namespace) -> None:
     run = runtime.TrainingRun(target, arguments.chosen(args, "order"), keys, details, args.resume)
     if run.is_finished():
         return
-    state = run.start(device)
+    state = run.start()
 
     runtime.seed_everything(runtime.derived_seed(args.seed, 0))
     model = DenseNet(corpus.num_features).to(device)

@@ -134,7 +134,8 @@ def run_stage(learner: Learner, part: Part, num_clusters: int, seeds: tuple[int,
 
     model = learner.model
     (points,) = in_batches(model, model.cluster_features, part.rows, learner.device, learner.precision)
-    clusters = clustering.kmeans(points.numpy(), num_clusters, runtime.derived_seed(*seeds, 0))
+    on_gpu = learner.device.type == "cuda"
+    clusters = clustering.kmeans(points.numpy(), num_clusters, runtime.derived_seed(*seeds, 0), on_gpu)
     draws = torch.from_numpy(clustering.uniform_draws(clusters.assignment, runtime.derived_seed(*seeds, 1)))
     runtime.seed_everything(runtime.derived_seed(*seeds, 2))
     model.renew_top_layer()
@@ -247,7 +248,7 @@ def main(args: argparse.Namespace) -> None:
     run = runtime.TrainingRun(checkpoint, arguments.chosen(args, "num_clusters"), keys, details, args.resume)
     if run.is_finished():
         return
-    state = run.start(device)
+    state = run.start()
 
     runtime.seed_everything(runtime.derived_seed(args.seed))
     num_features = parts["Train"].rows.shape[1]

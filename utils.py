@@ -21,7 +21,7 @@ import features
 from runtime import UserError, prepare_folder, read_json_object, read_text
 
 FEATURE_FOLDER = Path("Features/OpenSmile_func_IS13ComParE/feat_mat")
-ATTRIBUTES = ("Act", "Dom", "Val")
+EMPTY = ("", "nan", "na", "none")  # how label files write that there is no label, in any case
 LABEL_RANGE = (1.0, 7.0)  # the self-assessment manikins of MSP-Podcast
 NORM_KEY = "normal_para"
 CONSENSUS_COLUMNS = ("FileName", "EmoClass", "EmoAct", "EmoVal", "EmoDom", "SpkrID", "Gender", "Split_Set")
@@ -142,22 +142,32 @@ def find_detailed_file(root: Path) -> Path | None:
 # Consensus labels
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    """A CSV file as text, header and values stripped of blanks."""
+def _csv_lines(path: Path) -> list[tuple[int, list[str]]]:
+    """Line number and stripped fields of each line that is not blank."""
+    reader = csv.reader(io.StringIO(read_text(path)), skipinitialspace=True, strict=True)
     try:
-        table = pd.read_csv(
-            io.StringIO(read_text(path)),
-            dtype=str,
-            keep_default_na=False,
-            skipinitialspace=True,
-            index_col=False,
-        )
-    except pd.errors.EmptyDataError:
-        raise UserError(f"{path}: empty; expected the columns {', '.join(CONSENSUS_COLUMNS)}.") from None
-    except (pd.errors.ParserError, ValueError) as error:
-        raise UserError(f"{path}: not a CSV table ({str(error).strip()[:120]}).") from None
-    table.columns = [str(column).strip() for column in table.columns]
-    return table.fillna("").apply(lambda column: column.str.strip())
+        return [(reader.line_num, [field.strip() for field in line]) for line in reader if any(map(str.strip, line))]
+    except csv.Error as error:
+        raise UserError(f"{path}: not a CSV table (line {reader.line_num}: {error}).") from None
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """A CSV file as text, every row as long as the header."""
+    lines = _csv_lines(path)
+    if not lines:
+        raise UserError(f"{path}: empty; expected the columns {', '.join(CONSENSUS_COLUMNS)}.")
+    header = lines[0][1]
+    twice = {column for column in header if header.count(column) > 1}
+    if twice:
+        raise UserError(f"{path}: column {', '.join(sorted(twice))} stands there more than once; expected each once.")
+    rows = []
+    for number, fields in lines[1:]:
+        if len(fields) < len(header) or any(fields[len(header) :]):
+            raise UserError(
+                f"{path}: line {number} has {len(fields)} fields, the header {len(header)}; is a comma not quoted?"
+            )
+        rows.append(fields[: len(header)])
+    return pd.DataFrame(rows, columns=header, dtype=object)
 
 
 def _check_columns(path: Path, table: pd.DataFrame, needed: Sequence[str]) -> None:
@@ -171,7 +181,8 @@ def _check_columns(path: Path, table: pd.DataFrame, needed: Sequence[str]) -> No
 def _check_names(path: Path, names: Sequence[str]) -> None:
     """File names only: nothing that could lead out of the corpus."""
     for line, name in enumerate(names, start=1):
-        unsafe = name in ("", ".", "..") or re.search(r"[/\\\x00-\x1f]", name) or len(name.encode()) > LONGEST_NAME
+        unsafe = name in ("", ".", "..") or re.search(r"[/\\\x00-\x1f]", name)
+        unsafe = unsafe or len(name.encode()) > LONGEST_NAME
         if unsafe:
             raise UserError(
                 f"{path}: entry {line} has the file name {name[:60]!r}; expected a plain name such as X.wav."
@@ -195,7 +206,7 @@ def read_labels(path: Path) -> pd.DataFrame:
         content = read_json_object(path)
         if not all(isinstance(fields, dict) for fields in content.values()):
             raise UserError(f"{path}: expected a dict of fields a file name (EmoAct, EmoVal, EmoDom, Split_Set, ...).")
-        rows = [{"FileName": name, **fields} for name, fields in content.items()]
+        rows = [{**fields, "FileName": name} for name, fields in content.items()]
         table = pd.DataFrame(rows, columns=None if rows else ["FileName"])
         table = table.astype(object).where(table.notna(), "").map(lambda value: str(value).strip())
     else:
@@ -208,6 +219,15 @@ def read_labels(path: Path) -> pd.DataFrame:
     if len(twice):
         raise UserError(
             f"{path}: {len(twice)} file names stand there twice, the first {twice.iloc[0]}; expected each once."
+        )
+    shared = table["FileName"].map(features.feature_name)
+    if shared.duplicated().any():
+        clash = table["FileName"][shared == shared[shared.duplicated()].iloc[0]].tolist()
+        raise UserError(f"{path}: {clash[0]} and {clash[1]} would share one feature file; expected names of their own.")
+    homeless = table["FileName"][table["Split_Set"] == ""]
+    if len(homeless):
+        print(
+            f"warning: {path}: {len(homeless)} rows have no Split_Set, the first {homeless.iloc[0]}.", file=sys.stderr
         )
     if "SpkrID" not in table:
         table["SpkrID"] = UNKNOWN_SPEAKER
@@ -265,7 +285,7 @@ def attribute_labels(
     column = f"Emo{emo_attr}"
     _check_columns(source, rows, (column,))
     text = rows.set_index("FileName")[column]
-    text = text[~text.str.casefold().isin(("", "nan", "na", "none"))]
+    text = text[~text.str.casefold().isin(EMPTY)]
     if text.empty:
         raise UserError(
             f"{source}: column {column} is empty for these {len(rows)} rows, so there is nothing to do for {emo_attr}."
@@ -281,6 +301,12 @@ def attribute_labels(
             f"({len(outside)} such rows)."
         )
     return values
+
+
+def has_labels(rows: pd.DataFrame, emo_attr: str) -> bool:
+    """Whether any row has a label of the attribute."""
+    column = f"Emo{emo_attr}"
+    return column in rows and not rows[column].str.casefold().isin(EMPTY).all()
 
 
 def getPaths_attri(
@@ -325,7 +351,7 @@ def _parse_detail(path: Path, name: str, detail: str) -> dict:
 
 def _rating(path: Path, name: str, text: object) -> float:
     text = "" if text is None else str(text).strip()
-    if text.casefold() in ("", "nan", "na", "none"):
+    if text.casefold() in EMPTY:
         return float("nan")
     try:
         return float(text)
@@ -334,14 +360,11 @@ def _rating(path: Path, name: str, text: object) -> float:
 
 
 def _detailed_csv(path: Path) -> list[dict]:
-    try:
-        lines = [line for line in csv.reader(io.StringIO(read_text(path)), skipinitialspace=True) if line]
-    except csv.Error as error:
-        raise UserError(f"{path}: not a CSV table ({error}).") from None
-    header = [column.strip() for column in lines[0]] if lines else []
+    lines = _csv_lines(path)
+    header = lines[0][1] if lines else []
     if "EmoDetail" in header:
         # A secondary class may list several emotions with commas, unquoted: all after the name is the detail.
-        return [_parse_detail(path, line[0].strip(), ",".join(line[1:])) for line in lines[1:]]
+        return [_parse_detail(path, fields[0], ",".join(fields[1:])) for _, fields in lines[1:]]
     table = _read_csv(path)
     worker = "WorkerID" if "WorkerID" in table.columns else "Workers"
     _check_columns(path, table, ("FileName", worker))
@@ -446,7 +469,13 @@ def _read_norm(norm_dir: Path, what: str) -> tuple[NDArray[np.float64], NDArray[
         raise UserError(
             f"{norm_dir}: {what} has {terms[0].size} means but {terms[1].size} stds; run norm_para.py anew."
         )
-    return terms[0], terms[1]
+    mean, std = terms
+    # NaN is what a feature that was never observed has; nothing else may be off.
+    if np.isinf(mean).any() or np.isinf(std).any() or (std < 0).any() or np.isnan(mean + std).all():
+        raise UserError(
+            f"{norm_dir}: the terms of {what} hold infinite, negative or no numbers; run norm_para.py anew."
+        )
+    return mean, std
 
 
 def read_feature_norm(norm_dir: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -566,8 +595,14 @@ class LabeledCorpus:
         """The label rows of a split; raises `UserError` where there is no such split."""
         return select_split(self.table, split, self.corpus.labels)
 
-    def in_label_units(self, prediction: NDArray[np.float32]) -> NDArray[np.float64]:
-        """The network's z-normed prediction as a label 1..7, shape kept."""
+    def in_label_units(self, prediction: NDArray[np.float32], source: object) -> NDArray[np.float64]:
+        """The z-normed prediction of the network in `source` as a label 1..7, shape kept.
+
+        Raises:
+            UserError: a prediction is not finite.
+        """
+        if not np.isfinite(prediction).all():
+            raise UserError(f"{source}: predicts what is no number; its weights are damaged. Get or train it anew.")
         mean, std = self.label_norm
         return prediction.astype(np.float64) * std + mean
 

@@ -135,14 +135,17 @@ def machine() -> str:
     return f"{name}, {arguments.cpu_count()} cores, torch {torch.__version__}"
 
 
-def write_section(path: Path, name: str, text: str) -> None:
-    """Replace what stands between the markers of a section."""
+def split_section(path: Path, name: str) -> tuple[str, str]:
+    """What stands before and after the content of a section, its markers included.
+
+    Raises:
+        UserError: no such section.
+    """
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    content = path.read_text(encoding="utf-8")
+    content = runtime.read_text(path)
     if begin not in content or end not in content:
         raise runtime.UserError(f"{path}: no section {name}; expected the markers {begin} and {end}.")
-    before, after = content.split(begin)[0], content.split(end)[1]
-    runtime.write_text(path, f"{before}{begin}\n{text}\n{end}{after}")
+    return content.split(begin)[0] + begin, end + content.split(end)[1]
 
 
 def main(args: argparse.Namespace) -> None:
@@ -151,6 +154,8 @@ def main(args: argparse.Namespace) -> None:
 
     for name in ("labeled", "unlabeled", "work"):
         setattr(args, name, getattr(args, name).resolve())  # the stages run in the program's own folder
+    if args.results:
+        split_section(args.results, "real_speech")  # a wrong file must not come to light after all the runs
     begin = time.monotonic()
     corpus, pool = prepare(args)
     results: dict[str, list[dict]] = {attribute: [] for attribute in args.attributes}
@@ -161,7 +166,8 @@ def main(args: argparse.Namespace) -> None:
     text = table(args, results, ridges, time.monotonic() - begin)
     print(text)
     if args.results:
-        write_section(args.results, "real_speech", text)
+        before, after = split_section(args.results, "real_speech")
+        runtime.write_text(args.results, f"{before}\n{text}\n{after}")
 
 
 if __name__ == "__main__":

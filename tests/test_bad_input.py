@@ -107,6 +107,31 @@ def test_label_file_that_is_no_table(bench, content):
     bench.refuses(bench.stage(0), "labels_concensus.csv")
 
 
+def test_ragged_rows_are_refused_by_line(bench, rows):
+    rewrite(bench, [*rows[:4], [*rows[4][:1], "Angry", "Sad", *rows[4][2:]], *rows[5:]])  # an unquoted comma
+    bench.refuses(bench.stage(0), "line 5 has 9 fields, the header 8", "comma")
+    rewrite(bench, [*rows[:4], rows[4][:1], *rows[5:]])
+    bench.refuses(bench.stage(0), "line 5 has 1 fields, the header 8")
+
+
+def test_a_column_twice(bench, rows):
+    rewrite(bench, [[*rows[0], "EmoVal "], *([*row, "4"] for row in rows[1:])])
+    bench.refuses(bench.stage(0), "column EmoVal", "more than once")
+
+
+def test_rows_without_a_split_are_told(bench, rows):
+    rows[3][-1] = ""
+    rewrite(bench, rows)
+    code, out, err = bench.stage(0)
+    assert code == 0 and f"1 rows have no Split_Set, the first {rows[3][0]}" in err and "59 training" in out
+
+
+def test_two_recordings_of_one_feature_file(bench, rows):
+    rows[5][0] = rows[4][0].replace(".wav", ".flac")
+    rewrite(bench, rows)
+    bench.refuses(bench.stage(0), rows[4][0], rows[5][0], "share one feature file")
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"a.wav": 3}', '{"a.wav": {}, "a.wav": {}}', "[" * 100000])
 def test_label_json_that_is_no_label_file(bench, content):
     (bench.folder / "l.json").write_text(content)
@@ -136,6 +161,8 @@ def test_all_feature_files_missing_is_refused_even_when_skipping(bench):
         ("key", "no variable 'Audio_data'; found Other"),
         ("width", "39 features"),
         ("nan", "every feature is NaN"),
+        ("folder", "Is a directory"),
+        ("hdf5", "v7.3"),
     ],
 )
 def test_bad_feature_file(bench, stage, kind, words):
@@ -150,6 +177,11 @@ def test_bad_feature_file(bench, stage, kind, words):
         features.write_mat(path, "Other", np.ones((1, 40)))
     elif kind == "width":
         features.write_mat(path, "Audio_data", np.ones((1, 39)))
+    elif kind == "folder":
+        path.unlink()
+        path.mkdir()
+    elif kind == "hdf5":
+        path.write_bytes(b"MATLAB 7.3 MAT-file".ljust(512) + b"\x89HDF")
     else:
         features.write_mat(path, "Audio_data", np.full((1, 40), np.nan))
     bench.refuses(bench.stage(stage), path.name, words)
@@ -167,6 +199,23 @@ def test_features_of_another_width_than_the_norm_terms(bench):
 def test_norm_terms_missing(bench):
     for number in (1, 2, 3, 4):
         bench.refuses(bench.stage(number), "NormTerm", "norm_para.py")
+
+
+@pytest.mark.parametrize(("what", "value"), [("means", np.inf), ("means", np.nan), ("stds", np.inf), ("stds", -1.0)])
+def test_norm_terms_that_are_no_norm_terms(bench, what, value):
+    bench.stage(0)
+    for name in ("feat", "val"):
+        file = bench.folder / "NormTerm" / f"{name}_norm_{what}.mat"
+        good = file.read_bytes()
+        features.write_mat(file, "normal_para", np.full((1, 40 if name == "feat" else 1), value))
+        bench.refuses(bench.stage(1), f"terms of {name}", "norm_para.py")
+        file.write_bytes(good)
+
+
+def test_values_too_large_for_a_standard_deviation(bench):
+    features.write_mat(bench.feature_files[4], "Audio_data", np.full((1, 40), 1e200))
+    bench.refuses(bench.stage(0), "too large", "1e+200")
+    assert not list(bench.folder.glob("NormTerm/*"))
 
 
 def test_more_clusters_than_samples(bench):
@@ -234,6 +283,7 @@ def test_output_folder_that_cannot_be_written(trained, stage):
 
 def test_unknown_device(trained):
     trained.refuses(trained.stage(2, "--device", "tpu"), "tpu", "auto, cpu, cuda")
+    trained.refuses(trained.stage(2, "--device", "cuda:99999999999999999999"), "CUDA GPUs")
     if not torch.cuda.is_available():
         trained.refuses(trained.stage(2, "--device", "cuda:3"), "cuda:3", "0 CUDA GPUs")
 
@@ -246,8 +296,29 @@ def test_damaged_resume_file(trained):
     assert trained.stage(3, "--no-resume")[0] == 0 and not resume.exists()
 
 
-def test_label_scale_upside_down(trained):
+def test_label_scale_that_is_none(trained):
     trained.refuses(trained.stage(4, "--label-scale", 7, 1), "lowest label first")
+    trained.refuses(trained.stage(4, "--label-scale", 1, "inf"), "two numbers")
+
+
+def test_a_network_that_predicts_no_numbers(trained):
+    weights = torch.load(trained.regressor, weights_only=True)
+    weights["dense_net.7.bias"].fill_(float("nan"))
+    torch.save(weights, trained.regressor)
+    trained.refuses(trained.stage(4), trained.regressor.name, "no number")
+    content = torch.load(trained.ssl_checkpoint, weights_only=True)
+    content["state_dict"]["emo_regressor.2.bias"].fill_(float("nan"))
+    torch.save(content, trained.ssl_checkpoint)
+    trained.refuses(trained.stage(2), trained.ssl_checkpoint.name, "no number")
+    assert not list(trained.folder.glob("results/*"))
+
+
+def test_a_log_that_is_no_log_is_written_anew(trained):
+    log = trained.folder / "Models/SimpleEmoRegressor_DeepMI@_Val.log.jsonl"
+    for content in ("null\n1\n", "{", ""):
+        log.write_text(content)
+        assert trained.stage(3)[0] == 0
+        assert json.loads(log.read_text().splitlines()[-1])["finished"]
 
 
 @pytest.mark.parametrize(

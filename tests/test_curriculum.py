@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-import arguments
 import curriculum
 from runtime import UserError
 
@@ -36,10 +35,6 @@ def test_random_order_is_its_seeds():
     assert ordered("random", names, values, 1) == ordered("random", names, values, 1)
     assert ordered("random", names, values, 1) != ordered("random", names, values, 2)
     assert sorted(ordered("random", names, values, 1)) == names
-
-
-def test_the_command_line_knows_every_order():
-    assert arguments.ORDERS == curriculum.ORDERS
 
 
 def test_pacing_is_the_papers():

@@ -85,6 +85,7 @@ def test_json_goes_round(tmp_path):
         ('{"a.wav": "x"}', "a.wav"),
         ('{"a.wav": NaN}', "finite"),
         ('{"a.wav": true}', "finite"),
+        ('{"a.wav": 1' + "0" * 400 + "}", "finite"),
         ('{"a.wav": 1, "a.wav": 2}', "twice"),
         ('{"a.wav": ' * 5000 + "1" + "}" * 5000, "deep"),
         ('{"a.wav": 0.1', "not JSON"),

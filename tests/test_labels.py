@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 from conftest import write_labels
 
+import arguments
+import features
 import utils
 from runtime import UserError
 
@@ -38,7 +40,7 @@ def test_csv_and_json_say_the_same(tmp_path, number):
     write_labels(tmp_path / "labels_consensus.csv", ROWS)
     write_json(tmp_path / "labels_consensus.json", number=number)
     for split in ("Train", "Development", "Test1"):
-        for attribute in utils.ATTRIBUTES:
+        for attribute in arguments.ATTRIBUTES:
             from_csv = utils.getPaths_attri(tmp_path / "labels_consensus.csv", split, attribute)
             from_json = utils.getPaths_attri(tmp_path / "labels_consensus.json", split, attribute)
             assert from_csv[0].tolist() == from_json[0].tolist()
@@ -138,6 +140,23 @@ def test_file_names_that_lead_out_of_the_corpus_are_refused(tmp_path, name):
     write_json(tmp_path / "l.json", [[name, *ROWS[0][1:]]])
     with pytest.raises(UserError, match="file name"):
         utils.read_labels(tmp_path / "l.json")
+
+
+def test_half_a_character_is_refused(tmp_path):
+    (tmp_path / "l.json").write_text('{"\\ud800.wav": {"Split_Set": "Train"}}')
+    with pytest.raises(UserError, match="half a character"):
+        utils.read_labels(tmp_path / "l.json")
+
+
+def test_a_json_entrys_name_is_its_key(tmp_path):
+    entry = dict(zip(utils.CONSENSUS_COLUMNS, ROWS[0])) | {"FileName": "other.wav"}
+    (tmp_path / "l.json").write_text(json.dumps({"key.wav": entry}))
+    assert utils.read_labels(tmp_path / "l.json")["FileName"].tolist() == ["key.wav"]
+
+
+def test_a_dot_in_a_name_is_no_ending():
+    names = ["X.wav", "X.y.WAV", "utt.1", "utt"]
+    assert [features.feature_name(name) for name in names] == ["X.mat", "X.y.mat", "utt.1.mat", "utt.mat"]
 
 
 def test_unlabeled_draw_is_its_seeds_and_takes_all_where_there_are_fewer(tmp_path):

@@ -1,5 +1,6 @@
 """The stages as a user runs them: the seed commands, resume, determinism, orders."""
 
+import importlib
 import json
 import os
 import shutil
@@ -63,10 +64,10 @@ def test_help_explains_every_flag(script, tmp_path):
     done = run_script(script, "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "python " in done.stdout, "the command is not in the help"
-    for line in done.stdout.splitlines():
-        if line.startswith("  -") and "  " not in line.strip():
-            continue  # a long flag whose help stands on the next line
-        assert not line.startswith("  -") or len(line.split(None, 1)) > 1
+    parser = importlib.import_module(script.removesuffix(".py")).get_args_parser()
+    for action in parser._actions:
+        assert action.help and len(action.help) > 5, f"{action.option_strings or action.dest} is not explained"
+    assert "None" not in done.stdout, "a default that is none"
     heavy = "import sys, runpy\nsys.argv = ['x', '--help']\n"
     target = f"run_module({script!r}" if script.startswith("tools.") else f"run_path({str(ROOT / script)!r}"
     heavy += f"try: runpy.{target}, run_name='__main__')\nexcept SystemExit: pass\n"
@@ -88,11 +89,12 @@ def test_norm_terms_are_numpys(bench):
     assert loadmat(bench.folder / "NormTerm/act_norm_stds.mat")["normal_para"].item() == pytest.approx(labels.std())
 
 
-def test_an_attribute_without_labels_is_left_out_by_name_and_refused_only_where_asked_for(bench):
+@pytest.mark.parametrize("empty", ["", "nan", "NA"])
+def test_an_attribute_without_labels_is_left_out_by_name_and_refused_only_where_asked_for(bench, empty):
     rows = read_rows(bench.labels)
     column = rows[0].index("EmoDom")
     for row in rows[1:]:
-        row[column] = ""
+        row[column] = empty
     bench.labels.write_text("\n".join(",".join(row) for row in rows))
     code, out, _ = bench.stage(0)
     assert code == 0 and "Dom: no labels" in out
@@ -245,10 +247,18 @@ def test_results_hold_the_printed_ccc(trained):
     assert list(table) == ["FileName", "label", "prediction"] and len(table) == result["n"] == 24
     assert metrics.concordance_cc(table["label"], table["prediction"]) == pytest.approx(result["ccc"])
     assert f"Val (CCC): {result['ccc']:.3f}" in out.splitlines()
-    assert result["bootstrap_by"] == "speakers"
+    assert "2 speakers and their utterances and 8 utterances of unknown speakers" in result["interval"]
+    assert result["interval"] in out and result["interval"].endswith("a rough one")
     expected = dict(zip(*utils.getPaths_attri(trained.corpus, "Test1", "Val")))
     assert dict(zip(table["FileName"], table["label"])) == expected
     assert {"corpus", "label_scale", "seed", "checkpoint", "split", "interval_95"} <= set(result)
+
+
+def test_an_unfinished_training_is_told_where_its_checkpoint_is_used(trained):
+    for number, file in ((2, trained.ssl_checkpoint), (4, trained.regressor)):
+        assert "has not ended" not in trained.stage(number)[2]
+        file.with_name(file.name + ".resume").touch()
+        assert "has not ended" in trained.stage(number)[2]
 
 
 def test_other_splits_and_scales(trained):
@@ -363,7 +373,7 @@ def test_sigkill_and_the_same_command_again_end_with_the_same_bytes(bench):
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     done = run_script("training_DeepEmoCluster.py", *argv, "--model-dir", "parts", cwd=bench.folder)
-    assert done.returncode == 0 and "going on after epoch" in done.stdout
+    assert done.returncode == 0 and "going on after" in done.stdout
     name = "ResNetDeepEmoCluster_epoch6_batch8_5clusters_Val.pth.tar"
     assert (bench.folder / "parts" / name).read_bytes() == (bench.folder / "whole" / name).read_bytes()
     assert not list((bench.folder / "parts").glob(".*"))

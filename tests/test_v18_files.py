@@ -3,6 +3,7 @@
 import numpy as np
 from conftest import SHARED, needs_shared
 
+import arguments
 import curriculum
 import deepmi
 import utils
@@ -16,7 +17,7 @@ def test_norm_terms_load():
     mean, std = utils.read_feature_norm(UPSTREAM / "NormTerm")
     assert mean.shape == std.shape == (6373,)
     assert mean.max() > 1e12 and np.flatnonzero(std == 0).tolist() == [3874]
-    terms = {attribute: utils.read_label_norm(UPSTREAM / "NormTerm", attribute) for attribute in utils.ATTRIBUTES}
+    terms = {attribute: utils.read_label_norm(UPSTREAM / "NormTerm", attribute) for attribute in arguments.ATTRIBUTES}
     expected = {"Act": (4.4434, 0.8784), "Dom": (4.5535, 0.7215), "Val": (4.1504, 0.8447)}
     for attribute, (mean, std) in expected.items():
         assert np.allclose(terms[attribute], (mean, std), atol=6e-5)

@@ -17,7 +17,6 @@ from pathlib import Path
 import arguments
 from runtime import UserError, prepare_folder
 
-AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
 SAMPLING_RATE = 16000  # Hz; the features depend on the bandwidth, and MSP-Podcast is at this rate
 FILES_A_TASK = 8
 
@@ -63,6 +62,8 @@ def find_recordings(audio_dir: Path) -> list[Path]:
     Raises:
         UserError: no such folder, no recordings, or two that would share a feature file.
     """
+    from features import AUDIO_ENDINGS
+
     if not audio_dir.is_dir():
         raise UserError(f"{audio_dir}: no such folder of recordings.")
     found = sorted(
