@@ -269,7 +269,6 @@ def _versions() -> dict[str, str]:
         "torch",
         "faiss-cpu",
         "faiss-gpu",
-        "faiss-gpu-cu12",
         "numpy",
         "scipy",
         "pandas",
