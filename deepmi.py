@@ -106,9 +106,11 @@ def read_metric(path: Path) -> dict[str, float]:
     """
     path = Path(path)
     if not path.is_file():
+        others = sorted(file.name for file in path.parent.glob("DeepMI_*.json"))
+        found = f"there are {', '.join(others[:5])} (-nc says which)" if others else "there is none in that folder"
         raise UserError(
-            f"{path}: no such DeepMI file. Run extract_DeepMI.py first, or name another with --metric FILE or "
-            "--metric-dir."
+            f"{path}: no such DeepMI file; {found}. Run extract_DeepMI.py with the same -nc first, or name another "
+            "with --metric FILE or --metric-dir."
         )
     values = read_json_object(path)
     for name, value in values.items():

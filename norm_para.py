@@ -47,7 +47,9 @@ def main(args: argparse.Namespace) -> None:
         written += utils.write_label_norm(args.norm_dir, attribute, label_mean, label_std)
         print(f"{attribute}: mean {label_mean:.4f}, standard deviation {label_std:.4f} over {len(values)} labels.")
     for attribute in sorted(set(arguments.ATTRIBUTES) - set(labels)):
-        print(f"{attribute}: no labels in {corpus.labels}, left out.")
+        stale = (args.norm_dir / f"{attribute.lower()}_norm_means.mat").exists()
+        rest = f" Its terms in {args.norm_dir} are of another corpus." if stale else ""
+        print(f"{attribute}: no labels in {corpus.labels}, left out.{rest}")
     print("\n".join(f"wrote {path}" for path in written))
 
 

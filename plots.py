@@ -10,6 +10,8 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from runtime import write_atomically
 
+_TRAINING, _HELD_OUT = "tab:blue", "tab:orange"
+
 
 def _save(figure: Figure, path: Path) -> None:
     # A Figure without pyplot needs neither a screen nor closing.
@@ -32,8 +34,9 @@ def draw_ssl_run(history: list[dict], path: Path, title: str) -> None:
     top.set(ylabel="NMI with the epoch before", ylim=(0, 1))
     held_out = [record["validation_ccc_loss"] for record in history]
     best = min(range(len(held_out)), key=held_out.__getitem__)
-    middle.plot(epochs, held_out, marker=".", label="validation")
-    middle.plot(epochs, [record["labeled"]["ccc_loss"] for record in history], marker=".", label="training")
+    middle.plot(epochs, held_out, marker=".", color=_HELD_OUT, label="validation")
+    ccc = [record["labeled"]["ccc_loss"] for record in history]
+    middle.plot(epochs, ccc, marker=".", color=_TRAINING, label="training")
     middle.axvline(epochs[best], color="grey", linestyle=":", label=f"best, epoch {epochs[best]}")
     middle.set(ylabel="CCC loss (1 - CCC)")
     middle.legend()
@@ -62,8 +65,8 @@ def draw_curriculum_run(history: list[dict], path: Path, title: str) -> None:
     best = min(range(len(held_out)), key=held_out.__getitem__)
     figure = Figure(figsize=(8, 5))
     axes = figure.subplots()
-    axes.plot(epochs, [record["ccc_loss"] for record in history], label="training")
-    axes.plot(epochs, held_out, label="validation")
+    axes.plot(epochs, [record["ccc_loss"] for record in history], color=_TRAINING, label="training")
+    axes.plot(epochs, held_out, color=_HELD_OUT, label="validation")
     axes.axvline(epochs[best], color="grey", linestyle=":", label=f"best, epoch {epochs[best]}")
     axes.set(xlabel="epoch", ylabel="CCC loss (1 - CCC)", title=title)
     axes.grid(alpha=0.3)
@@ -73,7 +76,7 @@ def draw_curriculum_run(history: list[dict], path: Path, title: str) -> None:
     data.set(ylabel="utterances in use", ylim=(0, max(sizes) * 1.05))
     lines, labels = axes.get_legend_handles_labels()
     areas, names = data.get_legend_handles_labels()
-    axes.legend(lines + areas, labels + names, loc="upper right")
+    axes.legend(lines + areas, labels + names, loc="upper left", bbox_to_anchor=(1.12, 1))
     _save(figure, path)
 
 

@@ -347,9 +347,17 @@ class TrainingRun:
         elif self.resume_file.exists():
             state = self._read_state()
             print(f"going on after {len(self.history)} epochs, saved in {self.resume_file}")
+        else:
+            self._tell_what_is_replaced()
         first = {"run": self.identity, **self.details, "versions": _versions(), "git_commit": _git_commit()}
         write_text(self.log_file, "".join(json.dumps(line) + "\n" for line in [first, *self.history]))
         return state
+
+    def _tell_what_is_replaced(self) -> None:
+        lines = self._log_lines()
+        if len(lines) > 1 and lines[-1].get("finished") is True and isinstance(lines[0].get("run"), dict):
+            differences = self._differences(lines[0]["run"])
+            print(f"note: replaces {self.checkpoint}, a finished run ({differences}).", file=sys.stderr)
 
     def _read_state(self) -> dict:
         try:
@@ -365,9 +373,8 @@ class TrainingRun:
         self._refuse_another_run(identity)
         return state
 
-    def _refuse_another_run(self, other: dict) -> None:
-        if other == self.identity:
-            return
+    def _differences(self, other: dict) -> str:
+        """In which arguments and data another run's identity differs from this one's."""
         before, now = other.get("arguments", {}), self.identity["arguments"]
         differences = [
             f"{name} {before.get(name)} there, {now.get(name)} now"
@@ -378,11 +385,16 @@ class TrainingRun:
         differences += [
             f"other {name} data" for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)
         ]
-        differences = differences or [f"program version {other.get('version')} there, {__version__} now"]
-        raise UserError(
-            f"{self.resume_file}: an unfinished run of another kind lies here ({'; '.join(differences)}). Finish it "
-            "with its own arguments, name another --model-dir, or give it up with --no-resume."
-        )
+        if other.get("version") != __version__:
+            differences.append(f"program version {other.get('version')} there, {__version__} now")
+        return "; ".join(differences) or "the same arguments and data"
+
+    def _refuse_another_run(self, other: dict) -> None:
+        if other != self.identity:
+            raise UserError(
+                f"{self.resume_file}: an unfinished run of another kind lies here ({self._differences(other)}). Finish "
+                "it with its own arguments, name another --model-dir, or give it up with --no-resume."
+            )
 
     def end_epoch(self, record: dict) -> None:
         """Add an epoch to the log."""

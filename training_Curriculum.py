@@ -79,19 +79,19 @@ def train_epoch(model, optimizer, rows, targets, subset, args: argparse.Namespac
 
 
 def load_order(args: argparse.Namespace, names: list[str]) -> tuple:
-    """The training order and the digest of the metric it comes from (None where it needs no metric)."""
+    """The training order, and name and digest of the metric it comes from (None each where it needs none)."""
     import deepmi
     import utils
 
-    values, key = None, None
+    values, metric, key = None, None, None
     if args.order in ("deepmi", "reverse"):
         file = args.metric or utils.metric_file(args.metric_dir, args.num_clusters, args.emo_attr)
         values = curriculum.match_metric(deepmi.read_metric(file), names, file)
-        key = runtime.digest(values.tobytes())
+        metric, key = Path(file).name, runtime.digest(values.tobytes())
         print(f"order {args.order} by {file}")
     else:
         print(f"order {args.order}, no DeepMI used")
-    return curriculum.training_order(args.order, names, values, args.seed), key
+    return curriculum.training_order(args.order, names, values, args.seed), metric, key
 
 
 def main(args: argparse.Namespace) -> None:
@@ -109,10 +109,10 @@ def main(args: argparse.Namespace) -> None:
     utils.make_output_folders(args.model_dir, args.cache_dir)
     corpus = arguments.open_corpus(args)
     train, held_out = corpus.load("Train"), corpus.load("Validation")
-    order, metric_key = load_order(args, train.names)
+    order, metric, metric_key = load_order(args, train.names)
     keys = {"Train": train.key, "Validation": held_out.key, "metric": metric_key}
     counts = {"Train": len(train.names), "Validation": len(held_out.names)}
-    details = {"corpus": str(args.corpus), "counts": counts, "device": str(device)}
+    details = {"corpus": str(args.corpus), "counts": counts, "device": str(device), "metric": metric}
     run = runtime.TrainingRun(target, arguments.chosen(args, "order"), keys, details, args.resume)
     if run.is_finished():
         return
@@ -130,7 +130,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"{sizes} utterances of {corpus.num_features} features, on {device}")
 
     def write_outputs() -> None:
-        save_regressor(target, run.best["weights"], run.facts())
+        save_regressor(target, run.best["weights"], run.facts() | {"metric": metric})
         plots.draw_curriculum_run(run.history, run.picture, target.name)
 
     def make_state() -> dict:

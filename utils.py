@@ -430,7 +430,10 @@ def getPaths_unlabel_Podcast(root_dir: Path | str, sample_num: int = 90000, seed
     folder = _find_folder(root, FEATURE_FOLDER) or root
     names = sorted(file.name for file in folder.iterdir() if file.suffix == ".mat" and not file.name.startswith("."))
     if not names:
-        raise UserError(f"{folder}: no .mat files; expected feature files, here or in {root / FEATURE_FOLDER}.")
+        raise UserError(
+            f"{folder}: no .mat files, here or in {root / FEATURE_FOLDER}. Make features of recordings with "
+            "`python -m tools.extract_features`."
+        )
     if sample_num < len(names):
         drawn = np.random.default_rng(seed).choice(len(names), size=sample_num, replace=False)
         names = [names[index] for index in np.sort(drawn)]
@@ -583,6 +586,7 @@ class LabeledCorpus:
         self.corpus, self.emo_attr, self.scale = corpus, emo_attr, scale
         self.cache_dir, self.workers, self.skip_missing = cache_dir, workers, skip_missing
         self.table = read_labels(corpus.labels)
+        attribute_labels(self.table, emo_attr, corpus.labels, (-np.inf, np.inf))  # before norm terms: none can be made
         self.feature_norm = read_feature_norm(norm_dir)
         self.label_norm = read_label_norm(norm_dir, emo_attr)
 

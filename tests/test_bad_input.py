@@ -269,6 +269,9 @@ def test_metric_missing_or_for_other_files(trained):
     trained.refuses(trained.stage(3), "lacks 2", first, "extract_DeepMI.py")
     trained.metric.write_text(json.dumps(values | {"stranger.wav": 1.0}))
     trained.refuses(trained.stage(3), "has unknown 1", "stranger.wav")
+    trained.refuses(
+        trained.stage(3, "-nc", 6), "DeepMI_6clusters@_Val.json", "there are DeepMI_5clusters@_Val.json (-nc"
+    )
     trained.metric.unlink()
     trained.refuses(trained.stage(3), trained.metric.name, "extract_DeepMI.py")
 

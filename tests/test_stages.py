@@ -100,7 +100,7 @@ def test_an_attribute_without_labels_is_left_out_by_name_and_refused_only_where_
     assert code == 0 and "Dom: no labels" in out
     assert not (bench.folder / "NormTerm/dom_norm_means.mat").exists()
     assert bench.stage(1)[0] == 0
-    bench.refuses(bench.stage(1, "-emo", "Dom"), "dom_norm_means.mat", "norm_para.py")
+    bench.refuses(bench.stage(1, "-emo", "Dom"), "EmoDom is empty")
 
 
 def test_the_ssl_log_tells_the_run(trained):
@@ -398,6 +398,17 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(trained):
         file = trained.ssl_checkpoint if number == 1 else trained.regressor
         assert trained.stage(number, "--no-resume")[0] == 0 and file.read_bytes() == before
         assert trained.stage(number, "--seed", 5)[0] == 0 and file.read_bytes() != before
+
+
+def test_a_finished_run_that_is_replaced_is_told(trained):
+    code, _, err = trained.stage(3, "-ep", 3)
+    assert code == 0 and "replaces" in err and "epoch 8 there, 3 now" in err
+
+
+def test_the_results_name_the_metric(trained):
+    trained.stage(4)
+    result = json.loads((trained.folder / "results/SimpleEmoRegressor_DeepMI@_Val_Test1.json").read_text())
+    assert result["training"]["metric"] == "DeepMI_5clusters@_Val.json"
 
 
 def test_a_finished_run_is_not_trained_again(trained):

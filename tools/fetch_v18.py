@@ -76,7 +76,7 @@ def _git(*arguments_: str) -> None:
     if done.returncode:
         verb = next(word for word in arguments_ if word in ("clone", "sparse-checkout", "checkout"))
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UserError(f"git {verb}: {reason}")
+        raise UserError(f"git {verb}: {reason} (--url takes a mirror or a local clone of the repository, too).")
 
 
 def fetch(url: str, commit: str, blobs: Mapping[str, str], target: Path) -> list[Path]:
