@@ -157,7 +157,9 @@ def test_consensus_is_the_mean_of_the_five_ratings(whole_tables):
     scores = whole_tables["detailed"][columns].to_numpy()
     assert set(np.unique(scores)) == set(range(1, 8))
     consensus = whole_tables["consensus"][columns].astype(float)
-    pd.testing.assert_frame_equal(ratings[columns].mean().sort_index(), consensus.sort_index(), check_names=False)
+    pd.testing.assert_frame_equal(
+        ratings[columns].mean().sort_index(), consensus.sort_index(), check_names=False, check_index_type=False
+    )
 
 
 def test_detailed_rows_are_written_as_msp_podcast_writes_them(tiny):
