@@ -170,4 +170,4 @@ def _draw_curriculum(axes: Axes) -> None:
     _box(axes, 12.1, 0.9, 3.2, 1.3, "regressor\nloss 1 - CCC", _ORANGE)
     _arrow(axes, (15.35, 1.55), (16.55, 1.55), "Test1")
     _box(axes, 16.6, 0.9, 3.3, 1.3, "CCC with its\n95 % interval", _ORANGE)
-    _arrow(axes, (16.75, 3.85), (1.4, 2.25), connectionstyle="arc3,rad=0.0")
+    _arrow(axes, (16.75, 3.85), (1.4, 2.25), connectionstyle="arc3,rad=-0.05")
