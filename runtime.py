@@ -146,13 +146,13 @@ def read_json_object(path: Path) -> dict:
     Raises:
         UserError: missing, not JSON, another top level, a key twice, or nested too deeply.
     """
+    text = read_text(path)
     try:
-        text = read_text(path)
         content = json.loads(text, object_pairs_hook=_unique_keys)
         if re.search(r"\\u[dD][89a-fA-F]", text):
             json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no character
     except UserError as error:
-        raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+        raise UserError(f"{path}: {error}.") from None
     except RecursionError:
         raise UserError(f"{path}: nested too deeply; expected one object with a value a file name.") from None
     except UnicodeEncodeError:
@@ -287,6 +287,27 @@ def tell_if_unfinished(checkpoint: Path) -> None:
     """Say so if a checkpoint that is about to be used is the best so far of a run that has not ended."""
     if _resume_file(checkpoint).exists():
         print(f"note: {checkpoint}: its training has not ended; this is the best so far.", file=sys.stderr)
+
+
+def refuse_divergence(losses, batches, names: list[str], title: str) -> None:
+    """Stop at the first batch whose loss is not finite.
+
+    Args:
+        losses: tensor, shape (number of batches, losses of a batch).
+        batches: positions of each batch's utterances.
+        names: file names that the positions point to.
+        title: what was being trained.
+    Raises:
+        UserError: with the batch and its files.
+    """
+    broken = (~losses.isfinite().all(dim=1)).nonzero()
+    if len(broken):
+        first = int(broken[0])
+        files = ", ".join(names[i] for i in batches[first][:5].tolist())
+        raise UserError(
+            f"{title}: the loss of batch {first} is not finite (files {files}, ...). Look at their features, or try "
+            "--precision fp32. The last saved state is kept."
+        )
 
 
 class TrainingRun:

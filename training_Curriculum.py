@@ -43,12 +43,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def train_epoch(model, optimizer, rows, targets, subset, args: argparse.Namespace, device, epoch: int) -> float:
+def train_epoch(model, optimizer, train, rows, subset, args: argparse.Namespace, device, epoch: int) -> float:
     """One pass over the epoch's subset in random batches.
 
     Args:
-        rows: float32, (N, D).
-        targets: z-normed labels, (N,).
+        train: the `utils.LabeledSet`, N utterances.
+        rows: its features as a tensor, (N, D).
         subset: positions that the epoch trains on.
     Returns:
         Mean CCC loss over the batches.
@@ -61,8 +61,10 @@ def train_epoch(model, optimizer, rows, targets, subset, args: argparse.Namespac
 
     runtime.seed_everything(runtime.derived_seed(args.seed, epoch, 1))
     model.train()
+    targets = torch.from_numpy(train.targets)
     losses = []
-    for batch in subset[torch.randperm(len(subset))].split(args.batch_size):
+    batches = subset[torch.randperm(len(subset))].split(args.batch_size)
+    for batch in batches:
         with runtime.autocast(device, args.precision):
             prediction = model(rows.index_select(0, batch).to(device))
         loss = ccc_loss(prediction, targets[batch].to(device))
@@ -70,12 +72,9 @@ def train_epoch(model, optimizer, rows, targets, subset, args: argparse.Namespac
         loss.backward()
         optimizer.step()
         losses.append(loss.detach())
-    mean = torch.stack(losses).mean().item()
-    if mean != mean:
-        raise runtime.UserError(
-            f"epoch {epoch}: the loss is not finite; look at the features, or try --precision fp32."
-        )
-    return mean
+    losses = torch.stack(losses).cpu()
+    runtime.refuse_divergence(losses[:, None], batches, train.names, f"epoch {epoch}")
+    return losses.mean().item()
 
 
 def load_order(args: argparse.Namespace, names: list[str]) -> tuple:
@@ -124,7 +123,7 @@ def main(args: argparse.Namespace) -> None:
     if state is not None:
         model.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
-    rows, targets, held_out_rows = as_tensor(train.rows), torch.from_numpy(train.targets), as_tensor(held_out.rows)
+    rows, held_out_rows = as_tensor(train.rows), as_tensor(held_out.rows)
     order = torch.from_numpy(order)
     sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
     print(f"{sizes} utterances of {corpus.num_features} features, on {device}")
@@ -144,7 +143,7 @@ def main(args: argparse.Namespace) -> None:
         for group in optimizer.param_groups:
             group["lr"] = record["lr"]
         record["ccc_loss"] = train_epoch(
-            model, optimizer, rows, targets, order[: record["utterances"]], args, device, epoch
+            model, optimizer, train, rows, order[: record["utterances"]], args, device, epoch
         )
         (prediction,) = in_batches(model, model, held_out_rows, device, args.precision)
         record["validation_ccc_loss"] = 1 - concordance_cc(held_out.targets, prediction.numpy())

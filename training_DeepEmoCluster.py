@@ -104,19 +104,8 @@ class Learner:
                 optimizer.step()
             losses.append(torch.stack([cluster_loss.detach(), attribute_loss.detach()]))
         losses = torch.stack(losses).cpu()  # one wait for the device a stage, none a batch
-        self._refuse_divergence(losses, batches, part.names, title)
+        runtime.refuse_divergence(losses, batches, part.names, title)
         return tuple(losses.mean(dim=0).tolist())
-
-    @staticmethod
-    def _refuse_divergence(losses, batches, names: list[str], title: str) -> None:
-        broken = (~losses.isfinite().all(dim=1)).nonzero()
-        if len(broken):
-            first = int(broken[0])
-            files = ", ".join(names[i] for i in batches[first][:5].tolist())
-            raise runtime.UserError(
-                f"{title}: the loss of batch {first} is not finite (files {files}, ...). Look at their features, or "
-                "try --precision fp32. The last saved state is kept."
-            )
 
 
 def run_stage(learner: Learner, part: Part, num_clusters: int, seeds: tuple[int, ...], title: str):
@@ -253,11 +242,11 @@ def main(args: argparse.Namespace) -> None:
     runtime.seed_everything(runtime.derived_seed(args.seed))
     num_features = parts["Train"].rows.shape[1]
     learner = Learner(DenseResNet(num_features, args.num_clusters), device, args.precision, args.batch_size)
-    first, assignment = 0, None
+    first, assignment = len(run.history), None
     if state is not None:
         learner.model.load_state_dict(state["weights"])
         learner.adam.load_state_dict(state["adam"])
-        first, assignment = len(run.history), state["assignment"].numpy()
+        assignment = state["assignment"].numpy()
     sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
     print(f"{sizes} utterances of {num_features} features, on {device}")
 

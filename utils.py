@@ -267,6 +267,23 @@ def select_split(table: pd.DataFrame, split: str, source: object = "labels") -> 
     return rows
 
 
+def _label_text(rows: pd.DataFrame, emo_attr: str, source: object) -> pd.Series:
+    """One attribute's labels as written, indexed by file name, without the empty ones.
+
+    Raises:
+        UserError: no such column, or no label in it.
+    """
+    column = f"Emo{emo_attr}"
+    _check_columns(source, rows, (column,))
+    text = rows.set_index("FileName")[column]
+    text = text[~text.str.casefold().isin(EMPTY)]
+    if text.empty:
+        raise UserError(
+            f"{source}: column {column} is empty for these {len(rows)} rows, so there is nothing to do for {emo_attr}."
+        )
+    return text
+
+
 def attribute_labels(
     rows: pd.DataFrame, emo_attr: str, source: object = "labels", scale: tuple[float, float] = LABEL_RANGE
 ) -> pd.Series:
@@ -283,13 +300,7 @@ def attribute_labels(
         UserError: no such column, no labels in it, a label that is no number or outside the scale.
     """
     column = f"Emo{emo_attr}"
-    _check_columns(source, rows, (column,))
-    text = rows.set_index("FileName")[column]
-    text = text[~text.str.casefold().isin(EMPTY)]
-    if text.empty:
-        raise UserError(
-            f"{source}: column {column} is empty for these {len(rows)} rows, so there is nothing to do for {emo_attr}."
-        )
+    text = _label_text(rows, emo_attr, source)
     values = pd.to_numeric(text, errors="coerce").astype(np.float64)
     if values.isna().any():
         name = values.index[values.isna()][0]
@@ -586,7 +597,7 @@ class LabeledCorpus:
         self.corpus, self.emo_attr, self.scale = corpus, emo_attr, scale
         self.cache_dir, self.workers, self.skip_missing = cache_dir, workers, skip_missing
         self.table = read_labels(corpus.labels)
-        attribute_labels(self.table, emo_attr, corpus.labels, (-np.inf, np.inf))  # before norm terms: none can be made
+        _label_text(self.table, emo_attr, corpus.labels)  # before the norm terms: without labels none can be made
         self.feature_norm = read_feature_norm(norm_dir)
         self.label_norm = read_label_norm(norm_dir, emo_attr)
 

@@ -95,6 +95,13 @@ def test_labels_outside_the_scale_or_no_numbers(bench, rows, value, words):
     bench.refuses(bench.stage(0), "EmoVal", rows[3][0], words)
 
 
+def test_labels_of_a_split_that_is_not_used_are_not_judged(bench, rows):
+    rows[-1][rows[0].index("EmoVal")] = "hidden"
+    assert rows[-1][-1] == "Test1"
+    rewrite(bench, rows)
+    assert [bench.stage(number)[0] for number in range(5)] == [0, 0, 0, 0, 2]
+
+
 def test_duplicate_file_names(bench, rows):
     rows[5][0] = rows[4][0]
     rewrite(bench, rows)

@@ -189,6 +189,14 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_names_the_files():
         learner.train_on(ssl_stage.Part(rows, names), torch.arange(8) % 3, torch.arange(8), "epoch 7")
 
 
+def test_a_curriculum_loss_that_is_not_finite_names_the_files_too(trained, monkeypatch):
+    import features
+
+    monkeypatch.setattr(features, "normalise", lambda rows, mean, std: np.full(rows.shape, np.inf, np.float32))
+    result = trained.stage(3, "--no-resume", "--cache-dir", "other")
+    trained.refuses(result, "epoch 0: the loss of batch 0 is not finite", "MSP-PODCAST_")
+
+
 def test_extraction_is_deterministic_and_knows_no_seed(trained):
     first = trained.metric.read_bytes()
     for more in ([], ["--seed", 7], ["--workers", 1]):
