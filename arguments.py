@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import runtime
 from runtime import UserError
 
 ATTRIBUTES = ("Act", "Dom", "Val")
@@ -243,12 +244,28 @@ def run(
     main: Callable[[argparse.Namespace], int | None],
     parser: argparse.ArgumentParser,
     argv: list | None = None,
+    with_ranks: bool = False,
 ) -> None:
-    """Parse, run, and leave with an exit status: 0, 2 for bad input (one message, no traceback), 130/143 if stopped."""
+    """Parse, run, and leave with an exit status: 0, 2 for bad input (one message, no traceback), 130/143 if stopped.
+
+    Args:
+        main: what to run.
+        parser: its command line.
+        argv: arguments, where they are not the process's own.
+        with_ranks: whether it can run as several processes under torchrun.
+    """
+    if runtime.rank() > 0:
+        sys.stdout = sys.stderr = Path(os.devnull).open("w")  # rank 0 speaks for all
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        if runtime.num_ranks() > 1:
+            if not with_ranks:
+                raise UserError("runs as one process; start it without torchrun.")
+            runtime.join_ranks()
         status = main(args) or 0
+        if runtime.num_ranks() > 1:
+            runtime.leave_ranks()
     except UserError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         status = 2
@@ -256,6 +273,12 @@ def run(
         # The reader of our output (head, less) left; nothing is wrong, and flushing at exit must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
+    except RuntimeError as error:
+        if runtime.rank() == 0:
+            raise
+        # Another rank has failed and says why; what reaches this one is only that the connection broke.
+        print(f"{parser.prog}: rank {runtime.rank()}: {str(error).splitlines()[0]}", file=sys.__stderr__)
+        status = 1
     except OSError as error:
         print(f"{parser.prog}: error: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
         status = 2

@@ -48,23 +48,29 @@ def main(args: argparse.Namespace) -> None:
     import deepmi
     import runtime
     import utils
-    from model import as_tensor, in_batches, load_ssl_checkpoint
+    from batches import Rows, in_batches
+    from model import load_ssl_checkpoint
 
     device = runtime.choose_device(args.device)
+    precision = runtime.choose_precision(device, args.precision)
     corpus = arguments.open_corpus(args)
     corpus.select("Train")
     checkpoint = utils.ssl_checkpoint(args.model_dir, args.epoch, args.batch_size, args.num_clusters, args.emo_attr)
     model, info = load_ssl_checkpoint(checkpoint, corpus.num_features, args.num_clusters, args.emo_attr)
     runtime.tell_if_unfinished(checkpoint)
     utils.make_output_folders(args.metric_dir, args.cache_dir)
-    train = corpus.load("Train")
+    with runtime.first_rank_first():
+        train = corpus.load("Train")
 
-    logits, prediction = in_batches(model.to(device), model, as_tensor(train.rows), device, args.precision)
+    outputs = in_batches(model.to(device), model, Rows(train.rows, device, precision), precision)
+    if outputs is None:
+        return  # rank 0 has them
+    logits, prediction = outputs
     alpha = deepmi.ALPHA[args.emo_attr] if args.alpha is None else args.alpha
     values, information = deepmi.deepmi_values(
-        logits.argmax(dim=1).numpy(),
+        logits.argmax(dim=1).cpu().numpy(),
         deepmi.emotion_levels(train.labels),
-        deepmi.emotion_levels(corpus.in_label_units(prediction.numpy(), checkpoint)),
+        deepmi.emotion_levels(corpus.in_label_units(prediction.cpu().numpy(), checkpoint)),
         args.num_clusters,
         alpha,
     )
@@ -82,4 +88,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments.run(main, get_args_parser())
+    arguments.run(main, get_args_parser(), with_ranks=True)

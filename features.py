@@ -8,10 +8,15 @@ once: normalised in float64, clipped, stored as a row of `feature_cache/<key>.np
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import itertools
 import json
+import math
 import os
+import struct
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,13 +25,28 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime import UserError, digest, prepare_folder, write_atomically, write_text
+from runtime import UserError, digest, prepare_folder, write_atomically
 
 FEATURE_KEY = "Audio_data"  # the variable that holds the features in MSP-Podcast's .mat files
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
 CLIP = 3.0  # normalised features are clipped to [-CLIP, CLIP]
-CACHE_FORMAT = 1  # part of every cache key: raise it when the packed form changes
+CACHE_FORMAT = 2  # part of every cache key: raise it when the packed form or the key's own form changes
 CHUNK = 64  # files that a worker reads at a time; moments are merged in chunks, so this is part of the result
+RUN = 4  # chunks whose moments a worker sends together
+BLOCK = 4096  # utterances whose names or file times are held as text at a time
+WAVE = 32  # tasks a worker that are handed out before all of their results have been used
+START_UP = 1.0  # seconds until worker processes stand ready (measured); one process reads 20,000 files meanwhile
+TASK_SECONDS = 0.04  # of work that a worker is given at a time
+BAR_DELAY = 0.5  # seconds; what takes less needs no progress bar
+
+# Types of a MATLAB v5 data element, and the class of a matrix of doubles (MAT-File Format, tables 1-1 and 1-3)
+MI_INT8, MI_INT32, MI_UINT32, MI_DOUBLE, MI_MATRIX = 1, 5, 6, 9, 14
+MX_DOUBLE = 6
+# Description, version and byte order; then tags (type, bytes) and content: the matrix, its flags, its dimensions, the
+# tag of its name.
+MATRIX_HEADER = struct.Struct("<10s 114x 4s 2I 4I 4I 2I")
+ELEMENT_TAG = struct.Struct("<2I")
+MATRIX_TAG_END = 136  # bytes that precede what the matrix's tag counts
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -44,6 +64,61 @@ def read_mat(path: Path, key: str) -> NDArray:
     Raises:
         UserError: missing, empty, damaged, without the key, or not numeric.
     """
+    plain = _read_plain_matrix(path, key)
+    return _read_any_mat(path, key) if plain is None else plain
+
+
+def _read_plain_matrix(path: Path, key: str) -> NDArray[np.float64] | None:
+    """The matrix in a file that holds nothing else; None for any other file, or none that can be read."""
+    try:
+        with open(path, "rb", buffering=0) as stream:
+            data = np.empty(os.fstat(stream.fileno()).st_size, np.uint8)
+            whole = stream.readinto(data) == data.size
+    except OSError:
+        return None
+    return _plain_matrix(data, key) if whole else None
+
+
+def _plain_matrix(data: NDArray[np.uint8], key: str) -> NDArray[np.float64] | None:
+    """The matrix of a v5 file that holds it alone and as it lies in memory; None for any other file.
+
+    Feature files are such files, and scipy's reader takes ten times as long over one. Whatever is not exactly as
+    expected, to the last byte, is left to that reader, and so is what to say about it.
+
+    Args:
+        data: the file.
+        key: the name that the matrix must have.
+    Returns:
+        float64, two-dimensional, a view of `data`.
+    Source: MAT-File Format (MathWorks), chapter "Level 5 MAT-Files".
+    """
+    end = MATRIX_HEADER.size
+    if data.size < end:
+        return None
+    description, mark, *fields, rows, columns, name_type, name_bytes = MATRIX_HEADER.unpack_from(data)
+    matrix_bytes, unused = fields[1], fields[5]
+    plain = [MI_MATRIX, matrix_bytes, MI_UINT32, 8, MX_DOUBLE, unused, MI_INT32, 8]  # complex, global, logical: flags
+    if mark != b"\x00\x01IM" or fields != plain:
+        return None
+    if 0 in description[:4] or description.startswith((b"MATLAB 7.3", b"\x89HDF")):  # v4, v7.3
+        return None
+    if name_type == MI_INT8:
+        name = data[end : end + name_bytes]
+        end += -(-name_bytes // 8) * 8
+    else:  # up to four bytes stand within the tag, their number in the type's upper half
+        name_bytes = name_type >> 16
+        if name_type & 0xFFFF != MI_INT8 or name_bytes > 4:
+            return None
+        name = data[end - 4 : end - 4 + name_bytes]
+    start, size = end + ELEMENT_TAG.size, 8 * rows * columns
+    if not data.size == MATRIX_TAG_END + matrix_bytes == start + size or size == 0:
+        return None
+    if ELEMENT_TAG.unpack_from(data, end) != (MI_DOUBLE, size) or not key or name.tobytes().decode("latin1") != key:
+        return None
+    return data[start:].view("<f8").reshape((rows, columns), order="F")
+
+
+def _read_any_mat(path: Path, key: str) -> NDArray:
     from scipy.io import loadmat
 
     path = Path(path)
@@ -99,8 +174,8 @@ def read_feature(path: Path) -> NDArray[np.float64]:
     value = read_mat(path, FEATURE_KEY)
     if value.ndim != 2 or 1 not in value.shape or value.size == 0:
         raise UserError(f"{path}: {FEATURE_KEY} has shape {value.shape}; expected (1, number of features).")
-    vector = value.astype(np.float64).ravel()
-    if np.isnan(vector).all():
+    vector = value.astype(np.float64, copy=False).ravel()
+    if math.isnan(vector[0]) and np.isnan(vector).all():
         raise UserError(
             f"{path}: every feature is NaN (a clip too short for its features?); extract it again or drop it."
         )
@@ -117,57 +192,114 @@ def feature_name(utterance: str) -> str:
     return f"{stem if ending.lower() in AUDIO_ENDINGS or ending == '.mat' else utterance}.mat"
 
 
-def feature_paths(feature_dir: Path, utterances: Sequence[str]) -> list[Path]:
+class FeaturePaths(Sequence[Path]):
+    """The .mat files of many utterances; a path is made when it is asked for, since millions of them fill memory."""
+
+    def __init__(self, folder: Path, names: Sequence[str]):
+        self.folder, self.names = folder, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return FeaturePaths(self.folder, self.names[index])
+        return Path(self.folder) / feature_name(self.names[index])
+
+    def strings(self) -> Iterator[str]:
+        """The paths as text, which is made faster than a `Path`."""
+        folder = os.fspath(self.folder)
+        return (os.path.join(folder, feature_name(name)) for name in self.names)
+
+
+def feature_paths(feature_dir: Path, utterances: Sequence[str]) -> FeaturePaths:
     """The .mat file of each utterance."""
-    return [feature_dir / feature_name(name) for name in utterances]
+    return FeaturePaths(feature_dir, utterances)
 
 
 def missing_features(feature_dir: Path, utterances: Sequence[str]) -> list[str]:
     """Those utterances that have no feature file."""
     with contextlib.suppress(OSError):
         present = {entry.name for entry in os.scandir(feature_dir)}
-        return [
-            name for name, path in zip(utterances, feature_paths(feature_dir, utterances)) if path.name not in present
-        ]
+        return [name for name in utterances if os.path.basename(feature_name(name)) not in present]
     return list(utterances)
 
 
-def _chunks(count: int) -> Iterator[slice]:
-    return (slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
+def _parts(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+@functools.lru_cache(maxsize=1)
+def _chunk_buffer(files: int, width: int) -> NDArray[np.float64]:
+    """One buffer a process: megabytes that are new at every chunk cost more than the arithmetic on them."""
+    return np.empty((files, width))
 
 
 def _read_chunk(paths: Sequence[Path], width: int) -> tuple[NDArray[np.float64], list[str], list[str]]:
-    """Rows (B, D) of a chunk, what is wrong with its files, and the names of files with infinite values."""
-    rows = np.full((len(paths), width), np.nan)
+    """Rows (B, D) of a chunk, what is wrong with its files, and the names of files with infinite values.
+
+    The rows last until the next chunk is read; that of a faulty file is NaN.
+    """
+    files = list(paths.strings() if isinstance(paths, FeaturePaths) else map(os.fspath, paths))
+    rows = _chunk_buffer(len(files), width)
     faults, infinite = [], []
-    for row, path in zip(rows, paths):
+    for row, file in zip(rows, files):
         try:
-            vector = read_feature(path)
+            vector = read_feature(file)
+            if vector.shape != row.shape:
+                raise UserError(f"{file}: {vector.size} features; expected {width}.")
         except UserError as error:
             faults.append(str(error))
-            continue
-        if vector.shape != row.shape:
-            faults.append(f"{path}: {vector.size} features; expected {width}.")
+            row[:] = np.nan
             continue
         row[:] = vector
         if np.isinf(vector).any():
-            infinite.append(path.name)
+            infinite.append(os.path.basename(file))
     return rows, faults, infinite
 
 
-def _in_parallel(work: Callable, chunks: list[tuple], workers: int, files: int, title: str) -> Iterable:
-    """Results of `work(*chunk)` in the order of the chunks, with a progress bar that counts files."""
-    from joblib import Parallel, delayed
+def _in_parallel(work: Callable, chunks: Iterable[tuple], workers: int, files: int, title: str) -> Iterator:
+    """Results of `work(*chunk)` in the order of the chunks, with a progress bar that counts files.
+
+    Workers are started as soon as the pace so far says that they will save more than they cost: thousands of files in
+    the page cache are read before workers stand ready, hundreds on a slow disk are not.
+
+    Args:
+        work: a function of this module.
+        chunks: arguments of each call; the first is the chunk's files.
+        workers: processes.
+        files: how many files the chunks have together.
+        title: what the progress bar calls them.
+    """
     from tqdm import tqdm
 
-    # Starting processes costs about a second, the time that some thousand files take.
-    if files < 1000:
-        workers = 1
-    results = Parallel(n_jobs=min(workers, len(chunks)), return_as="generator")(delayed(work)(*c) for c in chunks)
-    with tqdm(total=files, desc=title, unit="file", disable=None) as bar:
-        for chunk, result in zip(chunks, results):
-            yield result
+    chunks, done, begin = iter(chunks), 0, time.perf_counter()
+    with tqdm(total=files, desc=title, unit="file", delay=BAR_DELAY, disable=None) as bar:
+        for chunk in chunks:
+            yield work(*chunk)
+            done += len(chunk[0])
             bar.update(len(chunk[0]))
+            pace = (time.perf_counter() - begin) / done
+            if pace * (files - done) * (1 - 1 / workers) > START_UP:
+                break
+        if done < files:
+            size = len(chunk[0])
+            workers = min(workers, math.ceil((files - done) / size))
+            for chunk, result in _in_processes(work, chunks, workers, pace * size):
+                yield result
+                bar.update(len(chunk[0]))
+
+
+def _in_processes(work: Callable, chunks: Iterator[tuple], workers: int, seconds: float) -> Iterator[tuple]:
+    """(chunk, result) in the order of the chunks, of which each takes some `seconds`."""
+    from joblib import Parallel, delayed
+
+    # A task costs the main process 0.4 ms, so quick chunks share one; messages of many MB are slow again.
+    batch = max(1, min(8, int(TASK_SECONDS / seconds)))
+    with Parallel(n_jobs=workers, return_as="generator", batch_size=batch) as pool:
+        # joblib runs ahead without end where results are made faster than they are used; waves bound what piles up.
+        while wave := list(itertools.islice(chunks, WAVE * batch * workers)):
+            yield from zip(wave, pool(delayed(work)(*chunk) for chunk in wave))
 
 
 def _raise_faults(faults: list[str], files: int) -> None:
@@ -188,7 +320,7 @@ class Moments:
     (v1.8 has means of 1e12), and the minimum and maximum tell a constant feature exactly.
     """
 
-    count: NDArray  # (D,) utterances whose feature is a number
+    count: NDArray | int  # (D,) utterances whose feature is a number; one number if it is the same for all features
     mean: NDArray  # (D,) of x - shift
     squares: NDArray  # (D,) sum of (x - mean)**2
     low: NDArray  # (D,) of x - shift
@@ -196,16 +328,17 @@ class Moments:
 
     @classmethod
     def of(cls, rows: NDArray[np.float64]) -> Moments:
-        """Moments of shifted rows (B, D); NaN counts as not observed."""
-        observed = ~np.isnan(rows)
-        count = observed.sum(axis=0)
-        filled = rows if observed.all() else np.where(observed, rows, 0.0)
-        mean = filled.sum(axis=0) / np.maximum(count, 1)
-        deviations = filled - mean
-        deviations[~observed] = 0.0
+        """Moments of shifted rows (B, D), which are overwritten; NaN counts as not observed."""
+        missing = np.isnan(rows)
+        complete = not missing.any()
+        count = len(rows) - (0 if complete else missing.sum(axis=0))
+        low = (rows if complete else np.where(missing, np.inf, rows)).min(axis=0)
+        high = (rows if complete else np.where(missing, -np.inf, rows)).max(axis=0)
+        rows[missing] = 0.0
+        mean = rows.sum(axis=0) / np.maximum(count, 1)
+        deviations = np.subtract(rows, mean, out=rows)
+        deviations[missing] = 0.0
         squares = np.einsum("bd,bd->d", deviations, deviations)
-        low = np.where(observed, rows, np.inf).min(axis=0)
-        high = np.where(observed, rows, -np.inf).max(axis=0)
         return cls(count, mean, squares, low, high)
 
     def merge(self, other: Moments) -> Moments:
@@ -224,8 +357,27 @@ class Moments:
 
 def _chunk_moments(paths: Sequence[Path], shift: NDArray) -> tuple[Moments, list[str], list[str]]:
     rows, faults, infinite = _read_chunk(paths, shift.size)
-    rows[np.isinf(rows)] = np.nan  # named by the caller, kept out of the arithmetic
-    return Moments.of(rows - shift), faults, infinite
+    if infinite:
+        rows[np.isinf(rows)] = np.nan  # named by the caller, kept out of the arithmetic
+    return Moments.of(np.subtract(rows, shift, out=rows)), faults, infinite
+
+
+def _run_moments(paths: Sequence[Path], shift: NDArray, chunk: int) -> tuple[list[Moments], list[str], list[str]]:
+    """Moments of each chunk of a run, what is wrong with its files, and the names of files with infinite values.
+
+    The first chunk's extremes are the run's and the others have none: which are merged first is no part of the result
+    there, and what a worker sends, the main process's burden, is halved.
+    """
+    run, faults, infinite = [], [], []
+    for part in _parts(len(paths), chunk):
+        moments, chunk_faults, chunk_infinite = _chunk_moments(paths[part], shift)
+        if run:
+            run[0].low, run[0].high = np.minimum(run[0].low, moments.low), np.maximum(run[0].high, moments.high)
+            moments.low, moments.high = np.inf, -np.inf
+        run.append(moments)
+        faults += chunk_faults
+        infinite += chunk_infinite
+    return run, faults, infinite
 
 
 def feature_moments(paths: Sequence[Path], workers: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -247,13 +399,12 @@ def feature_moments(paths: Sequence[Path], workers: int) -> tuple[NDArray[np.flo
     shift = read_feature(paths[0])
     shift = np.where(np.isfinite(shift), shift, 0.0)
     total, faults, infinite = None, [], []
-    chunks = [(paths[part], shift) for part in _chunks(len(paths))]
-    for moments, chunk_faults, chunk_infinite in _in_parallel(
-        _chunk_moments, chunks, workers, len(paths), "norm terms"
-    ):
-        total = moments if total is None else total.merge(moments)
-        faults += chunk_faults
-        infinite += chunk_infinite
+    runs = ((paths[part], shift, CHUNK) for part in _parts(len(paths), RUN * CHUNK))
+    for run, run_faults, run_infinite in _in_parallel(_run_moments, runs, workers, len(paths), "norm terms"):
+        for moments in run:
+            total = moments if total is None else total.merge(moments)
+        faults += run_faults
+        infinite += run_infinite
     _raise_faults(faults, len(paths))
     if infinite:
         raise UserError(
@@ -284,12 +435,18 @@ def normalise(features: NDArray[np.float64], mean: NDArray, std: NDArray) -> NDA
         float32, the shape of `features`.
     Source: Lin, Sridhar & Busso (2024).
     """
+    return _normalise_into(np.empty(features.shape), features, mean, std).astype(np.float32)
+
+
+def _normalise_into(z: NDArray, features: NDArray, mean: NDArray, std: NDArray) -> NDArray[np.float64]:
+    """`normalise` in float64, written to `z`, which may be `features` itself."""
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        z = (features - mean) / std
+        np.subtract(features, mean, out=z)
+        np.divide(z, std, out=z)
     z[..., std == 0] = 0.0
     np.clip(z, -CLIP, CLIP, out=z)
     z[np.isnan(z)] = 0.0
-    return z.astype(np.float32)
+    return z
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -311,20 +468,56 @@ class PackedFeatures:
     key: str
 
 
-def _cache_key(paths: Sequence[Path], names: Sequence[str], mean: NDArray, std: NDArray) -> str:
-    """Digest over files, norm terms and packed form.
+def _block_digest(paths: FeaturePaths) -> str:
+    """Digest over some files.
 
     A file counts by name, size, and times of change of content and of inode: no tool can set the latter, so a file
     changed behind an old time stamp still makes a new key.
     """
-    files = [(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in zip(names, map(os.stat, paths))]
-    return digest(CACHE_FORMAT, files, mean.tobytes(), std.tobytes())
+    stats = map(os.stat, paths.strings())
+    return digest([(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in zip(paths.names, stats)])
+
+
+def cache_file(
+    feature_dir: Path,
+    names: Iterable[str],
+    mean: NDArray[np.float64],
+    std: NDArray[np.float64],
+    cache_dir: Path,
+    workers: int = 1,
+) -> Path:
+    """The .npy file in which `pack_features` keeps the rows of these utterances, whether it is there or not.
+
+    Its name is a digest over files, norm terms and packed form. Beside it lies, under the ending .json, the list of the
+    sorted names as `json.dumps` writes it; the matrix counts only with that. The arguments are those of
+    `pack_features`.
+    """
+    paths = feature_paths(feature_dir, sorted(names))
+    blocks = ((paths[part],) for part in _parts(len(paths), BLOCK))
+    files = ""
+    for block in _in_parallel(_block_digest, blocks, workers, len(paths), "file times"):
+        files = digest(files, block)
+    return Path(cache_dir) / f"{digest(CACHE_FORMAT, files, mean.tobytes(), std.tobytes())}.npy"
+
+
+def _index_text(names: Sequence[str]) -> Iterator[bytes]:
+    """`json.dumps(names)`, a block at a time."""
+    yield b"["
+    for part in _parts(len(names), BLOCK):
+        text = json.dumps(names[part])[1:-1]
+        yield (f", {text}" if part.start else text).encode()
+    yield b"]"
+
+
+def _is_index_of(index: Path, names: Sequence[str]) -> bool:
+    with open(index, "rb") as stream:
+        return all(stream.read(len(text)) == text for text in _index_text(names)) and not stream.read(1)
 
 
 def _open_cache(cache: Path, names: Sequence[str], width: int) -> NDArray[np.float32] | None:
     """The cached matrix if it is whole, else None."""
     try:
-        if json.loads(cache.with_suffix(".json").read_text(encoding="utf-8")) != list(names):
+        if not _is_index_of(cache.with_suffix(".json"), names):
             return None
         # Copy-on-write: torch wants writable memory, the file stays as it is.
         rows = np.load(cache, mmap_mode="c", allow_pickle=False)
@@ -333,9 +526,13 @@ def _open_cache(cache: Path, names: Sequence[str], width: int) -> NDArray[np.flo
     return rows if rows.shape == (len(names), width) and rows.dtype == np.float32 else None
 
 
-def _reserve(target: Path, shape: tuple[int, int]) -> None:
-    """An empty .npy file whose space is taken from the disk at once: writing to a map of a full disk ends a process."""
-    np.lib.format.open_memmap(target, mode="w+", dtype=np.float32, shape=shape)
+def _reserve(target: Path, shape: tuple[int, int]) -> int:
+    """An empty .npy file whose space is taken from the disk at once, so that a full disk is found before hours of work.
+
+    Returns:
+        Where its rows begin, in bytes.
+    """
+    start = np.lib.format.open_memmap(target, mode="w+", dtype=np.float32, shape=shape).offset
     if hasattr(os, "posix_fallocate"):
         size = target.stat().st_size
         with open(target, "r+b") as stream:
@@ -346,14 +543,18 @@ def _reserve(target: Path, shape: tuple[int, int]) -> None:
                     f"{target.parent}: no room for {size / 1e9:.2f} GB of packed features ({error.strerror}); make "
                     "room, or name another --cache-dir."
                 ) from None
+    return start
 
 
 def _pack_chunk(
-    paths: Sequence[Path], mean: NDArray, std: NDArray, target: Path, first_row: int
+    paths: Sequence[Path], mean: NDArray, std: NDArray, target: Path, position: int
 ) -> tuple[list[str], list[str]]:
     rows, faults, infinite = _read_chunk(paths, mean.size)
-    packed = np.lib.format.open_memmap(target, mode="r+")
-    packed[first_row : first_row + len(paths)] = normalise(rows, mean, std)
+    packed = _normalise_into(rows, rows, mean, std).astype(np.float32)
+    # Written, not mapped: a map takes a page fault every 4 kB, three times as long.
+    with open(target, "r+b") as stream:
+        stream.seek(position)
+        stream.write(packed)
     return faults, infinite
 
 
@@ -382,22 +583,27 @@ def pack_features(
         UserError: an unreadable file or one whose width is not D.
     """
     names = sorted(utterances)
-    paths = feature_paths(feature_dir, names)
-    key = _cache_key(paths, names, mean, std)
-    cache = Path(cache_dir) / f"{key}.npy"
+    cache = cache_file(feature_dir, names, mean, std, cache_dir, workers)
     rows = _open_cache(cache, names, mean.size)
     if rows is None:
+        paths = feature_paths(feature_dir, names)
         _refuse_width(paths[0], mean.size)
         prepare_folder(cache.parent)
         faults, infinite = [], []
         with write_atomically(cache) as temporary:
-            _reserve(temporary, (len(names), mean.size))
-            chunks = [(paths[part], mean, std, temporary, part.start) for part in _chunks(len(paths))]
+            start = _reserve(temporary, (len(names), mean.size))
+            row_bytes = mean.size * np.dtype(np.float32).itemsize
+            chunks = (
+                (paths[part], mean, std, temporary, start + part.start * row_bytes)
+                for part in _parts(len(paths), CHUNK)
+            )
             for chunk_faults, chunk_infinite in _in_parallel(_pack_chunk, chunks, workers, len(paths), title):
                 faults += chunk_faults
                 infinite += chunk_infinite
             _raise_faults(faults, len(paths))
-        write_text(cache.with_suffix(".json"), json.dumps(names))  # last: without it the matrix does not count
+        with write_atomically(cache.with_suffix(".json")) as temporary:  # last: without it the matrix does not count
+            with open(temporary, "wb") as stream:
+                stream.writelines(_index_text(names))
         if infinite:
             print(
                 f"warning: infinite values in {len(infinite)} feature files ({', '.join(infinite[:5])}); "
@@ -407,7 +613,7 @@ def pack_features(
         rows = _open_cache(cache, names, mean.size)
         if rows is None:
             raise UserError(f"{cache}: written but can't be read back; is the disk full?")
-    return PackedFeatures(names, rows, key)
+    return PackedFeatures(names, rows, cache.stem)
 
 
 def _refuse_width(path: Path, width: int) -> None:

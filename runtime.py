@@ -1,13 +1,16 @@
-"""Device, precision, seeds, files that are never half written, run log and resume. Nothing here is about emotion."""
+"""Device, precision, seeds, ranks, files never half written, run log and resume. Nothing here is about emotion."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import datetime
 import hashlib
 import io
 import json
 import math
 import os
+import platform
 import re
 import socket
 import subprocess
@@ -16,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 class UserError(Exception):
@@ -39,20 +42,44 @@ def choose_device(name: str):
     """
     import torch
 
+    if num_ranks() > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # a GPU for each rank of this machine
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        apple = torch.backends.mps.is_available() and num_ranks() == 1
+        name = "cuda" if torch.cuda.is_available() else "mps" if apple else "cpu"
     known = re.fullmatch(r"cpu|mps|cuda(?::(\d+))?", name)
     if not known:
         raise UserError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps.")
     if name.startswith("cuda") and int(known[1] or 0) >= torch.cuda.device_count():
         raise UserError(
-            f"--device {name}: this machine shows {torch.cuda.device_count()} CUDA GPUs; use --device auto."
+            f"--device {name}: this machine shows {torch.cuda.device_count()} CUDA GPUs; use --device auto"
+            + (" and at most as many processes." if num_ranks() > 1 else ".")
         )
     if name == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: not available on this machine; use --device auto.")
+    if name == "cpu":
+        _keep_freed_memory()
     return torch.device(name)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed: given back, each batch would pay for fresh pages (2 % of an epoch on a CPU)."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            libc.mallopt(option, 2**30)
+
+
+def choose_precision(device, precision: str) -> str:
+    """`precision`, or `fp32` with a note where it is `bf16` and this CPU would only emulate that, many times slower."""
+    import torch
+
+    if precision == "bf16" and device.type == "cpu" and platform.machine() in ("x86_64", "AMD64"):
+        able = torch.cpu.get_capabilities()
+        if not any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "avx10_2")):
+            print(f"note: this processor has no bfloat16 arithmetic ({able['cpu_name']}); computing in fp32.")
+            return "fp32"
+    return precision
 
 
 def autocast(device, precision: str):
@@ -60,7 +87,8 @@ def autocast(device, precision: str):
     import torch
 
     if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
+        # No weight is used twice in a pass, so a cache gains nothing, and a captured step must not find a cast in it.
+        return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
     return contextlib.nullcontext()
 
 
@@ -83,6 +111,258 @@ def seed_everything(seed: int) -> None:
     import torch
 
     torch.manual_seed(seed)
+
+
+def sgd(parameters, rate: float, device):
+    """Stochastic gradient descent without momentum or weight decay."""
+    import torch
+
+    return torch.optim.SGD(parameters, lr=rate, fused=device.type in ("cpu", "cuda"))
+
+
+def adam(parameters, rate: float, device):
+    """Adam without weight decay, fit for a `CapturedStep`."""
+    import torch
+
+    on_gpu = device.type == "cuda"
+    optimizer = torch.optim.Adam(
+        parameters,
+        lr=torch.tensor(rate, device=device) if on_gpu else rate,
+        fused=device.type in ("cpu", "cuda"),
+        capturable=on_gpu,
+    )
+    optimizer._warned_capturable_if_run_uncaptured = True  # it would warn of the eager steps, which are meant
+    return optimizer
+
+
+def set_rate(optimizer, rate: float) -> None:
+    """Another learning rate for the steps to come, captured ones too."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], float):
+            group["lr"] = rate
+        else:
+            group["lr"].fill_(rate)
+
+
+def optimizer_state(optimizer) -> dict:
+    """What `load_optimizer` needs: the state of each parameter, on the CPU; the settings are the program's own."""
+    state = optimizer.state_dict()["state"]
+    return {number: {name: value.cpu() for name, value in of.items()} for number, of in state.items()}
+
+
+def load_optimizer(optimizer, state: dict) -> None:
+    """Give an optimizer the state of another one, whatever device that ran on."""
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+class CapturedStep:
+    """A training step; on a CUDA GPU it is captured once as a CUDA graph, and replayed with one launch.
+
+    The first calls run eagerly, since optimizers and libraries set themselves up in them. A call whose tensors have
+    other shapes than the captured ones (the last batch of an epoch) runs eagerly, and so does every call on other
+    devices, with several ranks, or where the capture fails.
+    """
+
+    EAGER_CALLS = 3
+
+    def __init__(self, function: Callable, device):
+        """
+        Args:
+            function: takes tensors on `device`, returns one tensor, never waits for the device.
+            device: a `torch.device`.
+        """
+        self.function = function
+        self.capturable = device.type == "cuda" and num_ranks() == 1
+        self.calls = 0
+        self.graph = None
+
+    def __call__(self, *inputs):
+        """What the function returns; overwritten by the next call."""
+        if not self.capturable:
+            return self.function(*inputs)
+        shapes = [tensor.shape for tensor in inputs]
+        if self.graph is None and self.calls == 0:
+            self.shapes = shapes
+        if shapes != self.shapes:
+            return self.function(*inputs)
+        self.calls += 1
+        if self.calls <= self.EAGER_CALLS:
+            return self._run_aside(inputs)
+        if self.graph is None and not self._capture(inputs):
+            return self.function(*inputs)
+        for static, given in zip(self.inputs, inputs):
+            static.copy_(given)
+        self.graph.replay()
+        return self.output
+
+    def _run_aside(self, inputs: tuple):
+        """Run on a stream that is not the default one, as every call before a capture must."""
+        import torch
+
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            output = self.function(*inputs)
+        torch.cuda.current_stream().wait_stream(aside)
+        return output
+
+    def _capture(self, inputs: tuple) -> bool:
+        import torch
+
+        self.inputs = [tensor.clone() for tensor in inputs]
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self.output = self.function(*self.inputs)
+        except RuntimeError as error:
+            self.capturable = False
+            print(f"note: the training step can't be captured ({str(error).splitlines()[0]}).", file=sys.stderr)
+            return False
+        self.graph = graph
+        return True
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ranks: the processes of one run under torchrun. Without torchrun there is one, and nothing here does anything.
+
+
+def num_ranks() -> int:
+    """Processes of this run."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def rank() -> int:
+    """Number of this process, 0 the one that writes."""
+    return int(os.environ.get("RANK", 0)) if num_ranks() > 1 else 0
+
+
+def join_ranks() -> None:
+    """Meet the other processes: gloo between CPUs, NCCL between GPUs."""
+    import torch
+    from torch import distributed
+
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        backend = "cpu:gloo,cuda:nccl"
+    # Long: while rank 0 packs the features of a large corpus the others wait.
+    distributed.init_process_group(backend, timeout=datetime.timedelta(days=7))
+
+
+def _meet() -> None:
+    """Wait until every rank is here."""
+    import torch
+
+    sum_over_ranks(torch.zeros(1))  # on the CPU whatever computes, and so without a GPU for each rank
+
+
+def leave_ranks() -> None:
+    """Part from the other processes once all are done."""
+    from torch import distributed
+
+    _meet()
+    distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def first_rank_first() -> Iterator[None]:
+    """Rank 0 does the block before the others, which then find the files that it wrote."""
+    if rank() > 0:
+        _meet()
+    yield
+    if rank() == 0:
+        _meet()
+
+
+def own_share(count: int) -> slice:
+    """Which of `count` things this rank does: as many as every other rank, but for one."""
+    return slice(count * rank() // num_ranks(), count * (rank() + 1) // num_ranks())
+
+
+def from_first_rank(make: Callable[[], object]):
+    """What `make` returns on rank 0, on every rank; it is called there only."""
+    if num_ranks() == 1:
+        return make()
+    from torch import distributed
+
+    box = [make() if rank() == 0 else None]
+    distributed.broadcast_object_list(box, device="cpu")
+    return box[0]
+
+
+def gather_shares(own, count: int):
+    """The rows of all ranks on rank 0.
+
+    Args:
+        own: tensor, shape (size of `own_share(count)`, ...).
+        count: rows of all ranks together.
+    Returns:
+        Tensor, shape (count, ...), on rank 0 (on the CPU where there are several); None on the others.
+    """
+    if num_ranks() == 1:
+        return own
+    import torch
+    from torch import distributed
+
+    longest = -(-count // num_ranks())
+    padded = own.new_zeros(longest, *own.shape[1:])
+    padded[: len(own)] = own
+    padded = padded.cpu()
+    if rank() > 0:
+        distributed.gather(padded)
+        return None
+    parts = [torch.empty_like(padded) for _ in range(num_ranks())]
+    distributed.gather(padded, parts)
+    sizes = [count * (i + 1) // num_ranks() - count * i // num_ranks() for i in range(num_ranks())]
+    return torch.cat([part[:size] for part, size in zip(parts, sizes)])
+
+
+def sum_over_ranks(tensor):
+    """The sum of every rank's tensor, on every rank."""
+    if num_ranks() == 1:
+        return tensor
+    import torch
+    from torch import distributed
+
+    total = tensor.clone(memory_format=torch.contiguous_format)  # gloo sums whatever lies beside a strided one
+    distributed.all_reduce(total)
+    return total
+
+
+def whole_batch(own, count: int):
+    """The values of all ranks' parts of a batch, with their gradient: for statistics of the batch, such as CCC.
+
+    Args:
+        own: tensor, shape (size of `own_share(count)`,).
+        count: size of the whole batch.
+    Returns:
+        Tensor, shape (count,), the same on every rank. Backward, each rank keeps the gradient of its own part.
+    """
+    if num_ranks() == 1:
+        return own
+    from torch.autograd import Function
+
+    class WholeBatch(Function):
+        @staticmethod
+        def forward(context, part):
+            whole = part.new_zeros(count)
+            whole[own_share(count)] = part
+            return sum_over_ranks(whole)
+
+        @staticmethod
+        def backward(context, gradient):
+            return gradient[own_share(count)]
+
+    return WholeBatch.apply(own)
+
+
+def over_ranks(model):
+    """The model, its gradients averaged over the ranks in every backward pass."""
+    if num_ranks() == 1:
+        return model
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel(model, find_unused_parameters=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -364,14 +644,16 @@ class TrainingRun:
         """
         state = None
         if not self.resume:
-            self.resume_file.unlink(missing_ok=True)  # given up now, or a kill before the first save would revive it
+            if rank() == 0:
+                self.resume_file.unlink(missing_ok=True)  # given up now, or a kill before the first save revives it
         elif self.resume_file.exists():
             state = self._read_state()
             print(f"going on after {len(self.history)} epochs, saved in {self.resume_file}")
         else:
             self._tell_what_is_replaced()
         first = {"run": self.identity, **self.details, "versions": _versions(), "git_commit": _git_commit()}
-        write_text(self.log_file, "".join(json.dumps(line) + "\n" for line in [first, *self.history]))
+        if rank() == 0:
+            write_text(self.log_file, "".join(json.dumps(line) + "\n" for line in [first, *self.history]))
         return state
 
     def _tell_what_is_replaced(self) -> None:
@@ -420,6 +702,8 @@ class TrainingRun:
     def end_epoch(self, record: dict) -> None:
         """Add an epoch to the log."""
         self.history.append(record)
+        if rank() > 0:
+            return
         with open(self.log_file, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
 
@@ -440,7 +724,7 @@ class TrainingRun:
 
     def save_if_due(self, make_state: Callable[[], dict], write_outputs: Callable[[], None]) -> None:
         """Write the outputs so far and the state, unless the last save is too recent to be worth it."""
-        if time.monotonic() - self._last_save < 10 * self._save_cost:
+        if rank() > 0 or time.monotonic() - self._last_save < 10 * self._save_cost:
             return
         begin = time.monotonic()
         write_outputs()
@@ -456,6 +740,8 @@ class TrainingRun:
 
     def finish(self, write_outputs: Callable[[], None]) -> None:
         """Write the outputs for good, mark the log, remove the resume file and say where all is."""
+        if rank() > 0:
+            return
         write_outputs()
         self.end_epoch({"finished": True, "best_epoch": self.best["epoch"], "validation_loss": self.best["loss"]})
         self.resume_file.unlink(missing_ok=True)

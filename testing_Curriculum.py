@@ -97,12 +97,14 @@ def main(args: argparse.Namespace) -> None:
     import metrics
     import runtime
     import utils
-    from model import as_tensor, in_batches, load_regressor
+    from batches import Rows, in_batches
+    from model import load_regressor
 
     low, high = args.label_scale
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise runtime.UserError(f"--label-scale {low:g} {high:g}: expected two numbers, the lowest label first.")
     device = runtime.choose_device(args.device)
+    precision = runtime.choose_precision(device, args.precision)
     corpus = arguments.open_corpus(args, (low, high))
     corpus.select(args.split)
     model_file = find_regressor(args)
@@ -114,8 +116,8 @@ def main(args: argparse.Namespace) -> None:
     if info and asked != {name: info[name] for name in asked}:
         print(f"note: {model_file} was trained with -ep {info['epoch']} -batch {info['batch_size']}.")
 
-    (z,) = in_batches(model.to(device), model, as_tensor(test.rows), device, args.precision)
-    prediction = corpus.in_label_units(z.numpy(), model_file)
+    (z,) = in_batches(model.to(device), model, Rows(test.rows, device, precision), precision)
+    prediction = corpus.in_label_units(z.cpu().numpy(), model_file)
     ccc = metrics.concordance_cc(test.labels, prediction)
     bounds, interval_line = interval(test.labels, prediction, test.speakers, test.names, args.seed)
     result = {

@@ -5,6 +5,9 @@
 orders the Train split by curriculum_metric/DeepMI_50clusters@_Val.json, trains on the first tenth, the first two tenths
 and so on, five epochs each, and on everything from epoch 45. The regressor with the best validation CCC goes to
 Models/SimpleEmoRegressor_DeepMI@_Val.pt.tar, with its log (.log.jsonl) and a picture of both losses (.png) beside it.
+On several GPUs, or in several processes on CPUs:
+
+    torchrun --nproc-per-node 2 training_Curriculum.py ...
 """
 
 from __future__ import annotations
@@ -43,38 +46,65 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def train_epoch(model, optimizer, train, rows, subset, args: argparse.Namespace, device, epoch: int) -> float:
-    """One pass over the epoch's subset in random batches.
+class Learner:
+    """The regressor with its optimizer. Source: Lin, Sridhar & Busso (2024), and the original's settings."""
 
-    Args:
-        train: the `utils.LabeledSet`, N utterances.
-        rows: its features as a tensor, (N, D).
-        subset: positions that the epoch trains on.
-    Returns:
-        Mean CCC loss over the batches.
-    Raises:
-        UserError: a loss is not finite.
-    """
-    import torch
+    def __init__(self, model, device, args: argparse.Namespace):
+        self.model = model.to(device)
+        self.device, self.precision, self.batch_size, self.seed = device, args.precision, args.batch_size, args.seed
+        self.adam = runtime.adam(model.parameters(), curriculum.LEARNING_RATE, device)
+        self.network = runtime.over_ranks(model)
+        self.step = runtime.CapturedStep(self._step, device)
 
-    from metrics import ccc_loss
+    def _step(self, x, targets):
+        """Train on a batch; its CCC loss."""
+        from metrics import ccc_loss
 
-    runtime.seed_everything(runtime.derived_seed(args.seed, epoch, 1))
-    model.train()
-    targets = torch.from_numpy(train.targets)
-    losses = []
-    batches = subset[torch.randperm(len(subset))].split(args.batch_size)
-    for batch in batches:
-        with runtime.autocast(device, args.precision):
-            prediction = model(rows.index_select(0, batch).to(device))
-        loss = ccc_loss(prediction, targets[batch].to(device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-    losses = torch.stack(losses).cpu()
-    runtime.refuse_divergence(losses[:, None], batches, train.names, f"epoch {epoch}")
-    return losses.mean().item()
+        with runtime.autocast(self.device, self.precision):
+            prediction = self.network(x)
+        loss = ccc_loss(runtime.whole_batch(prediction.float(), len(targets)), targets)
+        self.adam.zero_grad(set_to_none=True)
+        (loss * runtime.num_ranks()).backward()  # over ranks gradients are averaged, each that of its own part
+        self.adam.step()
+        return loss.detach()
+
+    def train_epoch(self, rows, targets, subset, names: list[str], epoch: int) -> float:
+        """One pass over the epoch's subset in random batches.
+
+        Args:
+            rows: `batches.Rows` of N utterances.
+            targets: their z-normed labels, tensor (N,) on the device.
+            subset: positions that the epoch trains on, tensor on the device.
+            names: file names of the N utterances.
+            epoch: counted from 0.
+        Returns:
+            Mean CCC loss over the batches.
+        Raises:
+            UserError: a loss is not finite.
+        """
+        import torch
+
+        runtime.set_rate(self.adam, curriculum.learning_rate(epoch))
+        runtime.seed_everything(runtime.derived_seed(self.seed, epoch, 1))
+        batches = subset[torch.randperm(len(subset), device=self.device)].split(self.batch_size)
+        if runtime.rank() > 0:
+            runtime.seed_everything(runtime.derived_seed(self.seed, epoch, 1, runtime.rank()))  # dropout of its own
+        self.model.train()
+        losses = torch.zeros(len(batches), 1, device=self.device)
+        own_rows = rows.batches([batch[runtime.own_share(len(batch))] for batch in batches])
+        for number, x in enumerate(own_rows):
+            losses[number] = self.step(x, targets[batches[number]])
+        losses = losses.cpu()  # one wait for the device an epoch, none a batch
+        runtime.refuse_divergence(losses, batches, names, f"epoch {epoch}")
+        return losses.mean().item()
+
+    def validation_loss(self, rows, targets) -> float:
+        """1 - CCC over the whole validation set at once."""
+        from batches import in_batches
+        from metrics import concordance_cc
+
+        predictions = in_batches(self.model, self.model, rows, self.precision)
+        return runtime.from_first_rank(lambda: 1 - concordance_cc(targets, predictions[0].cpu().numpy()))
 
 
 def load_order(args: argparse.Namespace, names: list[str]) -> tuple:
@@ -100,31 +130,35 @@ def main(args: argparse.Namespace) -> None:
 
     import plots
     import utils
-    from metrics import concordance_cc
-    from model import DenseNet, as_tensor, in_batches, save_regressor
+    from batches import Rows
+    from model import DenseNet, save_regressor
 
     device = runtime.choose_device(args.device)
+    args.precision = runtime.choose_precision(device, args.precision)
     target = utils.regressor_checkpoint(args.model_dir, args.order, args.emo_attr)
     utils.make_output_folders(args.model_dir, args.cache_dir)
-    corpus = arguments.open_corpus(args)
-    train, held_out = corpus.load("Train"), corpus.load("Validation")
-    order, metric, metric_key = load_order(args, train.names)
-    keys = {"Train": train.key, "Validation": held_out.key, "metric": metric_key}
-    counts = {"Train": len(train.names), "Validation": len(held_out.names)}
-    details = {"corpus": str(args.corpus), "counts": counts, "device": str(device), "metric": metric}
-    run = runtime.TrainingRun(target, arguments.chosen(args, "order"), keys, details, args.resume)
-    if run.is_finished():
-        return
-    state = run.start()
+    with runtime.first_rank_first():
+        corpus = arguments.open_corpus(args)
+        train, held_out = corpus.load("Train"), corpus.load("Validation")
+        order, metric, metric_key = load_order(args, train.names)
+        keys = {"Train": train.key, "Validation": held_out.key, "metric": metric_key}
+        counts = {"Train": len(train.names), "Validation": len(held_out.names)}
+        details = {"corpus": str(args.corpus), "counts": counts, "device": str(device), "metric": metric}
+        details["ranks"] = runtime.num_ranks()
+        run = runtime.TrainingRun(target, arguments.chosen(args, "order"), keys, details, args.resume)
+        if run.is_finished():
+            return
+        state = run.start()
 
     runtime.seed_everything(runtime.derived_seed(args.seed, 0))
-    model = DenseNet(corpus.num_features).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=curriculum.LEARNING_RATE, fused=device.type in ("cpu", "cuda"))
+    model = DenseNet(corpus.num_features)
     if state is not None:
         model.load_state_dict(state["weights"])
-        optimizer.load_state_dict(state["optimizer"])
-    rows, held_out_rows = as_tensor(train.rows), as_tensor(held_out.rows)
-    order = torch.from_numpy(order)
+    learner = Learner(model, device, args)
+    if state is not None:
+        runtime.load_optimizer(learner.adam, state["optimizer"])
+    rows, held_out_rows = Rows(train.rows, device, args.precision), Rows(held_out.rows, device, args.precision)
+    targets, order = torch.from_numpy(train.targets).to(device), torch.from_numpy(order).to(device)
     sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
     print(f"{sizes} utterances of {corpus.num_features} features, on {device}")
 
@@ -133,20 +167,16 @@ def main(args: argparse.Namespace) -> None:
         plots.draw_curriculum_run(run.history, run.picture, target.name)
 
     def make_state() -> dict:
-        return {"weights": model.state_dict(), "optimizer": optimizer.state_dict()}
+        return {"weights": model.state_dict(), "optimizer": runtime.optimizer_state(learner.adam)}
 
     first = len(run.history)
     for epoch in tqdm(range(first, args.epoch), initial=first, total=args.epoch, unit="epoch", disable=None):
         begin = time.monotonic()
         record = {"epoch": epoch, "lr": curriculum.learning_rate(epoch)}
         record["utterances"] = curriculum.training_size(args.order, epoch, len(train.names))
-        for group in optimizer.param_groups:
-            group["lr"] = record["lr"]
-        record["ccc_loss"] = train_epoch(
-            model, optimizer, train, rows, order[: record["utterances"]], args, device, epoch
-        )
-        (prediction,) = in_batches(model, model, held_out_rows, device, args.precision)
-        record["validation_ccc_loss"] = 1 - concordance_cc(held_out.targets, prediction.numpy())
+        subset = order[: record["utterances"]]
+        record["ccc_loss"] = learner.train_epoch(rows, targets, subset, train.names, epoch)
+        record["validation_ccc_loss"] = learner.validation_loss(held_out_rows, held_out.targets)
         record["seconds"] = round(time.monotonic() - begin, 3)
         run.end_epoch(record)
         run.keep_if_best(record["validation_ccc_loss"], epoch, model.state_dict())
@@ -159,4 +189,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments.run(main, get_args_parser())
+    arguments.run(main, get_args_parser(), with_ranks=True)

@@ -5,14 +5,16 @@
 
 Each epoch clusters the unlabeled set by k-means and trains on the pseudo-labels, then does the same on the Train split
 jointly with the emotion regressor. The checkpoint with the best validation CCC goes to Models/, with its log
-(.log.jsonl) and a picture of the run (.png) beside it.
+(.log.jsonl) and a picture of the run (.png) beside it. On several GPUs, or in several processes on CPUs:
+
+    torchrun --nproc-per-node 2 training_DeepEmoCluster.py ...
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import arguments
 import runtime
@@ -42,7 +44,13 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 @dataclass
 class Part:
-    """What one stage of an epoch trains on: rows (N, D), their names, and z-normed labels (N,) in the joint stage."""
+    """What one stage of an epoch trains on.
+
+    Attributes:
+        rows: `batches.Rows` of N utterances.
+        names: their file names.
+        targets: z-normed labels, tensor (N,) on the device; None where there are none.
+    """
 
     rows: object
     names: list[str]
@@ -56,54 +64,79 @@ class Learner:
     """
 
     def __init__(self, model, device, precision: str, batch_size: int):
-        import torch
-
         self.model = model.to(device)
         self.device, self.precision, self.batch_size = device, precision, batch_size
         lasting = [p for name, p in model.named_parameters() if not name.startswith("top_layer_class")]
-        fused = device.type in ("cpu", "cuda")
-        self.sgd = torch.optim.SGD(lasting, lr=LR_TRUNK, fused=fused)
-        self.adam = torch.optim.Adam(lasting, lr=LR_JOINT, fused=fused)
-        self.top_sgd = torch.optim.SGD(model.top_layer_class.parameters(), lr=LR_TOP_LAYER, fused=fused)
+        self.sgd = runtime.sgd(lasting, LR_TRUNK, device)
+        self.adam = runtime.adam(lasting, LR_JOINT, device)
+        self.top_sgd = runtime.sgd(model.top_layer_class.parameters(), LR_TOP_LAYER, device)
+        self.network = runtime.over_ranks(model)
+        self.steps = [runtime.CapturedStep(step, device) for step in (self._cluster_step, self._joint_step)]
+
+    def _cluster_step(self, x, labels):
+        """Train on a batch's pseudo-labels; (cross-entropy, 0)."""
+        with runtime.autocast(self.device, self.precision):
+            logits, _ = self.network(x, clusters_only=True)
+        cluster_loss = self._cluster_loss(logits, labels)
+        return self._update(cluster_loss, cluster_loss.new_zeros(()))
+
+    def _joint_step(self, x, labels, targets):
+        """Train on a batch's pseudo-labels and labels; (cross-entropy, CCC loss)."""
+        from metrics import ccc_loss
+
+        with runtime.autocast(self.device, self.precision):
+            logits, attribute = self.network(x)
+        attribute = runtime.whole_batch(attribute.float(), len(labels))
+        return self._update(self._cluster_loss(logits, labels), ccc_loss(attribute, targets), self.adam)
+
+    def _cluster_loss(self, logits, labels):
+        """This rank's part of the batch's mean cross-entropy."""
+        from torch.nn.functional import cross_entropy
+
+        own = labels[runtime.own_share(len(labels))]
+        return cross_entropy(logits.float(), own, reduction="sum") / len(labels)
+
+    def _update(self, cluster_loss, attribute_loss, *more_optimizers):
+        """One step of every optimizer on the sum of both losses; both losses, this rank's part of the first."""
+        import torch
+
+        optimizers = [self.sgd, self.top_sgd, *more_optimizers]
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        # Over ranks gradients are averaged, while the loss of the whole batch is the sum of their parts.
+        ((cluster_loss + attribute_loss) * runtime.num_ranks()).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        return torch.stack([cluster_loss.detach(), attribute_loss.detach()])
 
     def train_on(self, part: Part, pseudo_labels, draws, title: str) -> tuple[float, float]:
         """One pass over `draws`; jointly with the regressor where the part has targets.
 
+        Args:
+            part: N utterances.
+            pseudo_labels: tensor (N,) on the device.
+            draws: positions of the utterances to train on, in this order; tensor on the device.
+            title: what the progress bar and an error call this.
         Returns:
             Mean cross-entropy and mean CCC loss over the batches (0 without targets).
         Raises:
             UserError: a loss is not finite.
         """
         import torch
-        from torch.nn.functional import cross_entropy
         from tqdm import tqdm
 
-        from metrics import ccc_loss
-
-        optimizers = [self.sgd, self.top_sgd] + ([] if part.targets is None else [self.adam])
         self.model.train()
-        losses = []
         batches = draws.split(self.batch_size)
-        for batch in tqdm(batches, desc=title, unit="batch", leave=False, disable=None):
-            x = part.rows.index_select(0, batch).to(self.device)  # (B, D)
-            labels = pseudo_labels[batch].to(self.device)
-            with runtime.autocast(self.device, self.precision):
-                if part.targets is None:
-                    logits = self.model.predict_clusters(x)
-                else:
-                    logits, attribute = self.model(x)
-            cluster_loss = cross_entropy(logits.float(), labels)
+        losses = torch.zeros(len(batches), 2, device=self.device)
+        rows = part.rows.batches([batch[runtime.own_share(len(batch))] for batch in batches])
+        for number, x in enumerate(tqdm(rows, title, len(batches), unit="batch", leave=False, disable=None)):
+            batch = batches[number]
             if part.targets is None:
-                attribute_loss = torch.zeros_like(cluster_loss)
+                losses[number] = self.steps[UNLABELED](x, pseudo_labels[batch])
             else:
-                attribute_loss = ccc_loss(attribute, part.targets[batch].to(self.device))
-            for optimizer in optimizers:
-                optimizer.zero_grad(set_to_none=True)
-            (cluster_loss + attribute_loss).backward()
-            for optimizer in optimizers:
-                optimizer.step()
-            losses.append(torch.stack([cluster_loss.detach(), attribute_loss.detach()]))
-        losses = torch.stack(losses).cpu()  # one wait for the device a stage, none a batch
+                losses[number] = self.steps[LABELED](x, pseudo_labels[batch], part.targets[batch])
+        losses[:, 0] = runtime.sum_over_ranks(losses[:, 0])
+        losses = losses.cpu()  # one wait for the device a stage, none a batch
         runtime.refuse_divergence(losses, batches, part.names, title)
         return tuple(losses.mean(dim=0).tolist())
 
@@ -116,19 +149,24 @@ def run_stage(learner: Learner, part: Part, num_clusters: int, seeds: tuple[int,
     Returns:
         (`Clustering`, record for the log).
     """
-    import torch
-
     import clustering
-    from model import in_batches
+    from batches import in_batches
 
-    model = learner.model
-    (points,) = in_batches(model, model.cluster_features, part.rows, learner.device, learner.precision)
-    on_gpu = learner.device.type == "cuda"
-    clusters = clustering.kmeans(points.numpy(), num_clusters, runtime.derived_seed(*seeds, 0), on_gpu)
-    draws = torch.from_numpy(clustering.uniform_draws(clusters.assignment, runtime.derived_seed(*seeds, 1)))
+    model, device = learner.model, learner.device
+    points = in_batches(model, model.cluster_features, part.rows, learner.precision)
+
+    def cluster() -> clustering.Clustering:
+        found = clustering.kmeans(points[0].to(device), num_clusters, runtime.derived_seed(*seeds, 0))
+        return found if runtime.num_ranks() == 1 else replace(found, assignment=found.assignment.cpu())
+
+    clusters = runtime.from_first_rank(cluster)
+    pseudo_labels = clusters.assignment.to(device)
+    draws = clustering.uniform_draws(pseudo_labels, num_clusters, runtime.derived_seed(*seeds, 1))
     runtime.seed_everything(runtime.derived_seed(*seeds, 2))
     model.renew_top_layer()
-    cluster_loss, ccc_loss = learner.train_on(part, torch.from_numpy(clusters.assignment), draws, title)
+    if runtime.rank() > 0:
+        runtime.seed_everything(runtime.derived_seed(*seeds, 2, runtime.rank()))  # dropout of its own
+    cluster_loss, ccc_loss = learner.train_on(part, pseudo_labels, draws, title)
     record = {
         "cluster_loss": cluster_loss,
         "non_empty": clusters.non_empty,
@@ -142,21 +180,21 @@ def run_stage(learner: Learner, part: Part, num_clusters: int, seeds: tuple[int,
 
 def validation_loss(learner: Learner, part: Part) -> float:
     """1 - CCC over the whole validation set at once."""
+    from batches import in_batches
     from metrics import concordance_cc
-    from model import in_batches
 
     model = learner.model
-    (prediction,) = in_batches(model, model.predict_attribute, part.rows, learner.device, learner.precision)
-    return 1 - concordance_cc(part.targets.numpy(), prediction.numpy())
+    predictions = in_batches(model, model.predict_attribute, part.rows, learner.precision)
+    return runtime.from_first_rank(lambda: 1 - concordance_cc(part.targets.cpu().numpy(), predictions[0].cpu().numpy()))
 
 
-def load_parts(args: argparse.Namespace) -> tuple[dict[str, Part], dict[str, str]]:
+def load_parts(args: argparse.Namespace, device) -> tuple[dict[str, Part], dict[str, str]]:
     """The Train, Validation and (unless its size is 0) unlabeled parts, and digests of what they hold."""
     import torch
 
     import features
     import utils
-    from model import as_tensor
+    from batches import Rows
 
     if args.unlabeled_size and args.unlabeled is None:
         raise runtime.UserError(utils.NO_UNLABELED)
@@ -164,14 +202,16 @@ def load_parts(args: argparse.Namespace) -> tuple[dict[str, Part], dict[str, str
     parts, keys = {}, {}
     for split in ("Train", "Validation"):
         data = corpus.load(split)
-        parts[split] = Part(as_tensor(data.rows), data.names, torch.from_numpy(data.targets))
+        rows = Rows(data.rows, device, args.precision)
+        parts[split] = Part(rows, data.names, torch.from_numpy(data.targets).to(device))
         keys[split] = data.key
     if args.unlabeled_size:
-        paths = utils.getPaths_unlabel_Podcast(args.unlabeled, args.unlabeled_size, args.seed)
+        paths = utils.draw_unlabeled(args.unlabeled, args.unlabeled_size, args.seed)
         packed = features.pack_features(
-            paths[0].parent, [p.name for p in paths], *corpus.feature_norm, args.cache_dir, args.workers, "unlabeled"
+            paths.folder, paths.names, *corpus.feature_norm, args.cache_dir, args.workers, "unlabeled"
         )
-        parts["unlabeled"], keys["unlabeled"] = Part(as_tensor(packed.rows), packed.names), packed.key
+        parts["unlabeled"] = Part(Rows(packed.rows, device, args.precision), packed.names)
+        keys["unlabeled"] = packed.key
     for name in ("Train", "unlabeled"):
         if name in parts and args.num_clusters > len(parts[name].names):
             raise runtime.UserError(
@@ -221,7 +261,6 @@ def describe(record: dict) -> str:
 
 def main(args: argparse.Namespace) -> None:
     """Train, keeping the best checkpoint."""
-    import torch
     from tqdm import tqdm
 
     import plots
@@ -229,24 +268,28 @@ def main(args: argparse.Namespace) -> None:
     from model import DenseResNet, save_ssl_checkpoint
 
     device = runtime.choose_device(args.device)
+    args.precision = runtime.choose_precision(device, args.precision)
     checkpoint = utils.ssl_checkpoint(args.model_dir, args.epoch, args.batch_size, args.num_clusters, args.emo_attr)
     utils.make_output_folders(args.model_dir, args.cache_dir)
-    parts, keys = load_parts(args)
-    counts = {name: len(part.names) for name, part in parts.items()}
-    details = {"corpus": str(args.corpus), "counts": counts, "device": str(device)}
-    run = runtime.TrainingRun(checkpoint, arguments.chosen(args, "num_clusters"), keys, details, args.resume)
-    if run.is_finished():
-        return
-    state = run.start()
+    with runtime.first_rank_first():
+        parts, keys = load_parts(args, device)
+        counts = {name: len(part.names) for name, part in parts.items()}
+        details = {"corpus": str(args.corpus), "counts": counts, "device": str(device), "ranks": runtime.num_ranks()}
+        run = runtime.TrainingRun(checkpoint, arguments.chosen(args, "num_clusters"), keys, details, args.resume)
+        if run.is_finished():
+            return
+        state = run.start()
 
     runtime.seed_everything(runtime.derived_seed(args.seed))
-    num_features = parts["Train"].rows.shape[1]
-    learner = Learner(DenseResNet(num_features, args.num_clusters), device, args.precision, args.batch_size)
+    num_features = parts["Train"].rows.num_features
+    model = DenseResNet(num_features, args.num_clusters)
+    if state is not None:
+        model.load_state_dict(state["weights"])
+    learner = Learner(model, device, args.precision, args.batch_size)
     first, assignment = len(run.history), None
     if state is not None:
-        learner.model.load_state_dict(state["weights"])
-        learner.adam.load_state_dict(state["adam"])
-        assignment = state["assignment"].numpy()
+        runtime.load_optimizer(learner.adam, state["adam"])
+        assignment = state["assignment"]
     sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
     print(f"{sizes} utterances of {num_features} features, on {device}")
 
@@ -257,8 +300,8 @@ def main(args: argparse.Namespace) -> None:
     def make_state() -> dict:
         return {
             "weights": learner.model.state_dict(),
-            "adam": learner.adam.state_dict(),
-            "assignment": torch.from_numpy(assignment),
+            "adam": runtime.optimizer_state(learner.adam),
+            "assignment": assignment.cpu(),
         }
 
     for epoch in tqdm(range(first, args.epoch), initial=first, total=args.epoch, unit="epoch", disable=None):
@@ -271,4 +314,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments.run(main, get_args_parser())
+    arguments.run(main, get_args_parser(), with_ranks=True)

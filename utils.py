@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -424,10 +425,15 @@ def read_detailed_labels(path: Path) -> pd.DataFrame:
 
 
 def getPaths_unlabel_Podcast(root_dir: Path | str, sample_num: int = 90000, seed: int = 31) -> list[Path]:
-    """Feature files of the unlabeled set, drawn at random.
+    """Feature files of the unlabeled set, drawn at random; arguments and errors as those of `draw_unlabeled`."""
+    return list(draw_unlabeled(Path(root_dir), sample_num, seed))
+
+
+def draw_unlabeled(root: Path, sample_num: int, seed: int) -> features.FeaturePaths:
+    """Feature files of the unlabeled set, drawn at random, as a sequence that makes paths when asked for them.
 
     Args:
-        root_dir: laid out like a corpus, or the folder of .mat files itself.
+        root: laid out like a corpus, or the folder of .mat files itself.
         sample_num: how many to draw, without replacement; all where there are fewer.
         seed: of the draw.
     Returns:
@@ -435,11 +441,11 @@ def getPaths_unlabel_Podcast(root_dir: Path | str, sample_num: int = 90000, seed
     Raises:
         UserError: no such folder, or no .mat file in it.
     """
-    root = Path(root_dir)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; --unlabeled (or DEEPMI_UNLABELED) names the unlabeled set.")
     folder = _find_folder(root, FEATURE_FOLDER) or root
-    names = sorted(file.name for file in folder.iterdir() if file.suffix == ".mat" and not file.name.startswith("."))
+    entries = (entry.name for entry in os.scandir(folder))
+    names = sorted(name for name in entries if name.endswith(".mat") and not name.startswith("."))
     if not names:
         raise UserError(
             f"{folder}: no .mat files, here or in {root / FEATURE_FOLDER}. Make features of recordings with "
@@ -448,7 +454,7 @@ def getPaths_unlabel_Podcast(root_dir: Path | str, sample_num: int = 90000, seed
     if sample_num < len(names):
         drawn = np.random.default_rng(seed).choice(len(names), size=sample_num, replace=False)
         names = [names[index] for index in np.sort(drawn)]
-    return [folder / name for name in names]
+    return features.feature_paths(folder, names)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

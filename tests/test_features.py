@@ -1,6 +1,8 @@
 """Reading, moments, normalising and packing of feature files."""
 
+import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -46,12 +48,53 @@ def test_moments_are_numpys_in_float64_on_adversarial_columns(tmp_path, count):
     assert std[3] == 0 and std[4] == 0  # exactly: a constant feature is told by its range
 
 
-def test_moments_do_not_depend_on_the_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "CHUNK", 400)
+@pytest.fixture
+def eager_workers(monkeypatch):
+    """Workers start after the first chunk, however little is left, and in several waves."""
+    monkeypatch.setattr(features, "START_UP", 0)
+    monkeypatch.setattr(features, "WAVE", 3)
+
+
+def test_moments_do_not_depend_on_the_workers(tmp_path, eager_workers):
     matrix = np.random.default_rng(0).normal(size=(1200, 5)) + 1e9
     paths = features.feature_paths(tmp_path / "mat", write_features(tmp_path / "mat", matrix))
     one, two = (features.feature_moments(paths, workers) for workers in (1, 2))
     assert one[0].tobytes() == two[0].tobytes() and one[1].tobytes() == two[1].tobytes()
+
+
+def uneven_rows(kind):
+    """A chunk with a constant column, zeros of both signs and what else `kind` names."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(64, 30)) * 10.0 ** rng.integers(-9, 13, 30)
+    rows[:, 0], rows[:, 1] = 0.1, np.where(rng.random(64) < 0.5, 0.0, -0.0)
+    if kind != "whole":
+        rows[rng.random(rows.shape) < 0.05] = np.nan
+        rows[:, 2] = np.nan
+    if kind == "infinite":
+        rows[rng.random(rows.shape) < 0.02] = np.inf
+        rows[rng.random(rows.shape) < 0.02] = -1.7e308
+    return rows
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("kind", ["whole", "nan", "infinite"])
+def test_a_chunks_moments_are_those_of_the_plain_formulas_to_the_last_bit(kind):
+    rows = uneven_rows(kind)
+    observed = ~np.isnan(rows)
+    count = observed.sum(axis=0)
+    filled = np.where(observed, rows, 0.0)
+    mean = filled.sum(axis=0) / np.maximum(count, 1)
+    deviations = np.where(observed, filled - mean, 0.0)
+    expected = {
+        "count": count,
+        "mean": mean,
+        "squares": np.einsum("bd,bd->d", deviations, deviations),
+        "low": np.where(observed, rows, np.inf).min(axis=0),
+        "high": np.where(observed, rows, -np.inf).max(axis=0),
+    }
+    moments = features.Moments.of(rows)
+    for name, value in expected.items():
+        assert np.broadcast_to(getattr(moments, name), 30).tobytes() == value.tobytes(), name
 
 
 def test_a_nan_counts_as_not_observed(tmp_path):
@@ -74,6 +117,18 @@ def test_normalise_is_z_norm_clipped_with_nan_and_constants_at_0():
     mean, std = np.array([0.0, 2.0, 0.0, 0.0, 4.0, 0.0]), np.array([2.0, 1.0, 1.0, 1.0, 0.0, 1e-300])
     z = features.normalise(x, mean, std)
     assert z.tolist() == [[0.5, 0.0, 3.0, 0.0, 0.0, -3.0]] and z.dtype == np.float32
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("kind", ["whole", "nan", "infinite"])
+def test_normalising_in_place_gives_the_same_bits_and_normalise_leaves_its_input(kind):
+    rows = uneven_rows(kind)
+    mean, std = np.nan_to_num(rows).mean(axis=0), np.ones(30)
+    std[0], mean[2], std[2] = 0.0, np.nan, np.nan
+    before = rows.tobytes()
+    z = features.normalise(rows, mean, std)
+    assert rows.tobytes() == before
+    assert features._normalise_into(rows, rows, mean, std).astype(np.float32).tobytes() == z.tobytes()
 
 
 def test_normalise_subtracts_in_float64():
@@ -100,12 +155,70 @@ def test_packed_rows_are_the_normalised_files_in_the_order_of_their_names(tmp_pa
     assert isinstance(packed.rows, np.memmap)
 
 
-def test_packing_does_not_depend_on_the_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "CHUNK", 300)
+def test_packing_does_not_depend_on_the_workers(tmp_path, eager_workers):
     matrix = np.random.default_rng(0).normal(size=(1100, 4))
     names = write_features(tmp_path / "mat", matrix)
     packed = pack(tmp_path, names, np.zeros(4), np.ones(4), workers=2)
     assert np.array_equal(packed.rows, features.normalise(matrix, np.zeros(4), np.ones(4)))
+
+
+@pytest.mark.parametrize("block", [1, 7, 150, 4096])
+def test_the_cache_file_is_known_beforehand_and_its_index_is_the_list_of_names(tmp_path, packable, monkeypatch, block):
+    monkeypatch.setattr(features, "BLOCK", block)
+    names, matrix, mean, std = packable
+    cache = features.cache_file(tmp_path / "mat", reversed(names), mean, std, tmp_path / "cache")
+    cache.parent.mkdir()
+    np.save(cache, features.normalise(matrix, mean, std))
+    cache.with_suffix(".json").write_text(json.dumps(names), encoding="utf-8")
+    made = cache.stat().st_ino
+    assert pack(tmp_path, names, mean, std).key == cache.stem and cache.stat().st_ino == made
+    cache.with_suffix(".json").write_text(json.dumps([*names, "one more.wav"]), encoding="utf-8")
+    pack(tmp_path, names, mean, std)
+    assert cache.stat().st_ino != made and cache.with_suffix(".json").read_text() == json.dumps(names)
+
+
+def test_the_key_does_not_depend_on_the_workers(tmp_path, packable, monkeypatch, eager_workers):
+    monkeypatch.setattr(features, "BLOCK", 40)
+    names, _, mean, std = packable
+    one, two = (
+        features.cache_file(tmp_path / "mat", names, mean, std, tmp_path / "cache", workers) for workers in (1, 2)
+    )
+    assert one == two
+
+
+@pytest.mark.parametrize("count", [0, 1, 6, 7, 8, 20])
+def test_an_index_is_json_whatever_the_names(monkeypatch, count):
+    monkeypatch.setattr(features, "BLOCK", 7)
+    names = [f'{i}, "ä\udc80\\].wav' for i in range(count)]
+    assert b"".join(features._index_text(names)) == json.dumps(names).encode()
+
+
+def test_feature_paths_are_a_sequence_of_paths(tmp_path):
+    paths = features.feature_paths(tmp_path, ["a.wav", "b.FLAC", "c.d"])
+    expected = [tmp_path / "a.mat", tmp_path / "b.mat", tmp_path / "c.d.mat"]
+    assert list(paths) == expected and paths[-1] == expected[-1] and list(paths[1:]) == expected[1:]
+    assert list(paths[1:].strings()) == [str(path) for path in expected[1:]]
+
+
+def nap(paths, seconds):
+    time.sleep(seconds)
+    return paths
+
+
+@pytest.mark.parametrize(("seconds", "workers", "alone"), [(0.02, 4, 1), (0.02, 1, 20), (0.0, 4, 20)])
+def test_workers_are_started_where_they_save_more_than_they_cost(monkeypatch, seconds, workers, alone):
+    handed_over = []
+
+    def in_processes(work, chunks, workers, seconds):
+        for chunk in chunks:
+            handed_over.append(chunk)
+            yield chunk, work(chunk[0], 0)
+
+    monkeypatch.setattr(features, "_in_processes", in_processes)
+    monkeypatch.setattr(features, "START_UP", 0.1)
+    chunks = [([number], seconds) for number in range(20)]
+    assert list(features._in_parallel(nap, chunks, workers, 20, "naps")) == [[number] for number in range(20)]
+    assert len(handed_over) == 20 - alone
 
 
 def test_a_second_stage_reads_no_feature_file(tmp_path, packable, monkeypatch):
@@ -180,6 +293,115 @@ def test_mat_files_go_round_with_the_same_bytes(tmp_path):
         features.write_mat(tmp_path / name, "Audio_data", value)
     assert np.array_equal(loadmat(tmp_path / "a.mat")["Audio_data"], value)
     assert (tmp_path / "a.mat").read_bytes() == (tmp_path / "b.mat").read_bytes()
+
+
+def outcome(read, *arguments):
+    """What a reader gives, to the last bit, or says."""
+    try:
+        value = read(*arguments)
+    except Exception as error:
+        return type(error), str(error)
+    return value.dtype, value.shape, value.tobytes("A"), value.flags.writeable, value.flags.f_contiguous
+
+
+@pytest.mark.parametrize("shape", [(1, 6373), (17, 1), (1, 1), (2, 3)])
+def test_plain_files_are_read_as_scipy_reads_them_but_without_it(tmp_path, shape):
+    value = np.random.default_rng(0).normal(size=shape)
+    value.flat[:3] = [np.nan, np.inf, -0.0][: value.size]
+    for length in range(1, 31):
+        name = "Audio_data_of_a_very_long_name"[:length]
+        features.write_mat(tmp_path / "x.mat", name, value)
+        read = features._read_plain_matrix(tmp_path / "x.mat", name)
+        assert read.tobytes() == value.tobytes()
+        assert outcome(lambda *_, read=read: read) == outcome(features._read_any_mat, tmp_path / "x.mat", name)
+
+
+@pytest.mark.parametrize("name", ["x", "abc", "abcd"])
+def test_a_short_name_may_stand_behind_its_tag(tmp_path, name):
+    features.write_mat(tmp_path / "x.mat", name, np.array([[1.5, 2.5]]))
+    data = (tmp_path / "x.mat").read_bytes()
+    sizes = [int.from_bytes(data[132:136], "little") + 8, 1, len(name)]
+    matrix, kind, length = (number.to_bytes(4, "little") for number in sizes)
+    long_form = data[:132] + matrix + data[136:168] + kind + length + name.encode().ljust(8, b"\0") + data[176:]
+    (tmp_path / "x.mat").write_bytes(long_form)
+    assert features._read_plain_matrix(tmp_path / "x.mat", name).tolist() == [[1.5, 2.5]]
+    assert loadmat(tmp_path / "x.mat")[name].tolist() == [[1.5, 2.5]]
+
+
+def stored_as_int16(data):
+    """As MATLAB stores doubles that are small integers; the bytes of the file's two doubles become eight integers."""
+    return data[:164] + b"\x08" + data[165:192] + b"\x03" + data[193:]
+
+
+OTHER_FILES = {
+    "float32": ({"Audio_data": np.ones((1, 4), np.float32)}, {}),
+    "int16": ({"Audio_data": np.ones((1, 4), np.int16)}, {}),
+    "logical": ({"Audio_data": np.ones((1, 4), bool)}, {}),
+    "complex": ({"Audio_data": np.ones((1, 4)) * 1j}, {}),
+    "3-D": ({"Audio_data": np.ones((1, 4, 2))}, {}),
+    "none": ({"Audio_data": np.ones((1, 0))}, {}),
+    "text": ({"Audio_data": "text"}, {}),
+    "compressed": ({"Audio_data": np.ones((1, 4))}, {"do_compression": True}),
+    "second": ({"other": np.zeros((1, 4)), "Audio_data": np.ones((1, 4))}, {}),
+    "first": ({"Audio_data": np.ones((1, 4)), "other": np.zeros((1, 4))}, {}),
+    "another name": ({"Audio_date": np.ones((1, 4))}, {}),
+    "v4": ({"Audio_data": np.ones((1, 4))}, {"format": "4"}),
+}
+OTHER_BYTES = {
+    "integers in doubles": stored_as_int16,
+    "big-endian": lambda data: data[:124] + b"\x01\x00MI" + data[128:],
+    "trailing byte": lambda data: data + b"\0",
+    "trailing zeros": lambda data: data + b"\0" * 64,
+    "v7.3": lambda data: b"MATLAB 7.3" + data[10:],
+    "HDF5": lambda data: b"\x89HDF" + data[4:],
+    "zero in the description": lambda data: b"MA\0" + data[3:],
+}
+
+
+@pytest.mark.parametrize("kind", [*OTHER_FILES, *OTHER_BYTES])
+def test_any_other_file_is_left_to_scipy(tmp_path, kind):
+    path = tmp_path / "x.mat"
+    content, options = OTHER_FILES.get(kind, ({"Audio_data": np.array([[1.0, 2.0]])}, {}))
+    savemat(path, content, **options)
+    if kind in OTHER_BYTES:
+        path.write_bytes(OTHER_BYTES[kind](path.read_bytes()))
+    assert features._read_plain_matrix(path, "Audio_data") is None
+    assert outcome(features.read_mat, path, "Audio_data") == outcome(features._read_any_mat, path, "Audio_data")
+
+
+def test_integers_that_stand_for_doubles_are_read(tmp_path):
+    integers = np.array([[7, -8, 9, 10, 0, 0, 1, 32767]], "<i2")
+    savemat(tmp_path / "x.mat", {"Audio_data": integers.view("<f8")})
+    (tmp_path / "x.mat").write_bytes(stored_as_int16((tmp_path / "x.mat").read_bytes()))
+    assert features.read_feature(tmp_path / "x.mat").tolist() == integers[0].tolist()
+
+
+@pytest.mark.parametrize("name", ["Audio_data", "abc"])
+def test_a_file_cut_anywhere_is_refused(tmp_path, name):
+    path = tmp_path / "x.mat"
+    features.write_mat(path, name, np.random.default_rng(0).normal(size=(1, 20)))
+    data = path.read_bytes()
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        assert features._read_plain_matrix(path, name) is None, length
+        assert outcome(features.read_mat, path, name)[0] is UserError, length
+
+
+@pytest.mark.parametrize("name", ["Audio_data", "abc"])
+def test_a_wrong_byte_never_makes_the_quick_reader_differ_from_scipys(tmp_path, name):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "x.mat"
+    features.write_mat(path, name, rng.normal(size=(1, 20)))
+    whole, taken = path.read_bytes(), 0
+    for place, byte in zip(rng.integers(0, 300, 1000), rng.integers(0, 256, 1000)):
+        data = bytearray(whole)
+        data[place] = byte
+        path.write_bytes(data)
+        quick = features._read_plain_matrix(path, name)
+        if quick is not None:
+            taken += 1
+            assert outcome(lambda *_: quick) == outcome(features._read_any_mat, path, name), (place, byte)  # noqa: B023
+    assert 300 < taken < 900  # the description and the numbers may be anything, what lies between may not
 
 
 def test_files_that_matlab_compressed_are_read(tmp_path):

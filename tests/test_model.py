@@ -44,7 +44,7 @@ def test_forward_is_the_numpy_forward(network):
     network.eval()
     with torch.no_grad():
         found = *network(x), network.cluster_features(x)
-        again = network.predict_clusters(x), network.predict_attribute(x)
+        again = network.forward(x, clusters_only=True)[0], network.predict_attribute(x)
     for one, other in zip(found, expected):
         assert np.allclose(one.numpy(), other, atol=1e-5)
     assert torch.equal(again[0], found[0]) and torch.equal(again[1], found[1])
@@ -74,22 +74,50 @@ def test_eval_mode_has_no_dropout_and_training_mode_has(network):
     assert not torch.equal(network(x)[0], network(x)[0])
 
 
-def test_in_batches_gives_all_rows_in_order_and_puts_the_mode_back(network, monkeypatch):
-    monkeypatch.setattr(model, "PASS_ROWS", 4)
-    rows = torch.randn(11, 37)
-    network.train()
-    logits, attribute = model.in_batches(network, network, rows, CPU, "fp32")
-    assert network.training and logits.shape == (11, 6) and attribute.shape == (11,)
-    network.eval()
-    assert torch.allclose(network(rows)[0], logits, atol=1e-6)
+def test_dropout_keeps_the_rate_and_the_mean_and_follows_the_seed():
+    layer, x = model.Dropout(0.3), torch.ones(1000, 333)
+    runtime.seed_everything(3)
+    first = layer(x)
+    assert sorted(set(first.flatten().tolist())) == pytest.approx([0, 1 / 0.7])
+    # five standard errors
+    assert (first == 0).float().mean().item() == pytest.approx(0.3, abs=5 * (0.21 / x.numel()) ** 0.5)
+    assert not torch.equal(first, layer(x))
+    runtime.seed_everything(3)
+    assert torch.equal(first, layer(x))
+    assert torch.equal(layer.eval()(x), x)
 
 
-def test_bf16_is_close_to_fp32(network):
-    rows = torch.randn(30, 37)
-    (exact,) = model.in_batches(network, network.predict_attribute, rows, CPU, "fp32")
-    (rough,) = model.in_batches(network, network.predict_attribute, rows, CPU, "bf16")
-    assert rough.dtype == torch.float32 and not torch.equal(rough, exact)
-    assert torch.allclose(rough, exact, atol=0.05)
+def test_dropout_draws_units_independently():
+    runtime.seed_everything(4)
+    kept = (model.Dropout(0.3)(torch.ones(4000, 64)) > 0).double()
+    correlation = torch.corrcoef(kept.t()) - torch.eye(64)
+    assert correlation.abs().max() < 5.5 / 4000**0.5
+    neighbours = kept.flatten()
+    assert torch.corrcoef(torch.stack([neighbours[1:], neighbours[:-1]]))[0, 1].abs() < 5 / neighbours.numel() ** 0.5
+
+
+def test_dropout_passes_the_gradient_of_the_kept():
+    runtime.seed_everything(5)
+    x = torch.randn(40, 50, requires_grad=True)
+    y = model.Dropout(0.3)(x)
+    y.sum().backward()
+    assert torch.allclose(x.grad, (y / x).detach())
+
+
+def test_the_input_layer_is_a_linear_layer_to_the_outside():
+    runtime.seed_everything(6)
+    ours, theirs = model.InputLinear(7, 5), torch.nn.Linear(7, 5)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(3, 7)
+    assert torch.allclose(ours(x), theirs(x), atol=1e-6)
+    ours(x).square().sum().backward()
+    theirs(x).square().sum().backward()
+    assert torch.allclose(ours.weight.grad.t(), theirs.weight.grad, atol=1e-5)
+    again = model.InputLinear(7, 5)
+    again.load_state_dict(theirs.state_dict())
+    assert torch.equal(again.weight, ours.weight)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        again.load_state_dict({"weight": torch.zeros(7, 5), "bias": torch.zeros(5)})
 
 
 def test_top_layer_is_renewed(network):

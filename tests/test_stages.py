@@ -16,8 +16,10 @@ import torch
 from conftest import ROOT, read_rows, run_script
 from scipy.io import loadmat
 
+import batches
 import deepmi
 import metrics
+import model
 import runtime
 import training_DeepEmoCluster as ssl_stage
 import utils
@@ -137,6 +139,10 @@ def test_the_checkpoint_kept_is_the_best(trained):
     assert loss == pytest.approx(min(losses), abs=1e-5) and info["best_epoch"] == int(np.argmin(losses))
 
 
+def on_cpu(rows: torch.Tensor) -> batches.Rows:
+    return batches.Rows(rows.numpy(), torch.device("cpu"), "fp32")
+
+
 def test_unlabeled_stage_leaves_the_regressor_and_the_joint_stage_trains_it():
     runtime.seed_everything(0)
     from model import DenseResNet
@@ -150,9 +156,9 @@ def test_unlabeled_stage_leaves_the_regressor_and_the_joint_stage_trains_it():
         return {key.split(".")[0] for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
 
     names = [str(i) for i in range(20)]
-    learner.train_on(ssl_stage.Part(rows, names), pseudo, draws, "unlabeled")
+    learner.train_on(ssl_stage.Part(on_cpu(rows), names), pseudo, draws, "unlabeled")
     assert changed() == {"dnn_features", "classifier", "top_layer_class"}
-    learner.train_on(ssl_stage.Part(rows, names, torch.randn(20)), pseudo, draws, "labeled")
+    learner.train_on(ssl_stage.Part(on_cpu(rows), names, torch.randn(20)), pseudo, draws, "labeled")
     assert changed() == {"dnn_features", "classifier", "top_layer_class", "emo_regressor"}
 
 
@@ -163,14 +169,14 @@ def test_a_joint_step_is_sgd_and_adam_on_one_gradient():
     runtime.seed_everything(0)
     network = DenseResNet(12, 3)
     for module in network.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+        if isinstance(module, model.Dropout):
+            module.rate = 0.0
     learner = ssl_stage.Learner(network, torch.device("cpu"), "fp32", 20)
     rows, targets, pseudo = torch.randn(20, 12), torch.randn(20), torch.arange(20) % 3
     weight = network.emo_regressor[2].weight
     before = weight.detach().clone()
     top_before = network.top_layer_class.weight.detach().clone()
-    learner.train_on(ssl_stage.Part(rows, [""] * 20, targets), pseudo, torch.arange(20), "labeled")
+    learner.train_on(ssl_stage.Part(on_cpu(rows), [""] * 20, targets), pseudo, torch.arange(20), "labeled")
     gradient = weight.grad
     adam = 1e-4 * gradient / (gradient.abs() + 1e-8)  # Adam's first step with its bias correction
     assert torch.allclose(weight, before - 1e-3 * gradient - adam, atol=1e-8)
@@ -186,13 +192,20 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_names_the_files():
     rows[5] = float("nan")
     names = [f"u{i}.wav" for i in range(8)]
     with pytest.raises(runtime.UserError, match=r"epoch 7: the loss of batch 1 is not finite .*u5\.wav"):
-        learner.train_on(ssl_stage.Part(rows, names), torch.arange(8) % 3, torch.arange(8), "epoch 7")
+        learner.train_on(ssl_stage.Part(on_cpu(rows), names), torch.arange(8) % 3, torch.arange(8), "epoch 7")
 
 
 def test_a_curriculum_loss_that_is_not_finite_names_the_files_too(trained, monkeypatch):
     import features
 
-    monkeypatch.setattr(features, "normalise", lambda rows, mean, std: np.full(rows.shape, np.inf, np.float32))
+    pack = features.pack_features
+
+    def pack_infinite(*arguments):
+        packed = pack(*arguments)
+        packed.rows[:] = np.inf  # the map is copy-on-write
+        return packed
+
+    monkeypatch.setattr(features, "pack_features", pack_infinite)
     result = trained.stage(3, "--no-resume", "--cache-dir", "other")
     trained.refuses(result, "epoch 0: the loss of batch 0 is not finite", "MSP-PODCAST_")
 

@@ -1,0 +1,81 @@
+"""Batches and passes over packed rows: every way of bringing them gives the same rows."""
+
+import pytest
+import torch
+
+import batches
+import model
+import runtime
+
+CPU = torch.device("cpu")
+WIDTH = 37
+
+
+@pytest.fixture
+def packed() -> torch.Tensor:
+    return torch.randn(53, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=["gathered", "resident", "streamed"])
+def rows(request, packed, monkeypatch) -> batches.Rows:
+    """On a CPU, with the code of a GPU for two of the three."""
+    monkeypatch.setattr(batches, "PASS_ROWS", 8)
+    found = batches.Rows(packed.numpy(), CPU, "fp32", on_device=request.param == "resident")
+    if request.param == "streamed":
+        monkeypatch.setattr(found, "_gathered", found._streamed)
+    return found
+
+
+def test_batches_are_the_rows_at_their_positions(rows, packed):
+    positions = torch.randperm(53).split(8)
+    for batch, at in zip(rows.batches(positions), positions, strict=True):
+        assert torch.equal(batch, packed[at])
+
+
+def test_blocks_are_all_rows_in_order(rows, packed):
+    assert torch.equal(torch.cat([block.clone() for block in rows.blocks(slice(0, 53))]), packed)
+    assert torch.equal(torch.cat([block.clone() for block in rows.blocks(slice(5, 23))]), packed[5:23])
+
+
+def test_a_share_of_nothing_is_one_empty_block(rows):
+    assert [block.shape for block in rows.blocks(slice(9, 9))] == [(0, WIDTH)]
+
+
+def test_leaving_before_the_end_leaves_no_thread_behind(rows, packed):
+    found = rows.batches(torch.arange(53).split(4))
+    assert torch.equal(next(found), packed[:4])
+    del found
+
+
+def test_rows_start_aligned_in_memory():
+    assert batches._padded(4, WIDTH).stride() == (64, 1)
+
+
+@pytest.fixture
+def network() -> model.DenseResNet:
+    runtime.seed_everything(0)
+    return model.DenseResNet(WIDTH, 6)
+
+
+def test_a_pass_gives_all_rows_in_order_and_puts_the_mode_back(network, rows, packed):
+    network.train()
+    logits, attribute = batches.in_batches(network, network, rows, "fp32")
+    assert network.training and logits.shape == (53, 6) and attribute.shape == (53,)
+    network.eval()
+    assert torch.allclose(network(packed)[0], logits, atol=1e-6)
+
+
+def test_bf16_is_close_to_fp32(network, rows):
+    (exact,) = batches.in_batches(network, network.predict_attribute, rows, "fp32")
+    (rough,) = batches.in_batches(network, network.predict_attribute, rows, "bf16")
+    assert rough.dtype == torch.float32 and not torch.equal(rough, exact)
+    assert torch.allclose(rough, exact, atol=0.05)
+
+
+def test_bf16_falls_back_with_a_note_where_the_processor_lacks_it(monkeypatch, capsys):
+    monkeypatch.setattr(runtime.platform, "machine", lambda: "x86_64")
+    for able, precision in (({"avx512_bf16": True}, "bf16"), ({"avx512_f": True, "amx_bf16": False}, "fp32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"cpu_name": "Some CPU", **able})
+        assert runtime.choose_precision(CPU, "bf16") == precision
+        assert ("Some CPU" in capsys.readouterr().out) == (precision == "fp32")
+    assert runtime.choose_precision(CPU, "fp32") == "fp32"

@@ -1,0 +1,109 @@
+"""Several processes under torchrun do what one does."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+SMALL = ("-batch", "16", "-emo", "Val", "-nc", "5")
+STAGES = {
+    "training_DeepEmoCluster": ("-ep", "3", *SMALL, "--unlabeled", "corpus_unlabeled"),
+    "extract_DeepMI": ("-ep", "3", *SMALL),
+    "training_Curriculum": ("-ep", "8", *SMALL),
+}
+
+
+def run_on(ranks: int, script: str, *argv: object, folder) -> subprocess.CompletedProcess:
+    """A script as a user runs it, alone or under torchrun; one thread a process, so that both compute alike."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    command = [sys.executable, *torchrun, str(ROOT / script), *map(str, argv), "--corpus", "corpus", "--device", "cpu"]
+    variables = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300)
+
+
+def train_on(ranks: int, stage: str, folder, *more: object) -> subprocess.CompletedProcess:
+    """A training stage without dropout; its outputs go to a folder of their own."""
+    result = run_on(
+        ranks, "tests/without_dropout.py", stage, *STAGES[stage], "--model-dir", f"M{ranks}", *more, folder=folder
+    )
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def losses(log) -> list[float]:
+    """Every loss in a run's log."""
+    found = []
+    for line in log.read_text().splitlines()[1:]:
+        record = json.loads(line)
+        parts = [record, record.get("labeled", {}), record.get("unlabeled", {})]
+        found += [part[name] for part in parts for name in sorted(part) if "loss" in name]
+    return found
+
+
+@pytest.fixture
+def prepared(bench):
+    assert bench.stage(0)[0] == 0
+    return bench.folder
+
+
+def test_two_ranks_train_deepemocluster_as_one_process_does(prepared):
+    curves = []
+    for ranks in (1, 2):
+        train_on(ranks, "training_DeepEmoCluster", prepared)
+        (log,) = prepared.glob(f"M{ranks}/*.log.jsonl")
+        assert json.loads(log.read_text().splitlines()[0])["ranks"] == ranks
+        curves.append(losses(log))
+    assert len(curves[0]) == 3 * 5 + 1
+    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
+
+    values = []
+    for ranks in (1, 2):
+        metrics = f"C{ranks}"
+        result = run_on(
+            ranks, "extract_DeepMI.py", *STAGES["extract_DeepMI"], "--model-dir", "M1", "--metric-dir", metrics,
+            folder=prepared,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("I(X;Y)") == 1
+        values.append((prepared / metrics / "DeepMI_5clusters@_Val.json").read_bytes())
+    assert values[0] == values[1]
+
+
+def test_two_ranks_train_the_curriculum_as_one_process_does(trained):
+    curves = []
+    for ranks in (1, 2):
+        result = train_on(ranks, "training_Curriculum", trained.folder)
+        assert result.stdout.count("epoch   0:") == 1  # rank 0 speaks for all
+        (log,) = trained.folder.glob(f"M{ranks}/SimpleEmoRegressor*.log.jsonl")
+        curves.append(losses(log))
+    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
+
+
+def test_a_run_of_two_ranks_goes_on_as_one_process(trained):
+    """From the state that the ranks saved: which machine a cluster gives a job next is not known before."""
+    killed = "import runtime, os; runtime.TrainingRun.finish = lambda *_: os._exit(9)"
+    driver = trained.folder / "killed.py"
+    driver.write_text(
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}]\n{killed}\n"
+        "import arguments, training_Curriculum as stage\n"
+        "arguments.run(stage.main, stage.get_args_parser(), with_ranks=True)\n"
+    )
+    argv = (*STAGES["training_Curriculum"], "--model-dir", "M2")
+    assert run_on(2, driver, *argv, folder=trained.folder).returncode != 0
+    result = run_on(1, "training_Curriculum.py", *argv, folder=trained.folder)
+    assert result.returncode == 0 and "going on after" in result.stdout, result.stderr
+
+
+def test_bad_input_is_said_once_and_no_rank_hangs(bench):
+    result = run_on(2, "training_DeepEmoCluster.py", *STAGES["training_DeepEmoCluster"], folder=bench.folder)
+    assert result.returncode != 0
+    assert result.stderr.count("no such norm term. Run norm_para.py") == 1, result.stderr
+    assert "Traceback" not in result.stderr.split("ChildFailedError")[0].split("torch/distributed")[0]
+
+
+def test_a_stage_of_one_process_says_so(bench):
+    result = run_on(2, "testing_Curriculum.py", "-emo", "Val", folder=bench.folder)
+    assert result.returncode != 0 and "start it without torchrun" in result.stderr
