@@ -25,9 +25,13 @@ SHARE_OF_GPU = 0.6  # of the GPU's free memory that a matrix may take; networks 
 SLOTS = 3  # batches on their way to the GPU at a time
 
 
+def _aligned(width: int) -> int:
+    return -(-width // ALIGNED) * ALIGNED
+
+
 def _padded(count: int, width: int, **where: object) -> Tensor:
     """An empty (count, width) matrix whose rows start aligned; what lies between them is never read."""
-    return torch.empty(count, -(-width // ALIGNED) * ALIGNED, **where)[:, :width]
+    return torch.empty(count, _aligned(width), **where)[:, :width]
 
 
 class Rows:
@@ -60,9 +64,11 @@ class Rows:
         return self.packed.shape[1]
 
     def _upload(self) -> Tensor:
-        resident = _padded(len(self), self.num_features, dtype=self.dtype, device=self.device)
+        """The matrix in the device's memory, (N, D and what aligns its rows), zero where there is no feature."""
+        width = _aligned(self.num_features)
+        resident = torch.zeros(len(self), width, dtype=self.dtype, device=self.device)
         for part in _parts(0, len(self)):
-            resident[part].copy_(self.packed[part])
+            resident[part, : self.num_features].copy_(self.packed[part])
         return resident
 
     def batches(self, positions: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -74,7 +80,8 @@ class Rows:
             (B, D) on the device. On a CPU the memory is used again for the next one.
         """
         if self.resident is not None:
-            return (self.resident.index_select(0, batch.to(self.device)) for batch in positions)
+            rows = (self.resident.index_select(0, batch.to(self.device)) for batch in positions)
+            return (batch[:, : self.num_features] for batch in rows)
         positions = [batch.cpu() for batch in positions]
         sizes = [len(batch) for batch in positions]
 
@@ -87,7 +94,7 @@ class Rows:
         """The rows of a share of all, PASS_ROWS at a time, in their order; (B, D) on the device."""
         parts = _parts(share.start, share.stop)
         if self.resident is not None:
-            return (self.resident[part] for part in parts)
+            return (self.resident[part, : self.num_features] for part in parts)
         if self.device.type == "cpu":
             return (self.packed[part] for part in parts)
         sizes = [part.stop - part.start for part in parts]

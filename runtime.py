@@ -66,8 +66,8 @@ def _keep_freed_memory() -> None:
     """Have glibc keep what is freed: given back, each batch would pay for fresh pages (2 % of an epoch on a CPU)."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-            libc.mallopt(option, 2**30)
+        libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, the most that every glibc takes
+        libc.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
 
 
 def choose_precision(device, precision: str) -> str:
@@ -158,9 +158,9 @@ def load_optimizer(optimizer, state: dict) -> None:
 class CapturedStep:
     """A training step; on a CUDA GPU it is captured once as a CUDA graph, and replayed with one launch.
 
-    The first calls run eagerly, since optimizers and libraries set themselves up in them. A call whose tensors have
-    other shapes than the captured ones (the last batch of an epoch) runs eagerly, and so does every call on other
-    devices, with several ranks, or where the capture fails.
+    The first calls run eagerly, since optimizers and libraries set themselves up then. The largest batch is captured;
+    a smaller one (the last of an epoch) runs eagerly, and so does every call on other devices, with several ranks, or
+    where the capture fails.
     """
 
     EAGER_CALLS = 3
@@ -173,16 +173,19 @@ class CapturedStep:
         """
         self.function = function
         self.capturable = device.type == "cuda" and num_ranks() == 1
-        self.calls = 0
-        self.graph = None
+        self._begin([])
+
+    def _begin(self, shapes: list) -> None:
+        """Nothing is captured; calls with tensors of these shapes are to be."""
+        self.shapes, self.calls, self.graph = shapes, 0, None
 
     def __call__(self, *inputs):
         """What the function returns; overwritten by the next call."""
         if not self.capturable:
             return self.function(*inputs)
         shapes = [tensor.shape for tensor in inputs]
-        if self.graph is None and self.calls == 0:
-            self.shapes = shapes
+        if not self.shapes or shapes[0][0] > self.shapes[0][0]:
+            self._begin(shapes)
         if shapes != self.shapes:
             return self.function(*inputs)
         self.calls += 1
@@ -209,7 +212,8 @@ class CapturedStep:
     def _capture(self, inputs: tuple) -> bool:
         import torch
 
-        self.inputs = [tensor.clone() for tensor in inputs]
+        # With the strides that they came with: rows that start aligned stay so.
+        self.inputs = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for t in inputs]
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):

@@ -141,6 +141,24 @@ class Learner:
         return tuple(losses.mean(dim=0).tolist())
 
 
+def cluster(learner: Learner, part: Part, num_clusters: int, seed: int):
+    """The k-means clusters of a part's utterances, as the network sees them now; a `Clustering`.
+
+    Its 256 numbers an utterance are the only memory that grows with the part, and gone before training begins.
+    """
+    import clustering
+    from batches import in_batches
+
+    model = learner.model
+    points = in_batches(model, model.cluster_features, part.rows, learner.precision)
+
+    def on_first_rank() -> clustering.Clustering:
+        found = clustering.kmeans(points[0].to(learner.device), num_clusters, seed)
+        return found if runtime.num_ranks() == 1 else replace(found, assignment=found.assignment.cpu())
+
+    return runtime.from_first_rank(on_first_rank)
+
+
 def run_stage(learner: Learner, part: Part, num_clusters: int, seeds: tuple[int, ...], title: str):
     """Cluster a part and train on its pseudo-labels.
 
@@ -150,20 +168,12 @@ def run_stage(learner: Learner, part: Part, num_clusters: int, seeds: tuple[int,
         (`Clustering`, record for the log).
     """
     import clustering
-    from batches import in_batches
 
-    model, device = learner.model, learner.device
-    points = in_batches(model, model.cluster_features, part.rows, learner.precision)
-
-    def cluster() -> clustering.Clustering:
-        found = clustering.kmeans(points[0].to(device), num_clusters, runtime.derived_seed(*seeds, 0))
-        return found if runtime.num_ranks() == 1 else replace(found, assignment=found.assignment.cpu())
-
-    clusters = runtime.from_first_rank(cluster)
-    pseudo_labels = clusters.assignment.to(device)
+    clusters = cluster(learner, part, num_clusters, runtime.derived_seed(*seeds, 0))
+    pseudo_labels = clusters.assignment.to(learner.device)
     draws = clustering.uniform_draws(pseudo_labels, num_clusters, runtime.derived_seed(*seeds, 1))
     runtime.seed_everything(runtime.derived_seed(*seeds, 2))
-    model.renew_top_layer()
+    learner.model.renew_top_layer()
     if runtime.rank() > 0:
         runtime.seed_everything(runtime.derived_seed(*seeds, 2, runtime.rank()))  # dropout of its own
     cluster_loss, ccc_loss = learner.train_on(part, pseudo_labels, draws, title)

@@ -218,7 +218,11 @@ def run_inside(stage: str, argv: list[str], target: Path) -> None:
     import torch
 
     import batches
+    import deepmi  # noqa: F401
+    import metrics  # noqa: F401
+    import model  # noqa: F401
     import plots  # noqa: F401
+    import utils  # noqa: F401
 
     module = importlib.import_module(stage)
     args = module.get_args_parser().parse_args(argv)
@@ -398,7 +402,7 @@ def bench_opensmile(root: Path) -> Iterator[list[str]]:
 
     from tools.extract_features import extract_folder
 
-    cores, clips = arguments.cpu_count(), 64 * arguments.cpu_count()
+    cores, clips = arguments.cpu_count(), 128 * arguments.cpu_count()
     (root / "audio").mkdir()
     rng = np.random.default_rng(3)
     for number in range(clips):
