@@ -116,16 +116,18 @@ class Rows:
         """The same, for a GPU: a thread gathers and copies ahead while the GPU computes."""
         on_gpu = self.device.type == "cuda"  # the tests run this on a CPU as well
         copier = torch.cuda.Stream(self.device) if on_gpu else None
-        slots = [_padded(max(sizes), self.num_features, pin_memory=on_gpu) for _ in range(SLOTS)]
+        # Copied with what aligns their rows: one piece of memory to one piece, or torch would go through a third.
+        width = _aligned(self.num_features)
+        slots = [torch.empty(max(sizes), width, pin_memory=on_gpu) for _ in range(SLOTS)]
         copied: list = [None] * SLOTS  # what tells that a slot has been copied and may be filled again
 
         def bring(number: int) -> tuple[Tensor, object]:
             slot = slots[number % SLOTS][: sizes[number]]
             if copied[number % SLOTS] is not None:
                 copied[number % SLOTS].synchronize()
-            gather(number, slot)
+            gather(number, slot[:, : self.num_features])
             with torch.cuda.stream(copier) if on_gpu else contextlib.nullcontext():
-                rows = _padded(*slot.shape, device=self.device).copy_(slot, non_blocking=True)
+                rows = torch.empty_like(slot, device=self.device).copy_(slot, non_blocking=True)
                 copied[number % SLOTS] = copier.record_event() if on_gpu else None
             return rows, copied[number % SLOTS]
 
@@ -138,7 +140,7 @@ class Rows:
                 if on_gpu:
                     torch.cuda.current_stream(self.device).wait_event(arrived)
                     rows.record_stream(torch.cuda.current_stream(self.device))
-                yield rows
+                yield rows[:, : self.num_features]
 
 
 def _parts(start: int, stop: int) -> list[slice]:

@@ -43,7 +43,12 @@ def choose_device(name: str):
     import torch
 
     if num_ranks() > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # a GPU for each rank of this machine
+        ranks, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+        if ranks > gpus:
+            raise UserError(f"{ranks} processes on this machine, which shows {gpus} CUDA GPUs; start one for each GPU.")
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    elif num_ranks() > 1 and name.startswith("cuda:"):
+        raise UserError(f"--device {name}: several processes can't share one GPU; use --device auto.")
     if name == "auto":
         apple = torch.backends.mps.is_available() and num_ranks() == 1
         name = "cuda" if torch.cuda.is_available() else "mps" if apple else "cpu"
@@ -52,13 +57,14 @@ def choose_device(name: str):
         raise UserError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps.")
     if name.startswith("cuda") and int(known[1] or 0) >= torch.cuda.device_count():
         raise UserError(
-            f"--device {name}: this machine shows {torch.cuda.device_count()} CUDA GPUs; use --device auto"
-            + (" and at most as many processes." if num_ranks() > 1 else ".")
+            f"--device {name}: this machine shows {torch.cuda.device_count()} CUDA GPUs; use --device auto."
         )
     if name == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: not available on this machine; use --device auto.")
     if name == "cpu":
         _keep_freed_memory()
+    if known[1]:
+        torch.cuda.set_device(int(known[1]))  # streams and captured steps take the current one
     return torch.device(name)
 
 
@@ -216,7 +222,8 @@ class CapturedStep:
         self.inputs = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for t in inputs]
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            # A thread may be bringing the next batch; only what this one does belongs to the step.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.output = self.function(*self.inputs)
         except RuntimeError as error:
             self.capturable = False
@@ -331,6 +338,15 @@ def sum_over_ranks(tensor):
     total = tensor.clone(memory_format=torch.contiguous_format)  # gloo sums whatever lies beside a strided one
     distributed.all_reduce(total)
     return total
+
+
+def as_on_first_rank(tensor):
+    """A random tensor of rank 0, on every rank: GPUs of different models draw differently from one seed."""
+    if num_ranks() > 1:
+        from torch import distributed
+
+        distributed.broadcast(tensor, 0)
+    return tensor
 
 
 def whole_batch(own, count: int):

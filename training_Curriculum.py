@@ -86,7 +86,8 @@ class Learner:
 
         runtime.set_rate(self.adam, curriculum.learning_rate(epoch))
         runtime.seed_everything(runtime.derived_seed(self.seed, epoch, 1))
-        batches = subset[torch.randperm(len(subset), device=self.device)].split(self.batch_size)
+        shuffled = runtime.as_on_first_rank(torch.randperm(len(subset), device=self.device))
+        batches = subset[shuffled].split(self.batch_size)
         if runtime.rank() > 0:
             runtime.seed_everything(runtime.derived_seed(self.seed, epoch, 1, runtime.rank()))  # dropout of its own
         self.model.train()

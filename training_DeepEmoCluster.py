@@ -172,8 +172,10 @@ def run_stage(learner: Learner, part: Part, num_clusters: int, seeds: tuple[int,
     clusters = cluster(learner, part, num_clusters, runtime.derived_seed(*seeds, 0))
     pseudo_labels = clusters.assignment.to(learner.device)
     draws = clustering.uniform_draws(pseudo_labels, num_clusters, runtime.derived_seed(*seeds, 1))
+    draws = runtime.as_on_first_rank(draws)
     runtime.seed_everything(runtime.derived_seed(*seeds, 2))
     learner.model.renew_top_layer()
+    runtime.as_on_first_rank(learner.model.top_layer_class.weight.detach())
     if runtime.rank() > 0:
         runtime.seed_everything(runtime.derived_seed(*seeds, 2, runtime.rank()))  # dropout of its own
     cluster_loss, ccc_loss = learner.train_on(part, pseudo_labels, draws, title)

@@ -230,6 +230,15 @@ def run_inside(stage: str, argv: list[str], target: Path) -> None:
     precision = runtime.choose_precision(device, args.precision)
     measured = {"rates": product_rate(device, precision, 1.0), "passes": 0.0}
     memory = Memory()
+    on_gpu = [0.0]  # peaks of the stage, the products between its epochs left out
+
+    def rates_aside(seconds: float) -> list[float]:
+        if device.type != "cuda":
+            return product_rate(device, precision, seconds)
+        on_gpu.append(torch.cuda.max_memory_allocated(device) / 2**20)
+        rates = product_rate(device, precision, seconds)
+        torch.cuda.reset_peak_memory_stats(device)
+        return rates
 
     end_epoch, in_batches = runtime.TrainingRun.end_epoch, batches.in_batches
 
@@ -237,7 +246,7 @@ def run_inside(stage: str, argv: list[str], target: Path) -> None:
         end_epoch(self, record)
         # Between the epochs, and for as long as they take, so that both see the same machine.
         seconds = min(1.0, record.get("seconds", 0) / 2)
-        measured["rates"] += product_rate(device, precision, seconds)
+        measured["rates"] += rates_aside(seconds)
 
     def measured_in_batches(*given: object):
         begin = time.perf_counter()
@@ -246,16 +255,18 @@ def run_inside(stage: str, argv: list[str], target: Path) -> None:
         measured["passes"] += time.perf_counter() - begin
         return found
 
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     runtime.TrainingRun.end_epoch, batches.in_batches = measured_end_epoch, measured_in_batches
     begin = time.perf_counter()
     module.main(args)
     _wait(device)
     measured["seconds"] = time.perf_counter() - begin
-    measured["rates"] += product_rate(device, precision, 1.0)
+    measured["rates"] += rates_aside(1.0)
     measured["rate"] = statistics.median(measured.pop("rates"))
     measured["memory"] = memory.peak
     if device.type == "cuda":
-        measured["memory"] = torch.cuda.max_memory_allocated(device) / 2**20
+        measured["memory"] = max(on_gpu)
     target.write_text(json.dumps(measured))
 
 

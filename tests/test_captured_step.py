@@ -44,7 +44,7 @@ class Cuda:
 @pytest.fixture
 def step(monkeypatch) -> tuple[Step, runtime.CapturedStep]:
     @contextlib.contextmanager
-    def capture(graph):
+    def capture(graph, capture_error_mode):
         Cuda.capturing = graph
         yield
         Cuda.capturing = None
@@ -92,7 +92,7 @@ def test_a_step_that_cannot_be_captured_goes_on_eagerly_with_a_note(step, monkey
     function, captured = step
 
     @contextlib.contextmanager
-    def refuse(graph):
+    def refuse(graph, capture_error_mode):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
         yield
 
