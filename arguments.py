@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import runtime
 from runtime import UserError
 
 ATTRIBUTES = ("Act", "Dom", "Val")
+RANK_PATIENCE = 10  # seconds that another rank waits for rank 0 before it tells of an error itself
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -267,7 +269,12 @@ def run(
         if runtime.num_ranks() > 1:
             runtime.leave_ranks()
     except UserError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        if runtime.rank() == 0:
+            print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        else:
+            # torchrun ends all at the first that fails: rank 0 may have the same to say, and says it better.
+            time.sleep(RANK_PATIENCE)
+            print(f"{parser.prog}: rank {runtime.rank()}: error: {error}", file=sys.__stderr__)
         status = 2
     except BrokenPipeError:
         # The reader of our output (head, less) left; nothing is wrong, and flushing at exit must not complain.
