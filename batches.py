@@ -29,9 +29,9 @@ def _aligned(width: int) -> int:
     return -(-width // ALIGNED) * ALIGNED
 
 
-def _padded(count: int, width: int, **where: object) -> Tensor:
+def _padded(count: int, width: int) -> Tensor:
     """An empty (count, width) matrix whose rows start aligned; what lies between them is never read."""
-    return torch.empty(count, _aligned(width), **where)[:, :width]
+    return torch.empty(count, _aligned(width))[:, :width]
 
 
 class Rows:

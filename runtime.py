@@ -340,6 +340,12 @@ def sum_over_ranks(tensor):
     return total
 
 
+def seed_own_dropout(seed: int, *context: int) -> None:
+    """Let every rank but the first go on with random numbers of its own, so that no two drop the same units."""
+    if rank() > 0:
+        seed_everything(derived_seed(seed, *context, rank()))
+
+
 def as_on_first_rank(tensor):
     """A random tensor of rank 0, on every rank: GPUs of different models draw differently from one seed."""
     if num_ranks() > 1:

@@ -88,8 +88,7 @@ class Learner:
         runtime.seed_everything(runtime.derived_seed(self.seed, epoch, 1))
         shuffled = runtime.as_on_first_rank(torch.randperm(len(subset), device=self.device))
         batches = subset[shuffled].split(self.batch_size)
-        if runtime.rank() > 0:
-            runtime.seed_everything(runtime.derived_seed(self.seed, epoch, 1, runtime.rank()))  # dropout of its own
+        runtime.seed_own_dropout(self.seed, epoch, 1)
         self.model.train()
         losses = torch.zeros(len(batches), 1, device=self.device)
         own_rows = rows.batches([batch[runtime.own_share(len(batch))] for batch in batches])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import arguments
 import runtime
@@ -151,12 +151,8 @@ def cluster(learner: Learner, part: Part, num_clusters: int, seed: int):
 
     model = learner.model
     points = in_batches(model, model.cluster_features, part.rows, learner.precision)
-
-    def on_first_rank() -> clustering.Clustering:
-        found = clustering.kmeans(points[0].to(learner.device), num_clusters, seed)
-        return found if runtime.num_ranks() == 1 else replace(found, assignment=found.assignment.cpu())
-
-    return runtime.from_first_rank(on_first_rank)
+    # The assignment lies where the points do: with several ranks on the CPU, from where it is sent.
+    return runtime.from_first_rank(lambda: clustering.kmeans(points[0], num_clusters, seed, learner.device))
 
 
 def run_stage(learner: Learner, part: Part, num_clusters: int, seeds: tuple[int, ...], title: str):
@@ -176,8 +172,7 @@ def run_stage(learner: Learner, part: Part, num_clusters: int, seeds: tuple[int,
     runtime.seed_everything(runtime.derived_seed(*seeds, 2))
     learner.model.renew_top_layer()
     runtime.as_on_first_rank(learner.model.top_layer_class.weight.detach())
-    if runtime.rank() > 0:
-        runtime.seed_everything(runtime.derived_seed(*seeds, 2, runtime.rank()))  # dropout of its own
+    runtime.seed_own_dropout(*seeds, 2)
     cluster_loss, ccc_loss = learner.train_on(part, pseudo_labels, draws, title)
     record = {
         "cluster_loss": cluster_loss,
