@@ -77,10 +77,12 @@ def test_what_is_there_is_kept(audio, tmp_path):
 
 def test_workers_do_not_change_the_bytes(audio, tmp_path, monkeypatch):
     monkeypatch.setattr(tool, "FILES_A_TASK", 2)
-    for workers in (1, 2):
-        tool.extract_folder(audio, tmp_path / str(workers), workers=workers)
-    for path in (tmp_path / "1").iterdir():
-        assert path.read_bytes() == (tmp_path / "2" / path.name).read_bytes()
+    for workers, most_threads, name in ((1, 8, "one"), (2, 8, "threads"), (2, 1, "processes")):
+        monkeypatch.setattr(tool, "MOST_THREADS", most_threads)
+        tool.extract_folder(audio, tmp_path / name, workers=workers)
+    for path in (tmp_path / "one").iterdir():
+        for name in ("threads", "processes"):
+            assert path.read_bytes() == (tmp_path / name / path.name).read_bytes()
 
 
 def test_another_feature_set_has_its_own_width_and_does_not_mix(audio, tmp_path):

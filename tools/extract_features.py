@@ -9,8 +9,10 @@ mixed to mono and brought to 16 kHz. Files that are there already are kept, so a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +21,9 @@ from runtime import UserError, prepare_folder
 
 SAMPLING_RATE = 16000  # Hz; the features depend on the bandwidth, and MSP-Podcast is at this rate
 FILES_A_TASK = 8
+# openSMILE leaves the other threads free in all but a fourteenth of its time (measured), so a few threads do as well as
+# processes and need no start-up; many would wait for each other.
+MOST_THREADS = 8
 
 
 @dataclass
@@ -51,7 +56,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="openSMILE feature set: IS13 is the paper's; ComParE_2016, eGeMAPSv02, ... as openSMILE has them",
     )
     parser.add_argument(
-        "--workers", type=arguments.positive_int, default=arguments.cpu_count(), metavar="N", help="processes"
+        "--workers", type=arguments.positive_int, default=arguments.cpu_count(), metavar="N", help="recordings at a time"
     )
     return parser
 
@@ -106,8 +111,6 @@ def extract_one(smile, recording: Path):
     Raises:
         UserError: unreadable, empty or too short, in words fit for a list.
     """
-    import warnings
-
     import numpy as np
     import soundfile
 
@@ -121,9 +124,7 @@ def extract_one(smile, recording: Path):
         raise UserError("no samples in it")
     if not np.isfinite(signal).all():
         raise UserError("samples that are no numbers in it")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "segment too short", told below with its length
-        features = smile.process_signal(signal.mean(axis=1), rate).to_numpy(dtype=np.float64)
+    features = smile.process_signal(signal.mean(axis=1), rate).to_numpy(dtype=np.float64)
     if np.isnan(features).all():
         raise UserError(f"too short ({1000 * len(signal) / rate:.0f} ms)")
     return features
@@ -133,8 +134,12 @@ _smiles: dict[str, object] = {}  # one openSMILE a process and set: setting it u
 
 
 def _extract_some(recordings: Sequence[Path], targets: Sequence[Path], feature_set: str) -> list[tuple[str, str]]:
+    import warnings
+
     import features
 
+    # `extract_one` tells it, with the length. Not by `catch_warnings`, which is not for threads.
+    warnings.filterwarnings("ignore", "Segment too short", UserWarning)
     if feature_set not in _smiles:
         _smiles[feature_set] = open_smile(feature_set)
     failed = []
@@ -161,10 +166,18 @@ def _refuse_other_set(feature_dir: Path, feature_set: str, width: int) -> None:
         )
 
 
-def _in_parallel(work: Callable, tasks: list[tuple], workers: int):
-    from joblib import Parallel, delayed
+def _in_parallel(work: Callable, tasks: list[tuple], workers: int) -> Iterator:
+    workers = min(workers, len(tasks))
+    if workers > MOST_THREADS:
+        from joblib import Parallel, delayed
 
-    return Parallel(n_jobs=min(workers, len(tasks)), return_as="generator")(delayed(work)(*task) for task in tasks)
+        yield from Parallel(n_jobs=workers, return_as="generator")(delayed(work)(*task) for task in tasks)
+        return
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from pool.map(work, *zip(*tasks))
+    finally:  # a thread that is still within openSMILE when Python ends would abort the process
+        pool.shutdown(cancel_futures=True)
 
 
 def extract_folder(
@@ -176,7 +189,7 @@ def extract_folder(
         audio_dir: folder of recordings.
         feature_dir: folder for the .mat files; made if need be.
         feature_set: name in `opensmile.FeatureSet`.
-        workers: processes.
+        workers: recordings at a time.
     Returns:
         `ExtractionSummary`. A recording that can't be used is listed there and does not stop the rest.
     Raises:
@@ -192,8 +205,9 @@ def extract_folder(
     parts = [todo[start : start + FILES_A_TASK] for start in range(0, len(todo), FILES_A_TASK)]
     tasks = [([r for r, _ in part], [t for _, t in part], feature_set) for part in parts]
     if tasks:
-        with tqdm(total=len(todo), desc=f"{feature_set} features", unit="file", disable=None) as bar:
-            for part, failed in zip(parts, _in_parallel(_extract_some, tasks, workers)):
+        bar = tqdm(total=len(todo), desc=f"{feature_set} features", unit="file", disable=None)
+        with bar, contextlib.closing(_in_parallel(_extract_some, tasks, workers)) as results:
+            for part, failed in zip(parts, results):
                 summary.failed += failed
                 summary.extracted += len(part) - len(failed)
                 bar.update(len(part))
