@@ -56,7 +56,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="openSMILE feature set: IS13 is the paper's; ComParE_2016, eGeMAPSv02, ... as openSMILE has them",
     )
     parser.add_argument(
-        "--workers", type=arguments.positive_int, default=arguments.cpu_count(), metavar="N", help="recordings at a time"
+        "--workers", type=arguments.positive_int, default=arguments.cpu_count(), metavar="N", help="clips at a time"
     )
     return parser
 
