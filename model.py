@@ -63,7 +63,7 @@ class InputLinear(nn.Linear):
 
     def _load_from_state_dict(self, state: dict, prefix: str, *more: object) -> None:
         key = f"{prefix}weight"
-        turned = {key: state[key].t().contiguous()} if key in state else {}
+        turned = {key: state[key].t()} if key in state else {}
         super()._load_from_state_dict({**state, **turned}, prefix, *more)
 
 

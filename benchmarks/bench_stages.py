@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import itertools
 import json
 import os
 import statistics
@@ -47,7 +48,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = arguments.new_parser(__doc__)
     parser.add_argument("--sizes", choices=SIZES, default="small", help="size of the corpus")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="what to measure")
-    parser.add_argument("--epochs", type=arguments.positive_int, default=8, metavar="N", help="SSL epochs to run")
+    parser.add_argument("--epochs", type=arguments.positive_int, default=12, metavar="N", help="SSL epochs to run")
     parser.add_argument(
         "--growth",
         type=arguments.positive_int,
@@ -228,7 +229,8 @@ def run_inside(stage: str, argv: list[str], target: Path) -> None:
     args = module.get_args_parser().parse_args(argv)
     device = runtime.choose_device(args.device)
     precision = runtime.choose_precision(device, args.precision)
-    measured = {"rates": product_rate(device, precision, 1.0), "passes": 0.0}
+    rates = [product_rate(device, precision, 1.0)]  # before the first epoch, and after each
+    measured = {"passes": 0.0}
     memory = Memory()
     on_gpu = [0.0]  # peaks of the stage, the products between its epochs left out
 
@@ -246,7 +248,7 @@ def run_inside(stage: str, argv: list[str], target: Path) -> None:
         end_epoch(self, record)
         # Between the epochs, and for as long as they take, so that both see the same machine.
         seconds = min(1.0, record.get("seconds", 0) / 2)
-        measured["rates"] += rates_aside(seconds)
+        rates.append(rates_aside(seconds))
 
     def measured_in_batches(*given: object):
         begin = time.perf_counter()
@@ -262,8 +264,9 @@ def run_inside(stage: str, argv: list[str], target: Path) -> None:
     module.main(args)
     _wait(device)
     measured["seconds"] = time.perf_counter() - begin
-    measured["rates"] += rates_aside(1.0)
-    measured["rate"] = statistics.median(measured.pop("rates"))
+    measured["around"] = [statistics.median(before + after) for before, after in itertools.pairwise(rates)]
+    rates.append(rates_aside(1.0))
+    measured["rate"] = statistics.median(itertools.chain(*rates))
     measured["memory"] = memory.peak
     if device.type == "cuda":
         measured["memory"] = max(on_gpu)
@@ -281,6 +284,11 @@ def run_stage(args: argparse.Namespace, root: Path, stage: str, *argv: object) -
     if done.returncode:
         raise runtime.UserError(f"{stage} ended with status {done.returncode}: {(root / 'output.txt').read_text()}")
     return json.loads(target.read_text())
+
+
+def middle_of(runs: list[dict], seconds: str) -> dict:
+    """The one of the middle ratio, not of the middle time: the machine's own rate moves from one to the next."""
+    return sorted(runs, key=lambda run: run[seconds] * run["rate"])[len(runs) // 2]
 
 
 def epoch_seconds(root: Path, pattern: str) -> list[float]:
@@ -310,12 +318,15 @@ def against_rate(name: str, seconds: float, utterances: int, flops: float, measu
 
 
 def bench_ssl(args: argparse.Namespace, root: Path, sizes: dict[str, int]) -> Iterator[list[str]]:
-    """An epoch of DeepEmoCluster: the median after the first, which sets up."""
+    """An epoch of DeepEmoCluster: the middle one after the first, which sets up."""
     argv = ["-ep", args.epochs, "-batch", BATCH, "-nc", CLUSTERS, "--unlabeled", "unlabeled", "--no-resume"]
     measured = run_stage(args, root, "training_DeepEmoCluster", *argv)
-    seconds = epoch_seconds(root, "ResNet*")
-    epoch = statistics.median(seconds[1:] or seconds)
-    yield against_rate("SSL epoch", epoch, sum(sizes.values()), ssl_epoch_operations(sizes), measured)
+    epochs = [
+        measured | {"seconds": seconds, "rate": rate}
+        for seconds, rate in zip(epoch_seconds(root, "ResNet*"), measured["around"])
+    ]
+    middle = middle_of(epochs[1:] or epochs, "seconds")
+    yield against_rate("SSL epoch", middle["seconds"], sum(sizes.values()), ssl_epoch_operations(sizes), middle)
 
 
 def bench_deepmi(args: argparse.Namespace, root: Path, sizes: dict[str, int]) -> Iterator[list[str]]:
@@ -329,8 +340,7 @@ def bench_deepmi(args: argparse.Namespace, root: Path, sizes: dict[str, int]) ->
     argv = ["-ep", 999, "-batch", BATCH, "-nc", CLUSTERS, "--metric-dir", "extracted"]
     runs = [run_stage(args, root, "extract_DeepMI", *argv) for _ in range(5)]
     flops = operations(model, sizes["Train"], False)
-    # The middle by ratio, not by time: the machine's own rate moves from run to run.
-    middle = sorted(runs, key=lambda run: run["passes"] * run["rate"])[len(runs) // 2]
+    middle = middle_of(runs, "passes")
     yield against_rate("DeepMI, forward pass", middle["passes"], sizes["Train"], flops, middle)
     rest = statistics.median(one["seconds"] - one["passes"] for one in runs)
     yield ["DeepMI, all else", f"{rest:.3f}", f"{sizes['Train'] / rest:,.0f}", "", "", "", ""]
