@@ -137,15 +137,15 @@ def add_training_arguments(parser: argparse.ArgumentParser, epochs: int, trained
     add_attribute_argument(parser)
 
 
-def add_clusters_argument(parser: argparse.ArgumentParser) -> None:
-    """-nc/--num_clusters."""
+def add_clusters_argument(parser: argparse.ArgumentParser, what: str = "") -> None:
+    """-nc/--num_clusters, with what it chooses where that is not the number itself."""
     parser.add_argument(
         "-nc",
         "--num_clusters",
         type=positive_int,
         default=50,
         metavar="K",
-        help="number of acoustic clusters; fewer for a small corpus (10 for some hundred utterances)",
+        help=what or "number of acoustic clusters; fewer for a small corpus (10 for some hundred utterances)",
     )
 
 
@@ -260,6 +260,7 @@ def run(
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # rank 0 speaks for all
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _terminate)
+    errors = sys.stderr if runtime.rank() == 0 else sys.__stderr__
     try:
         if runtime.num_ranks() > 1:
             if not with_ranks:
@@ -274,22 +275,23 @@ def run(
         else:
             # torchrun ends all at the first that fails: rank 0 may have the same to say, and says it better.
             time.sleep(RANK_PATIENCE)
-            print(f"{parser.prog}: rank {runtime.rank()}: error: {error}", file=sys.__stderr__)
+            print(f"{parser.prog}: rank {runtime.rank()}: error: {error}", file=errors)
         status = 2
     except BrokenPipeError:
         # The reader of our output (head, less) left; nothing is wrong, and flushing at exit must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
-    except RuntimeError as error:
-        if runtime.rank() == 0:
-            raise
-        # Another rank has failed and says why; what reaches this one is only that the connection broke.
-        print(f"{parser.prog}: rank {runtime.rank()}: {str(error).splitlines()[0]}", file=sys.__stderr__)
-        status = 1
     except OSError as error:
-        print(f"{parser.prog}: error: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
+        print(f"{parser.prog}: error: {error.filename or 'a file'}: {error.strerror or error}.", file=errors)
         status = 2
     except (KeyboardInterrupt, _Terminated) as stop:
         print(f"\n{parser.prog}: stopped. {_what_remains(args)}", file=sys.stderr)
         status = 130 if isinstance(stop, KeyboardInterrupt) else 143
+    except Exception as error:
+        sys.stderr = errors
+        if runtime.num_ranks() == 1 or "Connection closed" not in str(error):
+            raise
+        # Another rank has failed and says why; what reaches this one is only that the connection broke.
+        print(f"{parser.prog}: rank {runtime.rank()}: another process has ended.", file=errors)
+        status = 1
     sys.exit(status)

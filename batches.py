@@ -54,6 +54,7 @@ class Rows:
             room = SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
             on_device = self.packed.numel() * self.dtype.itemsize < room
         self.resident = self._upload() if on_device else None
+        self.streams = device.type == "cuda"
 
     def __len__(self) -> int:
         return len(self.packed)
@@ -95,7 +96,7 @@ class Rows:
         parts = _parts(share.start, share.stop)
         if self.resident is not None:
             return (self.resident[part, : self.num_features] for part in parts)
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and not self.streams:
             return (self.packed[part] for part in parts)
         sizes = [part.stop - part.start for part in parts]
         return self._gathered(sizes, lambda number, target: target.copy_(self.packed[parts[number]]))
@@ -104,7 +105,7 @@ class Rows:
         """Rows that `gather` puts into memory of the CPU."""
         if not sizes:
             return
-        if self.device.type == "cuda":
+        if self.streams:
             yield from self._streamed(sizes, gather)
             return
         buffer = _padded(max(sizes), self.num_features)
@@ -118,7 +119,8 @@ class Rows:
         copier = torch.cuda.Stream(self.device) if on_gpu else None
         # Copied with what aligns their rows: one piece of memory to one piece, or torch would go through a third.
         width = _aligned(self.num_features)
-        slots = [torch.empty(max(sizes), width, pin_memory=on_gpu) for _ in range(SLOTS)]
+        with torch.inference_mode(False):  # of this thread only: the other one could not write what is made in it
+            slots = [torch.empty(max(sizes), width, pin_memory=on_gpu) for _ in range(SLOTS)]
         copied: list = [None] * SLOTS  # what tells that a slot has been copied and may be filled again
 
         def bring(number: int) -> tuple[Tensor, object]:

@@ -235,7 +235,8 @@ def load_regressor(path: Path, num_features: int, emo_attr: str) -> tuple[DenseN
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"{path}: no such regressor. Run training_Curriculum.py -emo {emo_attr} with the same --model-dir first."
+            f"{path}: no such regressor. Run training_Curriculum.py -emo {emo_attr} with the same --model-dir and "
+            "--order first."
         )
     state = runtime.load_tensors(path)
     if not isinstance(state, dict):

@@ -249,6 +249,8 @@ def rank() -> int:
 
 def join_ranks() -> None:
     """Meet the other processes: gloo between CPUs, NCCL between GPUs."""
+    # Each rank would warn that a joint step uses all weights although a step may use some of them.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch
     from torch import distributed
 
@@ -382,13 +384,18 @@ def whole_batch(own, count: int):
     return WholeBatch.apply(own)
 
 
-def over_ranks(model):
-    """The model, its gradients averaged over the ranks in every backward pass."""
+def over_ranks(model, in_parts: bool = False):
+    """The model, its gradients averaged over the ranks in every backward pass.
+
+    Args:
+        model: the network.
+        in_parts: whether a pass may leave some of its weights without a gradient.
+    """
     if num_ranks() == 1:
         return model
     from torch.nn.parallel import DistributedDataParallel
 
-    return DistributedDataParallel(model, find_unused_parameters=True)
+    return DistributedDataParallel(model, find_unused_parameters=in_parts)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -661,6 +668,21 @@ class TrainingRun:
             return False
         print(f"{self.checkpoint}: trained already with these arguments on these data; --no-resume trains it anew.")
         return True
+
+    def refuse_unlike_ranks(self, finished: bool) -> None:
+        """Compare what this rank has found with what rank 0 has; to be called by all of them, after `start`.
+
+        Args:
+            finished: what `is_finished` said.
+        Raises:
+            UserError: other arguments, data or saved state, as where ranks see folders of their own.
+        """
+        here = digest(self.identity, finished, len(self.history))
+        if from_first_rank(lambda: here) != here:
+            raise UserError(
+                f"{self.checkpoint}: this process has found another state of the run, or other data, than rank 0; all "
+                "need --model-dir, the corpus and its norm terms on a common file system."
+            )
 
     def start(self) -> dict | None:
         """Begin the log; return the saved state (on the CPU) to go on from, or None.

@@ -26,7 +26,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--split",
         default="Test1",
         metavar="NAME",
-        help="split to test on: Test1, Test2, Validation, ... or all",
+        help="split to test on: Test1, Test2, Validation, ... or all, Train included",
     )
     parser.add_argument(
         "--label-scale",

@@ -25,7 +25,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this stage."""
     parser = arguments.new_parser(__doc__)
     arguments.add_training_arguments(parser, epochs=70)
-    arguments.add_clusters_argument(parser)
+    arguments.add_clusters_argument(parser, "which DeepMI file: that of so many clusters, DeepMI_Kclusters@_EMO.json")
     arguments.add_metric_dir_argument(parser)
     parser.add_argument(
         "--metric", type=Path, metavar="FILE", help="DeepMI file to use, whatever -nc and --metric-dir say"
@@ -146,9 +146,11 @@ def main(args: argparse.Namespace) -> None:
         details = {"corpus": str(args.corpus), "counts": counts, "device": str(device), "metric": metric}
         details["ranks"] = runtime.num_ranks()
         run = runtime.TrainingRun(target, arguments.chosen(args, "order"), keys, details, args.resume)
-        if run.is_finished():
-            return
-        state = run.start()
+        finished = run.is_finished()
+        state = None if finished else run.start()
+    run.refuse_unlike_ranks(finished)
+    if finished:
+        return
 
     runtime.seed_everything(runtime.derived_seed(args.seed, 0))
     model = DenseNet(corpus.num_features)
@@ -161,6 +163,9 @@ def main(args: argparse.Namespace) -> None:
     targets, order = torch.from_numpy(train.targets).to(device), torch.from_numpy(order).to(device)
     sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
     print(f"{sizes} utterances of {corpus.num_features} features, on {device}")
+    last = curriculum.training_size(args.order, args.epoch - 1, len(train.names))
+    if last < len(train.names):
+        print(f"note: -ep {args.epoch} ends within the curriculum, at {last} of {len(train.names)} Train utterances.")
 
     def write_outputs() -> None:
         save_regressor(target, run.best["weights"], run.facts() | {"metric": metric})

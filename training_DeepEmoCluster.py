@@ -70,7 +70,7 @@ class Learner:
         self.sgd = runtime.sgd(lasting, LR_TRUNK, device)
         self.adam = runtime.adam(lasting, LR_JOINT, device)
         self.top_sgd = runtime.sgd(model.top_layer_class.parameters(), LR_TOP_LAYER, device)
-        self.network = runtime.over_ranks(model)
+        self.network = runtime.over_ranks(model, in_parts=True)
         self.steps = [runtime.CapturedStep(step, device) for step in (self._cluster_step, self._joint_step)]
 
     def _cluster_step(self, x, labels):
@@ -283,9 +283,11 @@ def main(args: argparse.Namespace) -> None:
         counts = {name: len(part.names) for name, part in parts.items()}
         details = {"corpus": str(args.corpus), "counts": counts, "device": str(device), "ranks": runtime.num_ranks()}
         run = runtime.TrainingRun(checkpoint, arguments.chosen(args, "num_clusters"), keys, details, args.resume)
-        if run.is_finished():
-            return
-        state = run.start()
+        finished = run.is_finished()
+        state = None if finished else run.start()
+    run.refuse_unlike_ranks(finished)
+    if finished:
+        return
 
     runtime.seed_everything(runtime.derived_seed(args.seed))
     num_features = parts["Train"].rows.num_features

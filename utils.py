@@ -143,20 +143,28 @@ def find_detailed_file(root: Path) -> Path | None:
 # Consensus labels
 
 
-def _csv_lines(path: Path) -> list[tuple[int, list[str]]]:
+def _csv_lines(path: Path, delimiter: str = ",") -> list[tuple[int, list[str]]]:
     """Line number and stripped fields of each line that is not blank."""
-    reader = csv.reader(io.StringIO(read_text(path)), skipinitialspace=True, strict=True)
+    reader = csv.reader(io.StringIO(read_text(path)), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
         return [(reader.line_num, [field.strip() for field in line]) for line in reader if any(map(str.strip, line))]
     except csv.Error as error:
         raise UserError(f"{path}: not a CSV table (line {reader.line_num}: {error}).") from None
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    """A CSV file as text, every row as long as the header."""
-    lines = _csv_lines(path)
+def read_csv(path: Path, needed: Sequence[str], delimiter: str = ",") -> pd.DataFrame:
+    """A table with a header line, as stripped text.
+
+    Args:
+        path: the file.
+        needed: columns that it must have.
+        delimiter: between the fields.
+    Raises:
+        UserError: unreadable, a column missing or there twice, or a row that is not as long as the header.
+    """
+    lines = _csv_lines(path, delimiter)
     if not lines:
-        raise UserError(f"{path}: empty; expected the columns {', '.join(CONSENSUS_COLUMNS)}.")
+        raise UserError(f"{path}: empty; expected the columns {', '.join(needed)}.")
     header = lines[0][1]
     twice = {column for column in header if header.count(column) > 1}
     if twice:
@@ -168,7 +176,9 @@ def _read_csv(path: Path) -> pd.DataFrame:
                 f"{path}: line {number} has {len(fields)} fields, the header {len(header)}; is a comma not quoted?"
             )
         rows.append(fields[: len(header)])
-    return pd.DataFrame(rows, columns=header, dtype=object)
+    table = pd.DataFrame(rows, columns=header, dtype=object)
+    _check_columns(path, table, needed)
+    return table
 
 
 def _check_columns(path: Path, table: pd.DataFrame, needed: Sequence[str]) -> None:
@@ -190,11 +200,12 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
             )
 
 
-def read_labels(path: Path) -> pd.DataFrame:
+def read_labels(path: Path, needs_split: bool = True) -> pd.DataFrame:
     """Consensus labels of any release, one row an utterance.
 
     Args:
         path: labels_consensus or labels_concensus, .csv or .json (a dict FileName -> fields).
+        needs_split: whether Split_Set must be there; it is empty where it is not.
     Returns:
         Table of text columns: FileName, Split_Set and those of EmoClass, EmoAct, EmoVal, EmoDom, SpkrID, Gender that
         the file has (SpkrID always, `Unknown` where it is not given).
@@ -211,7 +222,9 @@ def read_labels(path: Path) -> pd.DataFrame:
         table = pd.DataFrame(rows, columns=None if rows else ["FileName"])
         table = table.astype(object).where(table.notna(), "").map(lambda value: str(value).strip())
     else:
-        table = _read_csv(path)
+        table = read_csv(path, CONSENSUS_COLUMNS[:1])
+    if not needs_split and "Split_Set" not in table:
+        table["Split_Set"] = ""
     _check_columns(path, table, ("FileName", "Split_Set"))
     if table.empty:
         raise UserError(f"{path}: no utterances in it.")
@@ -226,7 +239,7 @@ def read_labels(path: Path) -> pd.DataFrame:
         clash = table["FileName"][shared == shared[shared.duplicated()].iloc[0]].tolist()
         raise UserError(f"{path}: {clash[0]} and {clash[1]} would share one feature file; expected names of their own.")
     homeless = table["FileName"][table["Split_Set"] == ""]
-    if len(homeless):
+    if len(homeless) and needs_split:
         print(
             f"warning: {path}: {len(homeless)} rows have no Split_Set, the first {homeless.iloc[0]}.", file=sys.stderr
         )
@@ -353,7 +366,7 @@ def _parse_detail(path: Path, name: str, detail: str) -> dict:
     for part in (piece.strip() for piece in detail.split(";")):
         rating = re.fullmatch(r"([AVD])\s*:\s*(.*)", part)
         if rating:
-            row[{"A": "EmoAct", "V": "EmoVal", "D": "EmoDom"}[rating[1]]] = _rating(path, name, rating[2])
+            row[{"A": "EmoAct", "V": "EmoVal", "D": "EmoDom"}[rating[1]]] = parse_rating(path, name, rating[2])
         else:
             words.append(part)
     for column, word in zip(("Worker", "EmoClass_Major", "EmoClass_Second"), words):
@@ -361,7 +374,8 @@ def _parse_detail(path: Path, name: str, detail: str) -> dict:
     return row
 
 
-def _rating(path: Path, name: str, text: object) -> float:
+def parse_rating(path: Path, name: str, text: object) -> float:
+    """A label as a number, NaN where the field is empty; raises `UserError` where it is no number."""
     text = "" if text is None else str(text).strip()
     if text.casefold() in EMPTY:
         return float("nan")
@@ -377,7 +391,7 @@ def _detailed_csv(path: Path) -> list[dict]:
     if "EmoDetail" in header:
         # A secondary class may list several emotions with commas, unquoted: all after the name is the detail.
         return [_parse_detail(path, fields[0], ",".join(fields[1:])) for _, fields in lines[1:]]
-    table = _read_csv(path)
+    table = read_csv(path, ("FileName",))
     worker = "WorkerID" if "WorkerID" in table.columns else "Workers"
     _check_columns(path, table, ("FileName", worker))
     return [{**row, "Worker": row[worker]} for row in table.to_dict("records")]
@@ -413,7 +427,7 @@ def read_detailed_labels(path: Path) -> pd.DataFrame:
         if column not in table:
             table[column] = ""
     for column in ("EmoAct", "EmoDom", "EmoVal"):
-        table[column] = [_rating(path, name, value) for name, value in zip(table["FileName"], table[column])]
+        table[column] = [parse_rating(path, name, value) for name, value in zip(table["FileName"], table[column])]
     texts = ["FileName", "Worker", "EmoClass_Major", "EmoClass_Second"]
     table[texts] = table[texts].fillna("").astype(str).apply(lambda column: column.str.strip())
     _check_names(path, table["FileName"].tolist())
@@ -483,7 +497,10 @@ def _read_norm(norm_dir: Path, what: str) -> tuple[NDArray[np.float64], NDArray[
     for kind in ("means", "stds"):
         file = Path(norm_dir) / f"{what}_norm_{kind}.mat"
         if not file.is_file():
-            raise UserError(f"{file}: no such norm term. Run norm_para.py with the same --norm-dir first.")
+            raise UserError(
+                f"{file}: no such norm term. Run norm_para.py with the same --norm-dir first (for the published "
+                "ones, NormTerm/v1.8, `python -m tools.fetch_v18`)."
+            )
         terms.append(features.read_mat(file, NORM_KEY).astype(np.float64).ravel())
     if terms[0].size != terms[1].size or terms[0].size == 0:
         raise UserError(

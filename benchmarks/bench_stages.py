@@ -434,17 +434,16 @@ def bench_opensmile(root: Path) -> Iterator[list[str]]:
             begin = time.perf_counter()
             extract_folder(root / "audio", root / f"features_{workers}_{turn}", workers=workers)
             times.append(time.perf_counter() - begin)
-    # Without the first turn, which loads openSMILE; turn against turn, since the machine's speed moves.
-    one, all_ = seconds[1][1:], seconds[cores][1:]
-    ratio = statistics.median(a / b / cores for a, b in zip(one, all_))
-    middle = statistics.median(all_)
+    # The turn of the middle ratio, since the machine's speed moves; without the first, which loads openSMILE.
+    turns = sorted(zip(seconds[1][1:], seconds[cores][1:]), key=lambda turn: turn[0] / turn[1])
+    one, all_ = turns[len(turns) // 2]
     yield [
         f"openSMILE, {clips} clips of 3 s, {cores} at a time",
-        f"{middle:.3g}",
-        f"{clips / middle:,.1f}",
+        f"{all_:.3g}",
+        f"{clips / all_:,.1f}",
         "",
-        f"{cores * clips / statistics.median(one):,.1f} clips/s",
-        f"{ratio:.2f}",
+        f"{cores * clips / one:,.1f} clips/s",
+        f"{one / all_ / cores:.2f}",
         "",
     ]
 
@@ -471,11 +470,16 @@ def bench_growth(args: argparse.Namespace, root: Path) -> Iterator[list[str]]:
         argv = ["-ep", 2, "-batch", BATCH, "-nc", CLUSTERS, "--unlabeled", "unlabeled", "--unlabeled-size", size]
         measured = run_stage(args, folder, "training_DeepEmoCluster", *argv)
         epoch = epoch_seconds(folder, "ResNet*")[-1]
+        around = measured | {"rate": measured["around"][-1]}
         yield against_rate(
-            f"SSL epoch, {size:,} unlabeled", epoch, sum(sizes.values()), ssl_epoch_operations(sizes), measured
+            f"SSL epoch, {size:,} unlabeled", epoch, sum(sizes.values()), ssl_epoch_operations(sizes), around
         )
         for file in (folder / "feature_cache").iterdir():
             file.unlink()  # 25 KB an utterance
+
+
+def _tell(stage: str) -> None:
+    print(f"measuring {stage} ...", file=sys.stderr)
 
 
 def rows_of(args: argparse.Namespace, root: Path) -> Iterator[list[str]]:
@@ -487,13 +491,17 @@ def rows_of(args: argparse.Namespace, root: Path) -> Iterator[list[str]]:
     if {"ssl", "deepmi", "curriculum"} & set(args.stages):
         make_corpus(root, sizes)
     if {"norms", "packing"} & set(args.stages):
+        _tell("norms and packing")
         yield from bench_reading(root, sizes, args.stages)
     for stage, bench in (("ssl", bench_ssl), ("deepmi", bench_deepmi), ("curriculum", bench_curriculum)):
         if stage in args.stages:
+            _tell(stage)
             yield from bench(args, root, sizes)
     if "opensmile" in args.stages:
+        _tell("opensmile")
         yield from bench_opensmile(root)
     if "start-up" in args.stages:
+        _tell("start-up")
         yield from bench_start_up()
 
 

@@ -1,5 +1,7 @@
 """Batches and passes over packed rows: every way of bringing them gives the same rows."""
 
+import threading
+
 import pytest
 import torch
 
@@ -22,7 +24,7 @@ def rows(request, packed, monkeypatch) -> batches.Rows:
     monkeypatch.setattr(batches, "PASS_ROWS", 8)
     found = batches.Rows(packed.numpy(), CPU, "fp32", on_device=request.param == "resident")
     if request.param == "streamed":
-        monkeypatch.setattr(found, "_gathered", found._streamed)
+        monkeypatch.setattr(found, "streams", True)
     return found
 
 
@@ -42,9 +44,11 @@ def test_a_share_of_nothing_is_one_empty_block(rows):
 
 
 def test_leaving_before_the_end_leaves_no_thread_behind(rows, packed):
+    before = threading.active_count()
     found = rows.batches(torch.arange(53).split(4))
     assert torch.equal(next(found), packed[:4])
     del found
+    assert threading.active_count() == before
 
 
 def test_rows_start_aligned_in_memory():

@@ -1,5 +1,8 @@
 """Features from audio, against openSMILE called directly."""
 
+import threading
+import time
+
 import numpy as np
 import opensmile
 import pytest
@@ -75,10 +78,37 @@ def test_what_is_there_is_kept(audio, tmp_path):
     assert (tmp_path / "feat_mat" / "plain.mat").stat().st_mtime_ns == before
 
 
+def test_full_scale_does_not_wrap_round(tmp_path):
+    """Samples at 1, as in mp3 and loud resampled recordings, count as those of 16 bit at full scale."""
+    (tmp_path / "audio").mkdir()
+    loud = (4 * voice()).clip(-1, 1)
+    soundfile.write(tmp_path / "audio/float.wav", loud, RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "audio/short.wav", loud, RATE, subtype="PCM_16")
+    tool.extract_folder(tmp_path / "audio", tmp_path / "feat_mat", workers=1)
+    first, second = (features.read_feature(tmp_path / f"feat_mat/{name}.mat") for name in ("float", "short"))
+    assert loud.max() == 1 and np.mean(~np.isclose(first, second, rtol=0.1)) < 0.1
+
+
+def test_stopping_early_finishes_what_is_at_hand_and_leaves_no_thread():
+    started, before = [], threading.active_count()
+
+    def work(number):
+        started.append(number)
+        time.sleep(0.05)
+        return number
+
+    results = tool._in_parallel(work, [(number,) for number in range(50)], 2)
+    assert next(results) == 0
+    results.close()
+    assert threading.active_count() == before and len(started) < 10
+
+
 def test_workers_do_not_change_the_bytes(audio, tmp_path, monkeypatch):
-    monkeypatch.setattr(tool, "FILES_A_TASK", 2)
+    for number in range(6):
+        soundfile.write(audio / f"more{number}.wav", voice(pitch=100 + number), RATE)
     for workers, most_threads, name in ((1, 8, "one"), (2, 8, "threads"), (2, 1, "processes")):
         monkeypatch.setattr(tool, "MOST_THREADS", most_threads)
+        tool._smiles.clear()  # so that threads set it up at the same time
         tool.extract_folder(audio, tmp_path / name, workers=workers)
     for path in (tmp_path / "one").iterdir():
         for name in ("threads", "processes"):

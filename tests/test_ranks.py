@@ -6,7 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
+
+import runtime
 
 SMALL = ("-batch", "16", "-emo", "Val", "-nc", "5")
 STAGES = {
@@ -107,3 +110,24 @@ def test_bad_input_is_said_once_and_no_rank_hangs(bench):
 def test_a_stage_of_one_process_says_so(bench):
     result = run_on(2, "testing_Curriculum.py", "-emo", "Val", folder=bench.folder)
     assert result.returncode != 0 and "start it without torchrun" in result.stderr
+
+
+def test_each_rank_drops_units_of_its_own(monkeypatch):
+    drawn = []
+    for rank in range(3):
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        monkeypatch.setenv("RANK", str(rank))
+        runtime.seed_everything(1)
+        runtime.seed_own_dropout(31, 0, 1)
+        drawn.append(float(torch.rand(())))
+    assert len(set(drawn)) == 3
+
+
+def test_ranks_that_see_other_folders_are_refused(tmp_path, monkeypatch):
+    runs = [runtime.TrainingRun(tmp_path / f"{rank}/x.pt.tar", {}, {}, {}, True) for rank in range(2)]
+    runs[0].history = [{"epoch": 0}]  # rank 0 goes on, the other one has nothing to go on from
+    found = []
+    monkeypatch.setattr(runtime, "from_first_rank", lambda make: found.append(make()) or found[0])
+    runs[0].refuse_unlike_ranks(False)
+    with pytest.raises(runtime.UserError, match="common file system"):
+        runs[1].refuse_unlike_ranks(False)

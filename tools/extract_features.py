@@ -20,7 +20,7 @@ import arguments
 from runtime import UserError, prepare_folder
 
 SAMPLING_RATE = 16000  # Hz; the features depend on the bandwidth, and MSP-Podcast is at this rate
-FILES_A_TASK = 8
+FILES_A_TASK = 8  # of a process; a thread takes one at a time, so that a stopped run ends soon
 # openSMILE leaves the other threads free in all but a fourteenth of its time (measured), so a few threads do as well as
 # processes and need no start-up; many would wait for each other.
 MOST_THREADS = 8
@@ -101,7 +101,6 @@ def open_smile(feature_set: str):
         feature_set=getattr(opensmile.FeatureSet, feature_set),
         feature_level=opensmile.FeatureLevel.Functionals,
         sampling_rate=SAMPLING_RATE,
-        resample=True,
     )
 
 
@@ -111,6 +110,7 @@ def extract_one(smile, recording: Path):
     Raises:
         UserError: unreadable, empty or too short, in words fit for a list.
     """
+    import audresample
     import numpy as np
     import soundfile
 
@@ -124,7 +124,12 @@ def extract_one(smile, recording: Path):
         raise UserError("no samples in it")
     if not np.isfinite(signal).all():
         raise UserError("samples that are no numbers in it")
-    features = smile.process_signal(signal.mean(axis=1), rate).to_numpy(dtype=np.float64)
+    mono = signal.mean(axis=1)
+    if rate != SAMPLING_RATE:
+        mono = audresample.resample(mono, rate, SAMPLING_RATE)[0]
+    # opensmile makes 16-bit numbers of samples, which wrap round at full scale; resampling overshoots.
+    mono = mono.clip(-1, 1 - 2**-15)
+    features = smile.process_signal(mono, SAMPLING_RATE).to_numpy(dtype=np.float64)
     if np.isnan(features).all():
         raise UserError(f"too short ({1000 * len(signal) / rate:.0f} ms)")
     return features
@@ -167,11 +172,11 @@ def _refuse_other_set(feature_dir: Path, feature_set: str, width: int) -> None:
 
 
 def _in_parallel(work: Callable, tasks: list[tuple], workers: int) -> Iterator:
-    workers = min(workers, len(tasks))
     if workers > MOST_THREADS:
         from joblib import Parallel, delayed
 
-        yield from Parallel(n_jobs=workers, return_as="generator")(delayed(work)(*task) for task in tasks)
+        jobs = min(workers, len(tasks))
+        yield from Parallel(n_jobs=jobs, return_as="generator")(delayed(work)(*task) for task in tasks)
         return
     pool = ThreadPoolExecutor(workers)
     try:
@@ -202,7 +207,8 @@ def extract_folder(
     targets = [Path(feature_dir) / f"{recording.stem}.mat" for recording in recordings]
     todo = [(recording, target) for recording, target in zip(recordings, targets) if not target.is_file()]
     summary = ExtractionSummary(kept=len(recordings) - len(todo))
-    parts = [todo[start : start + FILES_A_TASK] for start in range(0, len(todo), FILES_A_TASK)]
+    size = 1 if workers <= MOST_THREADS else FILES_A_TASK
+    parts = [todo[start : start + size] for start in range(0, len(todo), size)]
     tasks = [([r for r, _ in part], [t for _, t in part], feature_set) for part in parts]
     if tasks:
         bar = tqdm(total=len(todo), desc=f"{feature_set} features", unit="file", disable=None)
@@ -214,16 +220,23 @@ def extract_folder(
     return summary
 
 
-def main(args: argparse.Namespace) -> None:
-    """Extract, and list what could not be; a corpus with holes is no failure of the run."""
-    summary = extract_folder(args.audio_dir, args.feature_dir, args.feature_set, args.workers)
+def tell(summary: ExtractionSummary, feature_dir: Path) -> None:
+    """Print what became of the recordings; those without features are warnings."""
     for recording, reason in summary.failed:
         print(f"warning: no features: {recording}: {reason}", file=sys.stderr)
     print(
         f"{summary.extracted} recordings extracted, {summary.kept} there before, {len(summary.failed)} without "
-        f"features; wrote {args.feature_dir}"
+        f"features; wrote {feature_dir}"
     )
 
 
+def main(args: argparse.Namespace) -> None:
+    """Extract, and list what could not be; a corpus with holes is no failure of the run."""
+    tell(extract_folder(args.audio_dir, args.feature_dir, args.feature_set, args.workers), args.feature_dir)
+
+
 if __name__ == "__main__":
-    arguments.run(main, get_args_parser())
+    # By its own name, not as __main__: what worker processes keep for the next task belongs to a module they import.
+    from tools import extract_features
+
+    arguments.run(extract_features.main, get_args_parser())

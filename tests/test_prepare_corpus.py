@@ -1,0 +1,251 @@
+"""Other corpora brought into the project's layout, from small files in the formats as distributed."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import read_rows
+
+import features
+import utils
+from tools import corpora
+
+RATE = 16000
+TOOL = "tools.prepare_corpus"
+
+
+def clip(path, seconds=0.5, seed=0):
+    """A noise of some length."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.random.default_rng(seed).normal(0, 0.05, int(RATE * seconds)).clip(-1, 1), RATE)
+
+
+def labels(out):
+    """Rows of a prepared corpus by file name."""
+    return utils.read_labels(out / "Labels" / "labels_consensus.csv").set_index("FileName")
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Twelve clips of six speakers, in a folder each; a table with semicolons."""
+    lines = ["path;act;who;part"]
+    for speaker in range(6):
+        for number in range(2):
+            clip(tmp_path / f"clips/s{speaker}/{number}.wav", seed=speaker)
+            part = ("train", "dev", "test")[speaker % 3]
+            lines.append(f"s{speaker}/{number}.wav;{10 * speaker + number};s{speaker};{part}")
+    file = tmp_path / "table.csv"
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def csv_argv(table, *more):
+    """Arguments for `table`, without features."""
+    argv = ["csv", table, "--audio", table.parent / "clips", "--out", table.parent / "out", "--file-column", "path"]
+    return [*argv, "--arousal-column", "act", "--label-scale", 0, 100, "--no-features", *more]
+
+
+def test_a_table_becomes_a_corpus_that_the_stages_read(table, bench):
+    code, out, err = bench.run(TOOL, *csv_argv(table)[:-1], "--split-column", "part", "--set", "eGeMAPSv02")
+    assert code == 0, err
+    assert "12 utterances" in out and "Train: 4 utterances" in out and "0..100 brought to 1..7" in out
+    found = labels(table.parent / "out")
+    assert found.loc["s3_1.wav", "EmoAct"] == "2.86" and found.loc["s3_1.wav", "Split_Set"] == "Train"
+    assert sorted(set(found["Split_Set"])) == ["Test1", "Train", "Validation"]
+    feature = table.parent / "out" / utils.FEATURE_FOLDER / "s3_1.mat"
+    assert features.read_feature(feature).size == 88
+    assert bench.run("norm_para", "--corpus", table.parent / "out")[0] == 0
+
+
+def test_the_same_command_again_changes_nothing(table, bench):
+    bench.run(TOOL, *csv_argv(table))
+    before = (table.parent / "out/Labels/labels_consensus.csv").read_bytes()
+    assert bench.run(TOOL, *csv_argv(table))[0] == 0
+    assert (table.parent / "out/Labels/labels_consensus.csv").read_bytes() == before
+
+
+def test_without_splits_all_is_test1_and_without_speakers_all_are_unknown(table, bench):
+    bench.run(TOOL, *csv_argv(table))
+    found = labels(table.parent / "out")
+    assert set(found["Split_Set"]) == {"Test1"} and set(found["SpkrID"]) == {"Unknown"}
+    assert set(found["EmoVal"]) == {""}
+    mark = json.loads((table.parent / "out/Labels/prepared.json").read_text())
+    assert mark["label_scale"] == [0, 100]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_splits_by_speaker_are_disjoint_seeded_and_of_the_fractions(table, bench, seed):
+    argv = csv_argv(table, "--speaker-column", "who", "--split-by-speaker", 0.5, 0.2, 0.3, "--seed", seed)
+    assert bench.run(TOOL, *argv)[0] == 0
+    first = labels(table.parent / "out")
+    assert (first.groupby("SpkrID")["Split_Set"].nunique() == 1).all()
+    assert first["Split_Set"].value_counts().to_dict() == {"Train": 6, "Test1": 4, "Validation": 2}
+    assert bench.run(TOOL, *argv)[0] == 0
+    assert labels(table.parent / "out").equals(first)
+
+
+def test_three_speakers_give_a_split_each():
+    import pandas as pd
+
+    rows = pd.DataFrame({"SpkrID": list("aabbcc")})
+    assert set(corpora.split_by_speaker(rows, (0.9, 0.05, 0.05), 1, "t")) == {"Train", "Validation", "Test1"}
+
+
+def test_the_audio_may_have_another_ending_and_lie_deeper(tmp_path, bench):
+    clip(tmp_path / "clips/deep/er/a.flac")
+    clip(tmp_path / "clips/b.wav")
+    table = tmp_path / "t.csv"
+    table.write_text("path,act\na.wav,1\nb,5\n")
+    assert bench.run(TOOL, *csv_argv(table))[0] == 0
+    assert list(labels(tmp_path / "out").index) == ["a.wav", "b.wav"]
+    assert (tmp_path / "out/Audios/a.flac").resolve() == tmp_path / "clips/deep/er/a.flac"
+
+
+def test_bad_tables_are_refused(table, bench):
+    def refuses(text, *words, more=()):
+        table.write_text(text)
+        bench.refuses(bench.run(TOOL, *csv_argv(table), *more), *words)
+
+    refuses("path;act\ns0/0.wav;101\n", "EmoAct of 0.wav is 101", "0..100")
+    refuses("path;act\ns0/0.wav;loud\n", "'loud'", "expected a number")
+    refuses("path;acts\ns0/0.wav;1\n", "no column act", "acts")
+    refuses("path;act\nnone.wav;1\ns0/0.wav;1\n", "1 of 2 recordings are not in", "none.wav", "--skip-missing")
+    refuses("path;act\n;1\n", "names no file")
+    refuses("path;act\n", "no rows")
+    refuses("", "empty")
+    refuses("path;act\n0.wav;1\n", "name files with their folders")
+    refuses("path;act\ns0/0.wav;1\ns0/0.wav;2\n", "one recording")
+    refuses(
+        "path;act;w\ns0/0.wav;1;\n", "no speaker", more=["--speaker-column", "w", "--split-by-speaker", 0.6, 0.2, 0.2]
+    )
+    refuses("path;act\ns0/0.wav;1\n", "sum to 1", more=["--split-by-speaker", 0.6, 0.2, 0.3])
+    refuses("path;act\ns0/0.wav;1\n", "lowest label first", more=["--label-scale", 5, 1])
+    table.write_text("path;act\ns0/0.wav;1\n")
+    no_attribute = [argument for argument in csv_argv(table) if argument not in ("--arousal-column", "act")]
+    bench.refuses(bench.run(TOOL, *no_attribute), "--valence-column")
+    foreign = table.parent / "out/Labels"
+    foreign.mkdir(parents=True)
+    (foreign / "labels_consensus.csv").write_text("mine")
+    bench.refuses(bench.run(TOOL, *csv_argv(table)), "did not write")
+    assert (foreign / "labels_consensus.csv").read_text() == "mine"
+
+
+def test_missing_recordings_can_be_left_out(table, bench):
+    table.write_text("path;act\nnone.wav;1\ns0/0.wav;50\n")
+    code, _, err = bench.run(TOOL, *csv_argv(table, "--skip-missing"))
+    assert code == 0 and "1 of 2 recordings" in err
+    assert labels(table.parent / "out")["EmoAct"].to_dict() == {"0.wav": "4"}
+
+
+IEMOCAP_FILE = """% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]
+
+[6.2901 - 8.2357]\tSes01F_impro01_F000\tneu\t[2.5000, 3.5000, 1.5000]
+C-E2:\tNeutral;\t()
+C-F1:\tNeutral;\t()
+A-E3:\tval  3; act 2; dom  2;\t()
+A-E4:\tval 2; act 5; dom NaN;\t(mumbled)
+A-F1:\tval 5; act 5; dom  5;\t()
+
+[10.0100  -  11.3925]\tSes01F_impro01_M001\tang\t[1.0000, 5.0000, NaN]
+A-E3:\tval 1; act 5; dom  ;\t()
+% [1.0 - 2.0]\tSes01F_impro01_F009\tneu\t[2.5000, 3.5000, 1.5000]
+"""
+
+
+def test_iemocap_as_distributed(tmp_path, bench):
+    root = tmp_path / "IEMOCAP_full_release"
+    evaluation = root / "Session1/dialog/EmoEvaluation"
+    (evaluation / "Self-evaluation").mkdir(parents=True)
+    (evaluation / "Ses01F_impro01.txt").write_text(IEMOCAP_FILE)
+    (evaluation / "._Ses01F_impro01.txt").write_bytes(b"\x00\x05\x16\x07")
+    (evaluation / "Self-evaluation/Ses01F_impro01_f.txt").write_text(
+        "[0.0 - 1.0]\tSes01F_impro01_F000\tang\t[5, 5, 5]\n"
+    )
+    for turn in ("F000", "M001"):
+        clip(root / f"Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_{turn}.wav")
+    clip(root / "Session1/sentences/wav/Ses01F_impro01/._Ses01F_impro01_F000.wav")
+    code, _, err = bench.run(TOOL, "iemocap", root, "--out", tmp_path / "out", "--no-features")
+    assert code == 0, err
+    found = labels(tmp_path / "out")
+    # V, A, D: 2.5, 3.5, 1.5 of 1..5
+    first = found.loc["Ses01F_impro01_F000.wav"]
+    assert first[["EmoVal", "EmoAct", "EmoDom"]].tolist() == ["3.25", "4.75", "1.75"]
+    assert first[["EmoClass", "SpkrID", "Gender", "Split_Set"]].tolist() == ["N", "Ses01F", "Female", "Test1"]
+    second = found.loc["Ses01F_impro01_M001.wav"]
+    assert second[["EmoVal", "EmoAct", "EmoDom", "SpkrID", "Gender"]].tolist() == ["1", "7", "", "Ses01M", "Male"]
+    assert len(found) == 2
+    ratings = utils.read_detailed_labels(tmp_path / "out/Labels/labels_detailed.csv")
+    assert ratings["Worker"].tolist() == ["E3", "E4", "E3"]  # not F1: an actor's own
+    assert ratings["EmoAct"].tolist() == [2.5, 7.0, 7.0]
+    assert np.isnan(ratings["EmoDom"]).tolist() == [False, True, True]
+
+
+IMPROV_FILE = """UTD-IMPROV-S01A-F01-P-FM01.avi; A; A:1.5; V:2.0;  D:3.0 ; N:4.0;
+ANON1;  Angry; Frustrated, Other; A:1.000000; V:2.000000; D:3.000000; N:4.0;
+ANON2; Angry; ; A:2.000000; V:2.000000; D:NaN; N:4.0;
+
+UTD-IMPROV-S02A-M03-R-FM02.avi; S;  A:4.5; V:2.0; D:NaN ; N:4.0;
+"""
+
+
+@pytest.mark.parametrize("spelling", ["Evalution.txt", "Evaluation.txt"])
+def test_msp_improv_as_distributed_and_its_arousal_turned_round(tmp_path, bench, spelling):
+    root = tmp_path / "MSP-IMPROV"
+    root.mkdir()
+    (root / spelling).write_text(IMPROV_FILE)
+    for name in ("S01A-F01-P-FM01", "S02A-M03-R-FM02"):
+        clip(root / f"Audio/session1/{name[:4]}/P/MSP-IMPROV-{name}.wav")
+    argv = ["msp-improv", root, "--out", tmp_path / "out", "--no-features"]
+    code, out, _ = bench.run(TOOL, *argv)
+    assert code == 0
+    assert "mean arousal of anger 1.75" in out and "--flip-arousal" in out
+    found = labels(tmp_path / "out")
+    angry = found.loc["MSP-IMPROV-S01A-F01-P-FM01.wav"]
+    assert angry[["EmoAct", "EmoVal", "EmoDom", "SpkrID"]].tolist() == ["1.75", "2.5", "4", "F01"]
+    assert found.loc["MSP-IMPROV-S02A-M03-R-FM02.wav", ["EmoDom", "SpkrID", "Gender"]].tolist() == ["", "M03", "Male"]
+    code, out, _ = bench.run(TOOL, *argv, "--flip-arousal")
+    assert code == 0 and "seems to run" not in out
+    assert labels(tmp_path / "out").loc["MSP-IMPROV-S01A-F01-P-FM01.wav", "EmoAct"] == "6.25"
+    ratings = utils.read_detailed_labels(tmp_path / "out/Labels/labels_detailed.csv")
+    assert ratings["EmoAct"].tolist() == [7.0, 5.5]
+    assert ratings["EmoClass_Second"].tolist() == ["Frustrated, Other", ""]
+
+
+def test_msp_podcast_gets_its_features_in_place(tmp_path, bench):
+    root = tmp_path / "podcast"
+    clip(root / "Audio/MSP-PODCAST_0001_0001.wav")
+    (root / "labels").mkdir()
+    file = root / "labels/labels_concensus.csv"
+    file.write_text("FileName,EmoClass,EmoAct,EmoVal,EmoDom\nMSP-PODCAST_0001_0001.wav,N,4,4,4\n")
+    bench.refuses(bench.run(TOOL, "msp-podcast", root, "--set", "eGeMAPSv02"), "no Split_Set", "Partitions.txt")
+    (root / "Partitions.txt").write_text("Test2; MSP-PODCAST_0001_0001.wav\n")
+    before = file.read_bytes()
+    code, out, err = bench.run(TOOL, "msp-podcast", root, "--out", tmp_path / "out", "--set", "eGeMAPSv02")
+    assert code == 0, err
+    assert "Partitions.txt" in out and "Test2: 1 utterances" in out
+    assert labels(tmp_path / "out")["Split_Set"].tolist() == ["Test2"]
+    file.write_text("FileName,EmoClass,EmoAct,EmoVal,EmoDom,Split_Set\nMSP-PODCAST_0001_0001.wav,N,4,4,4,Train\n")
+    before = file.read_bytes()
+    assert bench.run(TOOL, "msp-podcast", root, "--set", "eGeMAPSv02")[0] == 0
+    assert file.read_bytes() == before and (root / utils.FEATURE_FOLDER / "MSP-PODCAST_0001_0001.mat").is_file()
+
+
+def test_raters_become_consensus_labels(tmp_path, bench):
+    for name in ("a", "b"):
+        clip(tmp_path / f"clips/{name}.wav")
+    detailed = tmp_path / "labels_detailed.csv"
+    detailed.write_text(
+        "FileName,EmoDetail\n"
+        "a.wav,W1; Happy; ; A:1; V:2; D:nan;\n"
+        "a.wav,W2; Happy; ; A:3; V:2; D:nan;\n"
+        "a.wav,W3; Sad; ; A:5; V:nan; D:nan;\n"
+        "b.wav,W1; Sad; ; A:4; V:4; D:4;\n"
+    )
+    argv = ["raters", detailed, "--audio", tmp_path / "clips", "--out", tmp_path / "out", "--label-scale", 1, 5]
+    assert bench.run(TOOL, *argv, "--no-features", "--min-raters", 2)[0] == 0
+    header, *rows = read_rows(tmp_path / "out/Labels/labels_consensus.csv")
+    first, second = (dict(zip(header, row)) for row in rows)
+    assert (first["EmoAct"], first["EmoAct_n"], first["EmoClass"], first["EmoDom"]) == ("4", "3", "Happy", "")
+    assert float(first["EmoAct_std"]) == pytest.approx(np.std([1, 3, 5]) * 6 / 4)
+    assert (second["EmoAct"], second["EmoAct_n"]) == ("", "1")

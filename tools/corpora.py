@@ -1,0 +1,433 @@
+"""What other corpora write into their label files, as one table of utterances.
+
+Each reader returns a table with the columns of MSP-Podcast's consensus labels and `audio`, the recording's path;
+EmoAct, EmoVal and EmoDom are numbers in the corpus' own scale, NaN where there is no label. Where a corpus has the
+single raters' labels, a second table holds them (`utils.DETAILED_COLUMNS`).
+
+Sources: the files as IEMOCAP (Busso et al. 2008) and MSP-IMPROV (Busso et al. 2017) are distributed.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+import utils
+from features import AUDIO_ENDINGS
+from runtime import UserError, read_text
+
+ATTRIBUTE_COLUMNS = ("EmoAct", "EmoVal", "EmoDom")
+SPLITS = {  # how tables write the splits, in any case; other names are kept
+    "Train": ("train", "training"),
+    "Validation": ("validation", "valid", "val", "development", "devel", "dev"),
+    "Test1": ("test1", "test", "testing", "evaluation", "eval"),
+}
+IEMOCAP_SCALE = IMPROV_SCALE = (1.0, 5.0)
+IEMOCAP_CLASSES = {
+    "neu": "N",
+    "hap": "H",
+    "exc": "H",
+    "ang": "A",
+    "sad": "S",
+    "sur": "U",
+    "fea": "F",
+    "dis": "D",
+    "fru": "O",
+    "oth": "O",
+    "xxx": "X",
+}  # MSP-Podcast's letters; excitement counts as happiness, as usual; MSP-Podcast has no frustration
+GENDERS = {"F": "Female", "M": "Male"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Recordings
+
+
+class Recordings:
+    """The recordings below a folder, found by what label files call them."""
+
+    def __init__(self, folder: Path):
+        """Raises `UserError` where there is no such folder or no recording in it."""
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder of recordings.")
+        self.folder = folder
+        self.by_name: dict[str, list[Path]] = defaultdict(list)  # by file name, and by file name without ending
+        for path in sorted(folder.rglob("*")):
+            if path.suffix.lower() in AUDIO_ENDINGS and not path.name.startswith(".") and path.is_file():
+                for name in (path.name, path.stem):
+                    self.by_name[name].append(path)
+        if not self.by_name:
+            raise UserError(f"{folder}: no recordings; expected files ending in {', '.join(AUDIO_ENDINGS)}.")
+
+    def find(self, entry: str) -> Path | None:
+        """The recording called so: a path, absolute or from the folder, or a file name anywhere below it.
+
+        The ending may be another or absent: labels often say .wav where the audio is .flac.
+
+        Raises:
+            UserError: several are called so.
+        """
+        stem = Path(entry).stem if Path(entry).suffix.lower() in AUDIO_ENDINGS else Path(entry).name
+        path = self.folder / entry
+        for candidate in (path, *(path.with_name(stem + ending) for ending in AUDIO_ENDINGS)):
+            if candidate.is_file():
+                return candidate
+        for name in (Path(entry).name, stem):
+            found = self.by_name.get(name, [])
+            if len(found) > 1:
+                raise UserError(f"{entry}: {found[0]} and {found[1]} are called so; name files with their folders.")
+            if found:
+                return found[0]
+        return None
+
+
+def _plain_names(entries: Sequence[str], paths: Sequence[Path], folder: Path) -> list[str]:
+    """A file name for each row, with its folders in it where plain names or feature files would clash."""
+    names = [Path(entry).name for entry in entries]
+    names = [name if Path(name).suffix.lower() in AUDIO_ENDINGS else path.name for name, path in zip(names, paths)]
+    if len({Path(name).stem for name in names}) < len(names):
+        relative = [path.relative_to(folder) if path.is_relative_to(folder) else path for path in paths]
+        names = ["_".join(part for part in path.parts if part != path.anchor) for path in relative]
+    return names
+
+
+def join_recordings(
+    table: pd.DataFrame, recordings: Recordings, source: object, skip_missing: bool = False
+) -> pd.DataFrame:
+    """The table with `audio` found for each `FileName`, which becomes a plain file name; `entry` is what it was.
+
+    Raises:
+        UserError: recordings are missing and `skip_missing` is off, or two rows mean one recording.
+    """
+    entries = table["FileName"].tolist()
+    paths = [recordings.find(entry) for entry in entries]
+    missing = [entry for entry, path in zip(entries, paths) if path is None]
+    if missing:
+        found = f"{source}: {len(missing)} of {len(entries)} recordings are not in {recordings.folder} "
+        found += f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''})"
+        if not skip_missing or len(missing) == len(entries):
+            raise UserError(f"{found}. Name their folder with --audio, or leave them out with --skip-missing.")
+        print(f"warning: {found}; left out.", file=sys.stderr)
+    present = [path is not None for path in paths]
+    table = table[present].reset_index(drop=True)
+    table["audio"] = [path for path in paths if path is not None]
+    twice = table["audio"][table["audio"].duplicated()]
+    if len(twice):
+        rows = table["FileName"][table["audio"] == twice.iloc[0]].tolist()
+        raise UserError(f"{source}: {rows[0]} and {rows[1]} are one recording ({twice.iloc[0]}); expected a row each.")
+    table["entry"] = table["FileName"]
+    table["FileName"] = _plain_names(table["entry"].tolist(), table["audio"].tolist(), recordings.folder)
+    return table
+
+
+def complete(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with every column of the consensus labels."""
+    for column in utils.CONSENSUS_COLUMNS:
+        if column not in table:
+            table[column] = float("nan") if column in ATTRIBUTE_COLUMNS else ""
+    table.loc[table["SpkrID"] == "", "SpkrID"] = utils.UNKNOWN_SPEAKER
+    return table
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Any table
+
+
+def split_name(name: str) -> str:
+    """MSP-Podcast's name of a split; unknown names stay."""
+    return next((split for split, others in SPLITS.items() if name.casefold() in others), name)
+
+
+def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
+    """Labels of any table with a header line, its fields apart by comma, semicolon or tab.
+
+    Args:
+        path: the table.
+        columns: name in the table of `FileName` and of any other column of the consensus labels.
+    Returns:
+        Table without `audio`.
+    Raises:
+        UserError: unreadable, a column missing, a label that is no number, a row without a file.
+    """
+    head = read_text(path).partition("\n")[0]
+    delimiter = max(",;\t", key=head.count)
+    given = utils.read_csv(path, tuple(columns.values()), delimiter)
+    table = pd.DataFrame({ours: given[theirs] for ours, theirs in columns.items()})
+    if table.empty:
+        raise UserError(f"{path}: no rows below its header.")
+    nameless = table.index[table["FileName"] == ""]
+    if len(nameless):
+        raise UserError(f"{path}: row {nameless[0] + 1} below the header names no file in {columns['FileName']}.")
+    for column in ATTRIBUTE_COLUMNS:
+        if column in table:
+            table[column] = [utils.parse_rating(path, *row) for row in zip(table["FileName"], table[column])]
+    if "Split_Set" in table:
+        table["Split_Set"] = [split_name(name) for name in table["Split_Set"]]
+    return complete(table)
+
+
+def split_by_speaker(table: pd.DataFrame, fractions: Sequence[float], seed: int, source: object) -> list[str]:
+    """Train, Validation or Test1 for each row, no speaker in two of them.
+
+    Args:
+        table: with SpkrID.
+        fractions: of the speakers, for the three splits.
+        seed: of the draw.
+        source: the file, for the messages.
+    Raises:
+        UserError: fractions that are no fractions, rows of unknown speakers, or fewer than three speakers.
+    """
+    from sklearn.model_selection import train_test_split
+
+    if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        wanted = " ".join(f"{fraction:g}" for fraction in fractions)
+        raise UserError(f"--split-by-speaker {wanted}: expected three positive fractions that sum to 1.")
+    unknown = int((table["SpkrID"] == utils.UNKNOWN_SPEAKER).sum())
+    if unknown:
+        raise UserError(f"{source}: {unknown} of {len(table)} rows have no speaker, so no split by speaker is safe.")
+    speakers = sorted(set(table["SpkrID"]))
+    if len(speakers) < len(fractions):
+        raise UserError(f"{source}: {len(speakers)} speakers; a split by speaker into three needs three.")
+    rest = min(max(round(len(speakers) * (fractions[1] + fractions[2])), 2), len(speakers) - 1)
+    test = min(max(round(rest * fractions[2] / (fractions[1] + fractions[2])), 1), rest - 1)
+    train, others = train_test_split(speakers, test_size=rest, random_state=seed)
+    validation, test_speakers = train_test_split(others, test_size=test, random_state=seed)
+    parts = {"Train": train, "Validation": validation, "Test1": test_speakers}
+    split = {speaker: name for name, those in parts.items() for speaker in those}
+    return [split[speaker] for speaker in table["SpkrID"]]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# MSP-Podcast
+
+
+def podcast_audio(root: Path) -> Path:
+    """The folder of a release's recordings; raises `UserError` where there is none."""
+    for child in sorted(root.iterdir()):
+        if child.is_dir() and child.name.casefold() in ("audios", "audio"):
+            return child
+    raise UserError(f"{root}: no folder Audios in it.")
+
+
+def read_podcast(root: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, list[str]]:
+    """Consensus and single raters' labels of a release of MSP-Podcast, its splits from Partitions.txt where need be.
+
+    Args:
+        root: the release as downloaded.
+    Returns:
+        (consensus without `audio`, ratings or None, lines that say what was found).
+    Raises:
+        UserError: no label file, or no splits anywhere.
+    """
+    file = utils.find_label_file(root)
+    table = utils.read_labels(file, needs_split=False)
+    detailed = utils.find_detailed_file(root)
+    found = [f"labels: {file}", f"single raters' labels: {detailed or 'none'}"]
+    for path in sorted(path for path in root.rglob("*.txt") if path.stem.casefold() == "partitions")[:1]:
+        splits = read_partitions(path)
+        here = table["FileName"].map(splits).fillna("")
+        lacking = table["Split_Set"] == ""
+        differing = int(((here != "") & ~lacking & (here != table["Split_Set"])).sum())
+        table["Split_Set"] = table["Split_Set"].where(~lacking, here)
+        found.append(
+            f"splits: {path}, {len(splits):,} files; used for {int((lacking & (here != '')).sum()):,} rows without a "
+            f"split in the label file, which counts for {differing:,} where they differ"
+        )
+    if (table["Split_Set"] == "").all():
+        raise UserError(f"{file}: no Split_Set, and no Partitions.txt in {root}.")
+    for column in ATTRIBUTE_COLUMNS:
+        attribute = column.removeprefix("Emo")
+        labels = utils.attribute_labels(table, attribute, file) if utils.has_labels(table, attribute) else {}
+        table[column] = table["FileName"].map(dict(labels)).astype(float)
+    return complete(table), utils.read_detailed_labels(detailed) if detailed else None, found
+
+
+def read_partitions(path: Path) -> dict[str, str]:
+    """Split of each file by a Partitions.txt: a file and a split a line, in either order.
+
+    Raises:
+        UserError: a line of something else.
+    """
+    splits = {}
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        fields = [field for field in re.split(r"[;,\s]+", line) if field]
+        if not fields:
+            continue
+        files = [field for field in fields if Path(field).suffix.lower() in AUDIO_ENDINGS]
+        others = [field for field in fields if field not in files]
+        if len(files) != 1 or len(others) != 1:
+            raise UserError(f"{path}: line {number} is {line[:60]!r}; expected a file and its split.")
+        splits[files[0]] = others[0]
+    return splits
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# IEMOCAP
+
+_TURN = re.compile(r"^\[\s*[\d.]+\s*-\s*[\d.]+\s*\]\s+(\S+)\s+(\S+)\s+\[([^\]]*)\]")
+_RATER = re.compile(r"^A-(\S+?):\s*(.*)")
+_RATING = re.compile(r"\b(val|act|dom)\w*\s+([^\s;()]+)")
+
+
+def read_iemocap(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Consensus and single raters' labels of IEMOCAP, scale 1..5.
+
+    The numbers in a turn's brackets are valence, activation, dominance. Raters whose name begins with F or M are the
+    actors judging themselves and are left out, as in the consensus.
+
+    Args:
+        root: the corpus' folder, IEMOCAP_full_release.
+    Returns:
+        (consensus without `audio`, ratings).
+    Raises:
+        UserError: no such files, or a turn without its three numbers.
+    """
+    sessions = sorted(root.glob("Session*/dialog/EmoEvaluation/*.txt"))
+    files = [file for file in sessions if not file.name.startswith(".")]
+    if not files:
+        raise UserError(f"{root}: no Session*/dialog/EmoEvaluation/*.txt; name the folder that holds Session1 .. 5.")
+    rows, ratings = [], []
+    for file in files:
+        turn = None
+        for line in read_text(file).splitlines():
+            if match := _TURN.match(line):
+                turn, emotion, numbers = match.groups()
+                values = [number.strip() for number in numbers.split(",")]
+                if len(values) != 3:
+                    raise UserError(f"{file}: {turn} has [{numbers[:40]}]; expected [valence, activation, dominance].")
+                valence, activation, dominance = (utils.parse_rating(file, turn, value) for value in values)
+                rows.append(
+                    {
+                        "FileName": f"{turn}.wav",
+                        "EmoClass": IEMOCAP_CLASSES.get(emotion, "O"),
+                        "EmoAct": activation,
+                        "EmoVal": valence,
+                        "EmoDom": dominance,
+                        "SpkrID": f"{turn[:5]}{turn.split('_')[-1][:1]}",
+                        "Gender": GENDERS.get(turn.split("_")[-1][:1], ""),
+                    }
+                )
+            elif turn and (match := _RATER.match(line)) and match[1][:1] not in GENDERS:
+                found = {name: utils.parse_rating(file, turn, value) for name, value in _RATING.findall(match[2])}
+                ratings.append(
+                    {
+                        "FileName": f"{turn}.wav",
+                        "Worker": match[1],
+                        "EmoAct": found.get("act", float("nan")),
+                        "EmoDom": found.get("dom", float("nan")),
+                        "EmoVal": found.get("val", float("nan")),
+                    }
+                )
+    if not rows:
+        raise UserError(
+            f"{files[0].parent}: no turn in {len(files)} files; expected [start - end] TURN emotion [V, A, D]."
+        )
+    return complete(pd.DataFrame(rows)), _ratings(ratings)
+
+
+def _ratings(rows: list[dict]) -> pd.DataFrame:
+    words = {"Worker": "", "EmoClass_Major": "", "EmoClass_Second": ""}
+    return pd.DataFrame([words | row for row in rows], columns=list(utils.DETAILED_COLUMNS))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# MSP-IMPROV
+
+_IMPROV_NAME = re.compile(r"^(?:UTD|MSP)-IMPROV-(\S+-([FM])(\d+)-\S+)\.(?:avi|wav)$", re.IGNORECASE)
+
+
+def read_improv(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Consensus and single raters' labels of MSP-IMPROV, scale 1..5, as they stand in its file.
+
+    Args:
+        root: the corpus' folder, with Evalution.txt (spelt so; or Evaluation.txt) somewhere in it.
+    Returns:
+        (consensus without `audio`, ratings).
+    Raises:
+        UserError: no such file, or no utterance in it.
+    """
+    names = ("evalution.txt", "evaluation.txt")
+    files = sorted(file for file in root.rglob("*.txt") if file.name.casefold() in names)
+    if not files:
+        raise UserError(f"{root}: no Evalution.txt or Evaluation.txt in it.")
+    file, rows, ratings = files[0], [], []
+    for line in read_text(file).splitlines():
+        fields = [field.strip() for field in line.split(";")]
+        if match := _IMPROV_NAME.match(fields[0]):
+            name = f"MSP-IMPROV-{match[1]}.wav"
+            speaker = f"{match[2].upper()}{match[3]}"
+            found = _improv_values(file, name, fields[2:])
+            rows.append(
+                {
+                    "FileName": name,
+                    "EmoClass": fields[1] if len(fields) > 1 else "",
+                    **found,
+                    "SpkrID": speaker,
+                    "Gender": GENDERS[speaker[0]],
+                }
+            )
+        elif rows and len(fields) > 3:
+            detail = _improv_values(file, rows[-1]["FileName"], fields[1:])
+            words = [field for field in fields[1:] if not re.match(r"[AVDN]\s*:", field)]
+            classes = dict(zip(("EmoClass_Major", "EmoClass_Second"), words))
+            ratings.append({"FileName": rows[-1]["FileName"], "Worker": fields[0], **classes, **detail})
+    if not rows:
+        raise UserError(
+            f"{file}: no utterance in it; expected lines such as UTD-IMPROV-S01A-F01-P-FM01.avi; N; A:3; ..."
+        )
+    return complete(pd.DataFrame(rows)), _ratings(ratings)
+
+
+def _improv_values(file: Path, name: str, fields: Sequence[str]) -> dict[str, float]:
+    """`A:3.0`, `V:3.5`, `D:3.0` among the fields; NaN where absent."""
+    values = dict.fromkeys(ATTRIBUTE_COLUMNS, float("nan"))
+    for field in fields:
+        if match := re.match(r"([AVD])\s*:\s*(.*)", field):
+            values[{"A": "EmoAct", "V": "EmoVal", "D": "EmoDom"}[match[1]]] = utils.parse_rating(file, name, match[2])
+    return values
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Consensus of raters
+
+
+def consensus_of(ratings: pd.DataFrame) -> pd.DataFrame:
+    """Mean, number and standard deviation of the ratings of each utterance.
+
+    Args:
+        ratings: as from `utils.read_detailed_labels`.
+    Returns:
+        Table with FileName, EmoClass (what most raters named first; X where several share that), and EmoAct, EmoVal,
+        EmoDom, each with `_n` and `_std` (population moments, as in the rest of the program), sorted by file name.
+    """
+    table = pd.DataFrame(index=sorted(set(ratings["FileName"])))
+    groups = ratings.groupby("FileName")
+    table["EmoClass"] = groups["EmoClass_Major"].agg(_plurality)
+    for column in ATTRIBUTE_COLUMNS:
+        table[column] = groups[column].mean()
+        table[f"{column}_n"] = groups[column].count()
+        table[f"{column}_std"] = groups[column].std(ddof=0)
+    return table.rename_axis("FileName").reset_index()
+
+
+def _plurality(classes: pd.Series) -> str:
+    counts = classes[classes != ""].value_counts()
+    if counts.empty:
+        return ""
+    most = counts[counts == counts.iloc[0]].index
+    return str(most[0]) if len(most) == 1 else "X"
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """A CSV file with an empty field where there is no label.
+
+    Ten digits: what a change of scale leaves in the sixteenth must not move a label over the edge of a level.
+    """
+    from runtime import write_text
+
+    write_text(path, table.to_csv(index=False, float_format="%.10g", lineterminator="\n"))

@@ -1,0 +1,426 @@
+"""Bring a corpus into this program's layout: labels, recordings, acoustic features, and a summary to check.
+
+    python -m tools.prepare_corpus csv ratings.csv --audio clips --out corpora/mine --file-column file \\
+        --arousal-column arousal --valence-column valence --speaker-column speaker \\
+        --split-by-speaker .6 .2 .2 --label-scale 1 9
+    python -m tools.prepare_corpus iemocap IEMOCAP_full_release --out corpora/iemocap
+    python -m tools.prepare_corpus msp-improv MSP-IMPROV --out corpora/msp-improv
+    python -m tools.prepare_corpus msp-podcast MSP-PODCAST-Publish-1.11
+    python -m tools.prepare_corpus raters labels_detailed.csv --audio clips --out corpora/mine --label-scale 1 7
+
+Labels are brought to 1..7 linearly; recordings are linked, not copied. The same command again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import shutil
+from pathlib import Path
+
+import arguments
+from runtime import UserError, prepare_folder, write_text
+
+MARK = "prepared.json"  # beside the labels: what they were made from
+BAR = 40  # characters of the longest bar of a histogram
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The command line of this tool: a kind of corpus, and its flags."""
+    parser = arguments.new_parser(__doc__)
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+
+    def kind(name: str, what: str) -> argparse.ArgumentParser:
+        return kinds.add_parser(
+            name, help=what, description=what, formatter_class=arguments.HelpFormatter, allow_abbrev=False
+        )
+
+    podcast = kind("msp-podcast", "any release of MSP-Podcast as downloaded: report, and features where there are none")
+    podcast.add_argument("source", type=Path, metavar="CORPUS", help="folder with Labels and Audios")
+    podcast.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for the prepared corpus; without it, features are put into CORPUS and its labels stay as they are",
+    )
+    _add_common(podcast)
+
+    for name, what in (("iemocap", "IEMOCAP as distributed"), ("msp-improv", "MSP-IMPROV as distributed")):
+        other = kind(name, f"{what} (attributes 1..5)")
+        other.add_argument("source", type=Path, metavar="CORPUS", help="folder of the corpus, as distributed")
+        _add_out(other)
+        _add_common(other)
+        _add_splits(other)
+        _add_flip(other)
+
+    table = kind("csv", "any table with a file column and columns of arousal, valence or dominance")
+    table.add_argument("source", type=Path, metavar="TABLE", help="text table with a header; comma, semicolon or tab")
+    table.add_argument("--file-column", required=True, metavar="C", help="column with the recording's path or name")
+    for attribute in ("arousal", "valence", "dominance"):
+        table.add_argument(f"--{attribute}-column", metavar="C", help=f"column with {attribute}")
+    for what in ("speaker", "gender", "class"):
+        table.add_argument(f"--{what}-column", metavar="C", help=f"column with the {what}")
+    _add_audio(table)
+    _add_scale(table)
+    _add_out(table)
+    _add_common(table)
+    _add_splits(table).add_argument(
+        "--split-column",
+        metavar="C",
+        help="column with the split: Train, Validation (dev, ...), Test1 (test), or names of your own",
+    )
+    _add_flip(table)
+
+    raters = kind("raters", "consensus labels (mean, number, standard deviation) from the single raters' labels")
+    raters.add_argument(
+        "source", type=Path, metavar="DETAILED", help="labels_detailed of any MSP-Podcast release, .csv or .json"
+    )
+    raters.add_argument(
+        "--consensus",
+        type=Path,
+        metavar="FILE",
+        help="consensus label file with speaker, gender and split of the same utterances; without it all are in Test1",
+    )
+    raters.add_argument(
+        "--min-raters", type=arguments.positive_int, default=1, metavar="N", help="no label below so many ratings"
+    )
+    _add_audio(raters)
+    _add_scale(raters)
+    _add_out(raters)
+    _add_common(raters)
+    _add_flip(raters)
+    return parser
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the prepared corpus")
+
+
+def _add_audio(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--audio",
+        type=Path,
+        metavar="DIR",
+        help="folder of the recordings, searched with its subfolders; by default that of the table",
+    )
+
+
+def _add_scale(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--label-scale",
+        type=float,
+        nargs=2,
+        required=True,
+        metavar=("LO", "HI"),
+        help="lowest and highest possible label of the table; labels are brought to 1..7 linearly",
+    )
+
+
+def _add_splits(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--split-by-speaker",
+        type=float,
+        nargs=3,
+        metavar=("TRAIN", "DEV", "TEST"),
+        help="draw the splits: fractions of the speakers for Train, Validation and Test1, none in two of them; without "
+        "any split all rows are in Test1",
+    )
+    parser.add_argument(
+        "--seed", type=arguments.non_negative_int, default=31, metavar="N", help="seed of --split-by-speaker"
+    )
+    return group
+
+
+def _add_flip(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--flip-arousal", action="store_true", help="the corpus stores arousal from high to low: turn its scale round"
+    )
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--skip-missing", action="store_true", help="leave out rows without a recording")
+    parser.add_argument("--copy", action="store_true", help="copy the recordings instead of linking to them")
+    parser.add_argument(
+        "--set", dest="feature_set", default="IS13", metavar="NAME", help="openSMILE feature set; IS13 is the paper's"
+    )
+    parser.add_argument("--no-features", action="store_true", help="labels and recordings only")
+    parser.add_argument(
+        "--workers", type=arguments.positive_int, default=arguments.cpu_count(), metavar="N", help="clips at a time"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading: a table with the recordings, in the corpus' own scale
+
+
+def read_source(args: argparse.Namespace):
+    """(consensus table with `audio`, ratings or None, label scale) of the corpus that the arguments name."""
+    import utils
+    from tools import corpora
+
+    if args.kind == "msp-podcast":
+        table, ratings, found = corpora.read_podcast(args.source)
+        print("\n".join(found))
+        scale, audio = utils.LABEL_RANGE, corpora.podcast_audio(args.source)
+    elif args.kind == "iemocap":
+        table, ratings = corpora.read_iemocap(args.source)
+        scale, audio = corpora.IEMOCAP_SCALE, args.source
+    elif args.kind == "msp-improv":
+        table, ratings = corpora.read_improv(args.source)
+        scale, audio = corpora.IMPROV_SCALE, args.source
+    elif args.kind == "csv":
+        table, ratings = _read_csv(args), None
+        scale, audio = tuple(args.label_scale), args.audio or args.source.parent
+    else:
+        table, ratings = _read_raters(args)
+        scale, audio = tuple(args.label_scale), args.audio or args.source.parent
+    if not (math.isfinite(scale[0]) and math.isfinite(scale[1]) and scale[0] < scale[1]):
+        raise UserError(f"--label-scale {scale[0]:g} {scale[1]:g}: expected two numbers, the lowest label first.")
+    table = corpora.join_recordings(table, corpora.Recordings(audio), args.source, args.skip_missing)
+    if ratings is not None:
+        names = dict(zip(table["entry"], table["FileName"]))
+        ratings = ratings.assign(FileName=ratings["FileName"].map(names)).dropna(subset="FileName")
+    return table, ratings, scale
+
+
+def _read_csv(args: argparse.Namespace):
+    from tools import corpora
+
+    given = {
+        "FileName": args.file_column,
+        "EmoClass": args.class_column,
+        "EmoAct": args.arousal_column,
+        "EmoVal": args.valence_column,
+        "EmoDom": args.dominance_column,
+        "SpkrID": args.speaker_column,
+        "Gender": args.gender_column,
+        "Split_Set": args.split_column,
+    }
+    if not any(given[column] for column in corpora.ATTRIBUTE_COLUMNS):
+        raise UserError("no attribute: name at least one of --arousal-column, --valence-column, --dominance-column.")
+    return corpora.read_table(args.source, {ours: theirs for ours, theirs in given.items() if theirs})
+
+
+def _read_raters(args: argparse.Namespace):
+    import utils
+    from tools import corpora
+
+    ratings = utils.read_detailed_labels(args.source)
+    table = corpora.consensus_of(ratings)
+    for column in corpora.ATTRIBUTE_COLUMNS:
+        table.loc[table[f"{column}_n"] < args.min_raters, column] = float("nan")
+    if args.consensus:
+        known = utils.read_labels(args.consensus).set_index("FileName")
+        strange = [name for name in table["FileName"] if name not in known.index]
+        if strange:
+            raise UserError(f"{args.consensus}: lacks {len(strange)} rated utterances, the first {strange[0]}.")
+        for column in ("SpkrID", "Gender", "Split_Set"):
+            if column in known:
+                table[column] = known.loc[table["FileName"], column].to_numpy()
+    return corpora.complete(table), ratings
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def bring_to_range(table, scale: tuple[float, float], flip: bool, source: object):
+    """The table with its attributes on 1..7; other columns, `_std` with the scale, stay.
+
+    Args:
+        table: consensus labels or ratings.
+        scale: lowest and highest possible label in it.
+        flip: whether to turn arousal round first.
+        source: the file, for the message.
+    Raises:
+        UserError: a label outside the scale.
+    """
+    import utils
+    from tools import corpora
+
+    table = table.copy()
+    for column in corpora.ATTRIBUTE_COLUMNS:
+        values = table[column]
+        outside = values[(values < scale[0]) | (values > scale[1])]
+        if len(outside):
+            raise UserError(
+                f"{source}: {column} of {table['FileName'][outside.index[0]]} is {outside.iloc[0]:g}, outside the "
+                f"label scale {scale[0]:g}..{scale[1]:g} ({len(outside)} such)."
+            )
+        if flip and column == "EmoAct":
+            values = scale[0] + scale[1] - values
+        table[column] = utils.to_label_range(values, scale)
+        if f"{column}_std" in table:
+            table[f"{column}_std"] *= (utils.LABEL_RANGE[1] - utils.LABEL_RANGE[0]) / (scale[1] - scale[0])
+    return table
+
+
+def write_corpus(out: Path, table, ratings, mark: dict, copy: bool) -> None:
+    """Labels, links to the recordings, and the mark that says what they were made from.
+
+    Raises:
+        UserError: the folder holds a corpus that this tool did not prepare, or can't be written.
+    """
+    import utils
+    from tools import corpora
+
+    labels = out / "Labels"
+    if labels.is_dir() and any(labels.iterdir()) and not (labels / MARK).is_file():
+        raise UserError(f"{labels}: holds labels that this tool did not write; name another --out.")
+    prepare_folder(labels)
+    link_recordings(prepare_folder(out / "Audios"), table["FileName"], table["audio"], copy)
+    more = [column for column in table.columns if column.endswith(("_n", "_std"))]
+    write_text(labels / MARK, json.dumps(mark, indent=1) + "\n")
+    corpora.write_table(table[[*utils.CONSENSUS_COLUMNS, *more]], labels / "labels_consensus.csv")
+    if ratings is not None and len(ratings):
+        ratings = ratings.rename(columns={"Worker": "WorkerID"})
+        corpora.write_table(ratings, labels / "labels_detailed.csv")
+
+
+def link_recordings(folder: Path, names, recordings, copy: bool) -> None:
+    """A link, or a copy, of each recording under its name in the corpus.
+
+    Raises:
+        UserError: another file has that name already.
+    """
+    for name, recording in zip(names, recordings):
+        # The label may say .wav where the recording is .flac; features are found by the name without its ending.
+        target, source = folder / f"{Path(name).stem}{recording.suffix}", recording.resolve()
+        if target.is_symlink():
+            if target.resolve() == source and not copy:
+                continue
+            target.unlink()
+        elif target.exists():
+            if target.resolve() == source or target.stat().st_size == source.stat().st_size:
+                continue
+            raise UserError(f"{target}: another file than {source}; name another --out or remove it.")
+        if copy:
+            shutil.copyfile(source, target)
+        else:
+            target.symlink_to(source)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Summary
+
+
+def hours_of(recordings) -> tuple[float, int]:
+    """(hours of those recordings that can be read, number of those that can't)."""
+    import soundfile
+    from tqdm import tqdm
+
+    seconds, unreadable = 0.0, 0
+    for recording in tqdm(recordings, "lengths", unit="file", leave=False, delay=0.5, disable=None):
+        try:
+            seconds += soundfile.info(recording).duration
+        except (soundfile.LibsndfileError, RuntimeError):
+            unreadable += 1
+    return seconds / 3600, unreadable
+
+
+def histogram(labels) -> list[str]:
+    """A line for each of the six emotion levels."""
+    import numpy as np
+
+    import deepmi
+
+    edges = [f"{edge:g}" for edge in deepmi.LEVEL_EDGES]
+    names = [f"<{edges[0]}", *(f"{low}-{high}" for low, high in itertools.pairwise(edges)), f">={edges[-1]}"]
+    counts = np.bincount(deepmi.emotion_levels(labels), minlength=deepmi.NUM_LEVELS)
+    bars = np.ceil(BAR * counts / counts.max()).astype(int)
+    return [f"    {name:>4} {count:7,} {'#' * bar}".rstrip() for name, count, bar in zip(names, counts, bars)]
+
+
+def summary(table, recordings) -> list[str]:
+    """What a prepared corpus holds: utterances, speakers, hours, splits, and each attribute's labels on 1..7."""
+    import pandas as pd
+
+    import utils
+    from tools import corpora
+
+    speakers = table["SpkrID"]
+    known = speakers[speakers != utils.UNKNOWN_SPEAKER]
+    hours, unreadable = hours_of(recordings)
+    lines = [
+        f"{len(table):,} utterances, {known.nunique():,} speakers ({len(speakers) - len(known):,} utterances of "
+        f"unknown ones), {hours:.2f} hours" + (f"; {unreadable:,} recordings can't be read" if unreadable else "")
+    ]
+    order = {name: number for number, name in enumerate(corpora.SPLITS)}
+    for split in sorted(set(table["Split_Set"]), key=lambda name: (order.get(name, len(order)), name)):
+        rows = table[table["Split_Set"] == split]
+        of = rows["SpkrID"][rows["SpkrID"] != utils.UNKNOWN_SPEAKER].nunique()
+        lines.append(f"  {split or '(no split)'}: {len(rows):,} utterances, {of:,} speakers")
+    shared = table[speakers != utils.UNKNOWN_SPEAKER].groupby("SpkrID")["Split_Set"].nunique()
+    if (shared > 1).any():
+        lines.append(f"  warning: {(shared > 1).sum():,} speakers are in more than one split")
+    for column in corpora.ATTRIBUTE_COLUMNS:
+        values = pd.to_numeric(table[column], errors="coerce").dropna() if column in table else []
+        if not len(values):
+            lines.append(f"{column}: no labels")
+            continue
+        lines.append(
+            f"{column}: {len(values):,} labels, {values.min():.2f} .. {values.max():.2f}, mean {values.mean():.2f}, "
+            f"standard deviation {values.std(ddof=0):.2f}"
+        )
+        lines += histogram(values)
+    return lines
+
+
+def arousal_check(table) -> list[str]:
+    """Anger is the more aroused of anger and sadness in every corpus; if it is not here, the scale runs backwards."""
+    means = {}
+    for letter, emotion in (("A", "anger"), ("S", "sadness")):
+        values = table["EmoAct"][table["EmoClass"] == letter].dropna()
+        if values.empty:
+            return []
+        means[emotion] = values.mean()
+    lines = [", ".join(f"mean arousal of {emotion} {mean:.2f}" for emotion, mean in means.items())]
+    if means["anger"] < means["sadness"]:
+        lines.append("warning: so arousal seems to run from high to low here; if it does, add --flip-arousal.")
+    return lines
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def main(args: argparse.Namespace) -> None:
+    """Read, check, write, extract, sum up."""
+    import utils
+    from tools import corpora
+    from tools.extract_features import extract_folder, tell
+
+    table, ratings, scale = read_source(args)
+    table = bring_to_range(table, scale, getattr(args, "flip_arousal", False), args.source)
+    if getattr(args, "split_by_speaker", None):
+        table["Split_Set"] = corpora.split_by_speaker(table, args.split_by_speaker, args.seed, args.source)
+    table.loc[table["Split_Set"] == "", "Split_Set"] = "Test1"
+    out = args.out or args.source
+    if args.out:
+        if ratings is not None:
+            ratings = bring_to_range(ratings, scale, getattr(args, "flip_arousal", False), args.source)
+        mark = {
+            "kind": args.kind,
+            "source": str(args.source),
+            "label_scale": list(scale),
+            "flip_arousal": getattr(args, "flip_arousal", False),
+            "split_by_speaker": getattr(args, "split_by_speaker", None),
+            "seed": getattr(args, "seed", None),
+        }
+        write_corpus(args.out, table, ratings, mark, args.copy)
+        print(f"wrote {args.out / 'Labels'} and {args.out / 'Audios'}")
+    if scale != utils.LABEL_RANGE:
+        print(f"labels {scale[0]:g}..{scale[1]:g} brought to 1..7 linearly")
+    print("\n".join([*summary(table, table["audio"]), *arousal_check(table)]))
+    if not args.no_features:
+        audio = out / "Audios" if args.out else corpora.podcast_audio(args.source)
+        tell(
+            extract_folder(audio, out / utils.FEATURE_FOLDER, args.feature_set, args.workers),
+            out / utils.FEATURE_FOLDER,
+        )
+
+
+if __name__ == "__main__":
+    arguments.run(main, get_args_parser())
