@@ -81,7 +81,7 @@ def test_what_is_there_is_kept(audio, tmp_path):
 def test_full_scale_does_not_wrap_round(tmp_path):
     """Samples at 1, as in mp3 and loud resampled recordings, count as those of 16 bit at full scale."""
     (tmp_path / "audio").mkdir()
-    loud = (4 * voice()).clip(-1, 1)
+    loud = (4 * voice() / voice().max()).clip(-1, 1)
     soundfile.write(tmp_path / "audio/float.wav", loud, RATE, subtype="FLOAT")
     soundfile.write(tmp_path / "audio/short.wav", loud, RATE, subtype="PCM_16")
     tool.extract_folder(tmp_path / "audio", tmp_path / "feat_mat", workers=1)
