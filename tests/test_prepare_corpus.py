@@ -65,6 +65,12 @@ def test_the_same_command_again_changes_nothing(table, bench):
     assert (table.parent / "out/Labels/labels_consensus.csv").read_bytes() == before
 
 
+def test_recordings_can_be_copied(table, bench):
+    assert bench.run(TOOL, *csv_argv(table, "--copy"))[0] == 0
+    copied = table.parent / "out/Audios/s0_0.wav"
+    assert not copied.is_symlink() and copied.read_bytes() == (table.parent / "clips/s0/0.wav").read_bytes()
+
+
 def test_without_splits_all_is_test1_and_without_speakers_all_are_unknown(table, bench):
     bench.run(TOOL, *csv_argv(table))
     found = labels(table.parent / "out")

@@ -21,7 +21,7 @@ import shutil
 from pathlib import Path
 
 import arguments
-from runtime import UserError, prepare_folder, write_text
+from runtime import UserError, prepare_folder, write_atomically, write_text
 
 MARK = "prepared.json"  # beside the labels: what they were made from
 BAR = 40  # characters of the longest bar of a histogram
@@ -298,7 +298,8 @@ def link_recordings(folder: Path, names, recordings, copy: bool) -> None:
                 continue
             raise UserError(f"{target}: another file than {source}; name another --out or remove it.")
         if copy:
-            shutil.copyfile(source, target)
+            with write_atomically(target) as temporary:
+                shutil.copyfile(source, temporary)
         else:
             target.symlink_to(source)
 
