@@ -14,6 +14,7 @@ import runtime
 from runtime import UserError
 
 ATTRIBUTES = ("Act", "Dom", "Val")
+STOP_AGAIN = 10  # seconds after which a signal that some library swallowed is raised again; cleaning up takes less
 RANK_PATIENCE = 10  # seconds that another rank waits for rank 0 before it tells of an error itself
 
 
@@ -231,8 +232,19 @@ class _Terminated(BaseException):
     """SIGTERM, as a cluster sends it to a job whose time is up."""
 
 
-def _terminate(signum: int, frame: object) -> None:
-    raise _Terminated
+def _stop_by(what: type[BaseException]) -> Callable[[int, object], None]:
+    """A signal's handler that raises `what`, and again until `run` has heard it.
+
+    Once is not enough: what is raised within a library's callback or its `except:` can be lost there.
+    """
+
+    def handler(signum: int, frame: object) -> None:
+        if hasattr(signal, "setitimer"):
+            signal.signal(signal.SIGALRM, handler)
+            signal.setitimer(signal.ITIMER_REAL, STOP_AGAIN)
+        raise what
+
+    return handler
 
 
 def _what_remains(args: argparse.Namespace) -> str:
@@ -259,7 +271,9 @@ def run(
     if runtime.rank() > 0:
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # rank 0 speaks for all
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _stop_by(_Terminated))
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in a shell's background
+        signal.signal(signal.SIGINT, _stop_by(KeyboardInterrupt))
     errors = sys.stderr if runtime.rank() == 0 else sys.__stderr__
     try:
         if runtime.num_ranks() > 1:
@@ -285,6 +299,8 @@ def run(
         print(f"{parser.prog}: error: {error.filename or 'a file'}: {error.strerror or error}.", file=errors)
         status = 2
     except (KeyboardInterrupt, _Terminated) as stop:
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
         print(f"\n{parser.prog}: stopped. {_what_remains(args)}", file=sys.stderr)
         status = 130 if isinstance(stop, KeyboardInterrupt) else 143
     except Exception as error:

@@ -16,6 +16,7 @@ import torch
 from conftest import ROOT, read_rows, run_script
 from scipy.io import loadmat
 
+import arguments
 import batches
 import deepmi
 import metrics
@@ -25,7 +26,13 @@ import training_DeepEmoCluster as ssl_stage
 import utils
 
 SCRIPTS = ("norm_para", "training_DeepEmoCluster", "extract_DeepMI", "training_Curriculum", "testing_Curriculum")
-TOOLS = ("tools.extract_features", "tools.make_demo_corpus", "tools.fetch_v18", "tools.draw_method")
+TOOLS = (
+    "tools.extract_features",
+    "tools.prepare_corpus",
+    "tools.make_demo_corpus",
+    "tools.fetch_v18",
+    "tools.draw_method",
+)
 
 
 def test_the_seed_commands_run_with_only_the_two_environment_variables(bench):
@@ -411,6 +418,20 @@ def test_a_signal_ends_a_run_with_one_line(bench, number, status):
     _, err = process.communicate(timeout=60)
     assert process.returncode == status
     assert "stopped. The same command goes on" in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_signal_that_a_library_swallows_still_ends_the_run(monkeypatch, capsys):
+    def main(args):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException:
+            time.sleep(20)  # as if nothing had happened
+
+    monkeypatch.setattr(arguments, "STOP_AGAIN", 0.1)
+    with pytest.raises(SystemExit) as leaving:
+        arguments.run(main, arguments.new_parser("some stage"), [])
+    assert leaving.value.code == 143
+    assert "stopped" in capsys.readouterr().err
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(trained):

@@ -30,7 +30,9 @@ BAR = 40  # characters of the longest bar of a histogram
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this tool: a kind of corpus, and its flags."""
     parser = arguments.new_parser(__doc__)
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    kinds = parser.add_subparsers(
+        dest="kind", required=True, metavar="KIND", help="of the corpus; `KIND --help` explains its flags"
+    )
 
     def kind(name: str, what: str) -> argparse.ArgumentParser:
         return kinds.add_parser(
