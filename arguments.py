@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -105,6 +106,12 @@ def open_corpus(args: argparse.Namespace, scale: tuple[float, float] = (1.0, 7.0
         args.skip_missing,
         scale,
     )
+
+
+def refuse_label_scale(low: float, high: float) -> None:
+    """Raise `UserError` where a --label-scale is no range of labels."""
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UserError(f"--label-scale {low:g} {high:g}: expected two numbers, the lowest label first.")
 
 
 def add_attribute_argument(parser: argparse.ArgumentParser) -> None:

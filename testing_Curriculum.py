@@ -101,8 +101,7 @@ def main(args: argparse.Namespace) -> None:
     from model import load_regressor
 
     low, high = args.label_scale
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise runtime.UserError(f"--label-scale {low:g} {high:g}: expected two numbers, the lowest label first.")
+    arguments.refuse_label_scale(low, high)
     device = runtime.choose_device(args.device)
     precision = runtime.choose_precision(device, args.precision)
     corpus = arguments.open_corpus(args, (low, high))

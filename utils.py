@@ -358,16 +358,19 @@ def getPaths_attri(
 # The single raters' labels
 
 
-def _parse_detail(path: Path, name: str, detail: str) -> dict:
-    """`WORKERxxx; primary; secondary; A:x; V:x; D:x;` where the secondary class may be absent."""
+def parse_detail(path: Path, name: str, detail: str) -> dict:
+    """`WORKERxxx; primary; secondary; A:x; V:x; D:x;` where the secondary class may be absent.
+
+    MSP-IMPROV writes the same with the naturalness, `N:x`, which is passed over.
+    """
     row: dict[str, object] = dict.fromkeys(DETAILED_COLUMNS, "")
     row.update(FileName=name, EmoAct=np.nan, EmoDom=np.nan, EmoVal=np.nan)
     words = []
     for part in (piece.strip() for piece in detail.split(";")):
-        rating = re.fullmatch(r"([AVD])\s*:\s*(.*)", part)
-        if rating:
+        rating = re.fullmatch(r"([AVDN])\s*:\s*(.*)", part)
+        if rating and rating[1] != "N":
             row[{"A": "EmoAct", "V": "EmoVal", "D": "EmoDom"}[rating[1]]] = parse_rating(path, name, rating[2])
-        else:
+        elif not rating:
             words.append(part)
     for column, word in zip(("Worker", "EmoClass_Major", "EmoClass_Second"), words):
         row[column] = word
@@ -390,7 +393,7 @@ def _detailed_csv(path: Path) -> list[dict]:
     header = lines[0][1] if lines else []
     if "EmoDetail" in header:
         # A secondary class may list several emotions with commas, unquoted: all after the name is the detail.
-        return [_parse_detail(path, fields[0], ",".join(fields[1:])) for _, fields in lines[1:]]
+        return [parse_detail(path, fields[0], ",".join(fields[1:])) for _, fields in lines[1:]]
     table = read_csv(path, ("FileName",))
     worker = "WorkerID" if "WorkerID" in table.columns else "Workers"
     _check_columns(path, table, ("FileName", worker))

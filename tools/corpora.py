@@ -20,6 +20,7 @@ import pandas as pd
 import utils
 from features import AUDIO_ENDINGS
 from runtime import UserError, read_text
+from tools.extract_features import list_recordings
 
 ATTRIBUTE_COLUMNS = ("EmoAct", "EmoVal", "EmoDom")
 SPLITS = {  # how tables write the splits, in any case; other names are kept
@@ -53,16 +54,11 @@ class Recordings:
 
     def __init__(self, folder: Path):
         """Raises `UserError` where there is no such folder or no recording in it."""
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder of recordings.")
         self.folder = folder
         self.by_name: dict[str, list[Path]] = defaultdict(list)  # by file name, and by file name without ending
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in AUDIO_ENDINGS and not path.name.startswith(".") and path.is_file():
-                for name in (path.name, path.stem):
-                    self.by_name[name].append(path)
-        if not self.by_name:
-            raise UserError(f"{folder}: no recordings; expected files ending in {', '.join(AUDIO_ENDINGS)}.")
+        for path in list_recordings(folder):
+            for name in (path.name, path.stem):
+                self.by_name[name].append(path)
 
     def find(self, entry: str) -> Path | None:
         """The recording called so: a path, absolute or from the folder, or a file name anywhere below it.
@@ -356,40 +352,19 @@ def read_improv(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     if not files:
         raise UserError(f"{root}: no Evalution.txt or Evaluation.txt in it.")
     file, rows, ratings = files[0], [], []
-    for line in read_text(file).splitlines():
-        fields = [field.strip() for field in line.split(";")]
-        if match := _IMPROV_NAME.match(fields[0]):
-            name = f"MSP-IMPROV-{match[1]}.wav"
-            speaker = f"{match[2].upper()}{match[3]}"
-            found = _improv_values(file, name, fields[2:])
-            rows.append(
-                {
-                    "FileName": name,
-                    "EmoClass": fields[1] if len(fields) > 1 else "",
-                    **found,
-                    "SpkrID": speaker,
-                    "Gender": GENDERS[speaker[0]],
-                }
-            )
-        elif rows and len(fields) > 3:
-            detail = _improv_values(file, rows[-1]["FileName"], fields[1:])
-            words = [field for field in fields[1:] if not re.match(r"[AVDN]\s*:", field)]
-            classes = dict(zip(("EmoClass_Major", "EmoClass_Second"), words))
-            ratings.append({"FileName": rows[-1]["FileName"], "Worker": fields[0], **classes, **detail})
+    for line in filter(str.strip, read_text(file).splitlines()):
+        if match := _IMPROV_NAME.match(line.partition(";")[0].strip()):
+            name, speaker = f"MSP-IMPROV-{match[1]}.wav", f"{match[2].upper()}{match[3]}"
+            found = utils.parse_detail(file, name, line)
+            known = {"EmoClass": found["EmoClass_Major"], "SpkrID": speaker, "Gender": GENDERS[speaker[0]]}
+            rows.append({"FileName": name, **known, **{column: found[column] for column in ATTRIBUTE_COLUMNS}})
+        elif rows and line.count(";") > 2:
+            ratings.append(utils.parse_detail(file, rows[-1]["FileName"], line))
     if not rows:
         raise UserError(
             f"{file}: no utterance in it; expected lines such as UTD-IMPROV-S01A-F01-P-FM01.avi; N; A:3; ..."
         )
     return complete(pd.DataFrame(rows)), _ratings(ratings)
-
-
-def _improv_values(file: Path, name: str, fields: Sequence[str]) -> dict[str, float]:
-    """`A:3.0`, `V:3.5`, `D:3.0` among the fields; NaN where absent."""
-    values = dict.fromkeys(ATTRIBUTE_COLUMNS, float("nan"))
-    for field in fields:
-        if match := re.match(r"([AVD])\s*:\s*(.*)", field):
-            values[{"A": "EmoAct", "V": "EmoVal", "D": "EmoDom"}[match[1]]] = utils.parse_rating(file, name, match[2])
-    return values
 
 
 # ---------------------------------------------------------------------------------------------------------------------

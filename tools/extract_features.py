@@ -61,11 +61,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def find_recordings(audio_dir: Path) -> list[Path]:
+def list_recordings(audio_dir: Path) -> list[Path]:
     """Recordings below a folder, sorted.
 
     Raises:
-        UserError: no such folder, no recordings, or two that would share a feature file.
+        UserError: no such folder, or no recordings.
     """
     from features import AUDIO_ENDINGS
 
@@ -78,6 +78,16 @@ def find_recordings(audio_dir: Path) -> list[Path]:
     )
     if not found:
         raise UserError(f"{audio_dir}: no recordings; expected files ending in {', '.join(AUDIO_ENDINGS)}.")
+    return found
+
+
+def find_recordings(audio_dir: Path) -> list[Path]:
+    """Recordings below a folder, sorted, each with a feature file of its own.
+
+    Raises:
+        UserError: as `list_recordings`, or two would share a feature file.
+    """
+    found = list_recordings(audio_dir)
     by_stem: dict[str, Path] = {}
     for path in found:
         other = by_stem.setdefault(path.stem, path)

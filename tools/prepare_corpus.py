@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import shutil
 from pathlib import Path
 
@@ -143,6 +142,7 @@ def _add_flip(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(flip_arousal=False, split_by_speaker=None, seed=None)  # where the kind has no such flag
     parser.add_argument("--skip-missing", action="store_true", help="leave out rows without a recording")
     parser.add_argument("--copy", action="store_true", help="copy the recordings instead of linking to them")
     parser.add_argument(
@@ -179,8 +179,7 @@ def read_source(args: argparse.Namespace):
     else:
         table, ratings = _read_raters(args)
         scale, audio = tuple(args.label_scale), args.audio or args.source.parent
-    if not (math.isfinite(scale[0]) and math.isfinite(scale[1]) and scale[0] < scale[1]):
-        raise UserError(f"--label-scale {scale[0]:g} {scale[1]:g}: expected two numbers, the lowest label first.")
+    arguments.refuse_label_scale(*scale)
     table = corpora.join_recordings(table, corpora.Recordings(audio), args.source, args.skip_missing)
     if ratings is not None:
         names = dict(zip(table["entry"], table["FileName"]))
@@ -337,16 +336,14 @@ def histogram(labels) -> list[str]:
     return [f"    {name:>4} {count:7,} {'#' * bar}".rstrip() for name, count, bar in zip(names, counts, bars)]
 
 
-def summary(table, recordings) -> list[str]:
+def summary(table) -> list[str]:
     """What a prepared corpus holds: utterances, speakers, hours, splits, and each attribute's labels on 1..7."""
-    import pandas as pd
-
     import utils
     from tools import corpora
 
     speakers = table["SpkrID"]
     known = speakers[speakers != utils.UNKNOWN_SPEAKER]
-    hours, unreadable = hours_of(recordings)
+    hours, unreadable = hours_of(table["audio"])
     lines = [
         f"{len(table):,} utterances, {known.nunique():,} speakers ({len(speakers) - len(known):,} utterances of "
         f"unknown ones), {hours:.2f} hours" + (f"; {unreadable:,} recordings can't be read" if unreadable else "")
@@ -355,13 +352,13 @@ def summary(table, recordings) -> list[str]:
     for split in sorted(set(table["Split_Set"]), key=lambda name: (order.get(name, len(order)), name)):
         rows = table[table["Split_Set"] == split]
         of = rows["SpkrID"][rows["SpkrID"] != utils.UNKNOWN_SPEAKER].nunique()
-        lines.append(f"  {split or '(no split)'}: {len(rows):,} utterances, {of:,} speakers")
+        lines.append(f"  {split}: {len(rows):,} utterances, {of:,} speakers")
     shared = table[speakers != utils.UNKNOWN_SPEAKER].groupby("SpkrID")["Split_Set"].nunique()
     if (shared > 1).any():
         lines.append(f"  warning: {(shared > 1).sum():,} speakers are in more than one split")
     for column in corpora.ATTRIBUTE_COLUMNS:
-        values = pd.to_numeric(table[column], errors="coerce").dropna() if column in table else []
-        if not len(values):
+        values = table[column].dropna()
+        if values.empty:
             lines.append(f"{column}: no labels")
             continue
         lines.append(
@@ -396,33 +393,31 @@ def main(args: argparse.Namespace) -> None:
     from tools.extract_features import extract_folder, tell
 
     table, ratings, scale = read_source(args)
-    table = bring_to_range(table, scale, getattr(args, "flip_arousal", False), args.source)
-    if getattr(args, "split_by_speaker", None):
+    table = bring_to_range(table, scale, args.flip_arousal, args.source)
+    if args.split_by_speaker:
         table["Split_Set"] = corpora.split_by_speaker(table, args.split_by_speaker, args.seed, args.source)
     table.loc[table["Split_Set"] == "", "Split_Set"] = "Test1"
     out = args.out or args.source
     if args.out:
         if ratings is not None:
-            ratings = bring_to_range(ratings, scale, getattr(args, "flip_arousal", False), args.source)
+            ratings = bring_to_range(ratings, scale, args.flip_arousal, args.source)
         mark = {
             "kind": args.kind,
             "source": str(args.source),
             "label_scale": list(scale),
-            "flip_arousal": getattr(args, "flip_arousal", False),
-            "split_by_speaker": getattr(args, "split_by_speaker", None),
-            "seed": getattr(args, "seed", None),
+            "flip_arousal": args.flip_arousal,
+            "split_by_speaker": args.split_by_speaker,
+            "seed": args.seed,
         }
         write_corpus(args.out, table, ratings, mark, args.copy)
         print(f"wrote {args.out / 'Labels'} and {args.out / 'Audios'}")
     if scale != utils.LABEL_RANGE:
         print(f"labels {scale[0]:g}..{scale[1]:g} brought to 1..7 linearly")
-    print("\n".join([*summary(table, table["audio"]), *arousal_check(table)]))
+    print("\n".join([*summary(table), *arousal_check(table)]))
     if not args.no_features:
         audio = out / "Audios" if args.out else corpora.podcast_audio(args.source)
-        tell(
-            extract_folder(audio, out / utils.FEATURE_FOLDER, args.feature_set, args.workers),
-            out / utils.FEATURE_FOLDER,
-        )
+        feature_dir = out / utils.FEATURE_FOLDER
+        tell(extract_folder(audio, feature_dir, args.feature_set, args.workers), feature_dir)
 
 
 if __name__ == "__main__":
