@@ -317,4 +317,9 @@ def run(
         # Another rank has failed and says why; what reaches this one is only that the connection broke.
         print(f"{parser.prog}: rank {runtime.rank()}: another process has ended.", file=errors)
         status = 1
+    if runtime.num_ranks() > 1:
+        # All is written. A thread of gloo that lets go of its last tensor while Python ends would abort the process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)

@@ -56,7 +56,9 @@ def main(args: argparse.Namespace) -> None:
     corpus = arguments.open_corpus(args)
     corpus.select("Train")
     checkpoint = utils.ssl_checkpoint(args.model_dir, args.epoch, args.batch_size, args.num_clusters, args.emo_attr)
-    model, info = load_ssl_checkpoint(checkpoint, corpus.num_features, args.num_clusters, args.emo_attr)
+    model, info = load_ssl_checkpoint(
+        checkpoint, corpus.num_features, args.num_clusters, args.emo_attr, corpus.feature_set
+    )
     runtime.tell_if_unfinished(checkpoint)
     utils.make_output_folders(args.metric_dir, args.cache_dir)
     with runtime.first_rank_first():

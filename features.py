@@ -25,9 +25,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime import UserError, digest, prepare_folder, write_atomically
+from runtime import UserError, digest, prepare_folder, read_json_object, write_atomically, write_text
 
 FEATURE_KEY = "Audio_data"  # the variable that holds the features in MSP-Podcast's .mat files
+SET_FILE = "feature_set.json"  # beside .mat files and norm terms: which feature set they are of
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
 CLIP = 3.0  # normalised features are clipped to [-CLIP, CLIP]
 CACHE_FORMAT = 2  # part of every cache key: raise it when the packed form or the key's own form changes
@@ -180,6 +181,52 @@ def read_feature(path: Path) -> NDArray[np.float64]:
             f"{path}: every feature is NaN (a clip too short for its features?); extract it again or drop it."
         )
     return vector
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which feature set
+
+
+def read_feature_set(folder: Path) -> str:
+    """Name of the feature set that the files of a folder are of; empty where nothing says so, as in MSP-Podcast."""
+    file = Path(folder) / SET_FILE
+    if not file.is_file():
+        return ""
+    name = read_json_object(file).get("feature_set")
+    if not isinstance(name, str):
+        raise UserError(f"{file}: no feature_set in it; expected its name. Remove the file if you know the set.")
+    return name
+
+
+def write_feature_set(folder: Path, name: str) -> Path:
+    """Note down which feature set the files of a folder are of; an empty name takes the note away."""
+    file = Path(folder) / SET_FILE
+    if name:
+        write_text(file, json.dumps({"feature_set": name}) + "\n")
+    else:
+        file.unlink(missing_ok=True)
+    return file
+
+
+def common_feature_set(sets: dict[object, str]) -> str:
+    """The one feature set of several things.
+
+    Args:
+        sets: thing (a folder, a checkpoint) -> its feature set, empty where nothing says which.
+    Returns:
+        Its name, empty where no thing says.
+    Raises:
+        UserError: they are of different sets.
+    """
+    known = {thing: name for thing, name in sets.items() if name}
+    (first, name), *others = known.items() or [(None, "")]
+    for thing, other in others:
+        if other != name:
+            raise UserError(
+                f"{thing}: of the feature set {other}, but {first} is of {name}. Features, norm terms and models must "
+                "be of one set; keep those of each set in folders of their own (--features, --norm-dir, --model-dir)."
+            )
+    return name
 
 
 # ---------------------------------------------------------------------------------------------------------------------

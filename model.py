@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import runtime
+from features import common_feature_set
 from runtime import UserError
 
 DROPOUT = 0.3
@@ -181,7 +182,9 @@ def save_ssl_checkpoint(path: Path, state: Mapping[str, Tensor], info: dict) -> 
     runtime.save_tensors({"arch": "resnet", "state_dict": weights, INFO_KEY: info}, path)
 
 
-def load_ssl_checkpoint(path: Path, num_features: int, num_clusters: int, emo_attr: str) -> tuple[DenseResNet, dict]:
+def load_ssl_checkpoint(
+    path: Path, num_features: int, num_clusters: int, emo_attr: str, feature_set: str = ""
+) -> tuple[DenseResNet, dict]:
     """Read a DenseResNet, this program's or the original's, with or without `module.` in its keys.
 
     Args:
@@ -189,10 +192,11 @@ def load_ssl_checkpoint(path: Path, num_features: int, num_clusters: int, emo_at
         num_features: D that the data has.
         num_clusters: K that is asked for.
         emo_attr: the attribute that is asked for.
+        feature_set: that the data are of, empty where nothing says so.
     Returns:
         (network on the CPU in eval mode, info saved with it; empty for the original's files).
     Raises:
-        UserError: missing, damaged, needs code to be run, or made for another network, width, K or attribute.
+        UserError: missing, damaged, needs code to be run, or made for another network, width, K, attribute or set.
     """
     path = Path(path)
     if not path.is_file():
@@ -207,6 +211,7 @@ def load_ssl_checkpoint(path: Path, num_features: int, num_clusters: int, emo_at
     state = {str(key).replace("module.", ""): value for key, value in state.items()}
     info = content.get(INFO_KEY) if isinstance(content.get(INFO_KEY), dict) else {}
     _refuse_attribute(path, info, emo_attr)
+    _refuse_set(path, info, feature_set)
     found = _shape(path, state, "dnn_features.0.weight")[1], _shape(path, state, "top_layer_class.weight")[0]
     _refuse_width(path, found[0], num_features)
     if found[1] != num_clusters:
@@ -224,13 +229,13 @@ def save_regressor(path: Path, state: Mapping[str, Tensor], info: dict) -> None:
     runtime.save_tensors(weights, path)
 
 
-def load_regressor(path: Path, num_features: int, emo_attr: str) -> tuple[DenseNet, dict]:
+def load_regressor(path: Path, num_features: int, emo_attr: str, feature_set: str = "") -> tuple[DenseNet, dict]:
     """Read a curriculum regressor, this program's or the original's.
 
     Returns:
         (network on the CPU in eval mode, info saved with it; empty for the original's files).
     Raises:
-        UserError: missing, damaged, needs code to be run, or made for another network, width or attribute.
+        UserError: missing, damaged, needs code to be run, or made for another network, width, attribute or set.
     """
     path = Path(path)
     if not path.is_file():
@@ -243,6 +248,7 @@ def load_regressor(path: Path, num_features: int, emo_attr: str) -> tuple[DenseN
         raise UserError(f"{path}: expected the state dict of a curriculum regressor, found {type(state).__name__}.")
     info = (getattr(state, "_metadata", None) or {}).get("", {}).get(INFO_KEY, {})
     _refuse_attribute(path, info, emo_attr)
+    _refuse_set(path, info, feature_set)
     width, found = _shape(path, state, "dense_net.0.weight")
     _refuse_width(path, found, num_features)
     return _with_weights(path, DenseNet, (num_features, width), state), info
@@ -258,6 +264,10 @@ def _shape(path: Path, state: Mapping[str, Tensor], key: str) -> tuple[int, int]
 def _refuse_attribute(path: Path, info: dict, emo_attr: str) -> None:
     if info.get("emo_attr", emo_attr) != emo_attr:
         raise UserError(f"{path}: trained for {info['emo_attr']}; -emo asks for {emo_attr}.")
+
+
+def _refuse_set(path: Path, info: dict, feature_set: str) -> None:
+    common_feature_set({"the corpus (by its features or norm terms)": feature_set, path: info.get("feature_set", "")})
 
 
 def _refuse_width(path: Path, found: int, expected: int) -> None:

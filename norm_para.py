@@ -40,7 +40,8 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"{corpus.labels}: no attribute has labels; expected EmoAct, EmoDom or EmoVal.")
 
     mean, std = features.feature_moments(features.feature_paths(corpus.features, sorted(names)), args.workers)
-    written = utils.write_feature_norm(args.norm_dir, mean, std)
+    feature_set = features.read_feature_set(corpus.features)
+    written = utils.write_feature_norm(args.norm_dir, mean, std, feature_set)
     print(f"{len(names)} training utterances of {mean.size} features, {int((std == 0).sum())} of them constant.")
     for attribute, values in labels.items():
         label_mean, label_std = values.mean(), values.std()

@@ -79,7 +79,7 @@ def find_corpus(root: Path | None, labels: Path | None = None, feature_dir: Path
     elif not labels.is_file():
         raise UserError(f"{labels}: no such label file.")
     if feature_dir is None:
-        feature_dir = _find_folder(root, FEATURE_FOLDER)
+        feature_dir = _find_features(root)
         if feature_dir is None:
             raise UserError(
                 f"{root / FEATURE_FOLDER}: no such folder. Make the features with "
@@ -101,6 +101,20 @@ def _find_folder(root: Path, relative: Path) -> Path | None:
         if folder is None:
             return None
     return folder
+
+
+def _find_features(root: Path) -> Path | None:
+    """A corpus' feature folder: that of IS13, or the only one there is."""
+    found = _find_folder(root, FEATURE_FOLDER)
+    if found is None and (top := _find_folder(root, FEATURE_FOLDER.parent.parent)):
+        others = [folder for child in _folders(top) if (folder := _find_folder(child, Path(FEATURE_FOLDER.name)))]
+        found = others[0] if len(others) == 1 else None
+    return found
+
+
+def feature_folder(root: Path, feature_set: str) -> Path:
+    """Where a corpus keeps the features of a set, MSP-Podcast's name for IS13."""
+    return root / (FEATURE_FOLDER if feature_set == "IS13" else Path("Features", feature_set, FEATURE_FOLDER.name))
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -460,7 +474,7 @@ def draw_unlabeled(root: Path, sample_num: int, seed: int) -> features.FeaturePa
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; --unlabeled (or DEEPMI_UNLABELED) names the unlabeled set.")
-    folder = _find_folder(root, FEATURE_FOLDER) or root
+    folder = _find_features(root) or root
     entries = (entry.name for entry in os.scandir(folder))
     names = sorted(name for name in entries if name.endswith(".mat") and not name.startswith("."))
     if not names:
@@ -478,9 +492,11 @@ def draw_unlabeled(root: Path, sample_num: int, seed: int) -> features.FeaturePa
 # Norm terms
 
 
-def write_feature_norm(norm_dir: Path, mean: NDArray, std: NDArray) -> list[Path]:
-    """Write feat_norm_means.mat and feat_norm_stds.mat, shape (1, D)."""
-    return _write_norm(norm_dir, "feat", np.reshape(mean, (1, -1)), np.reshape(std, (1, -1)))
+def write_feature_norm(norm_dir: Path, mean: NDArray, std: NDArray, feature_set: str = "") -> list[Path]:
+    """Write feat_norm_means.mat and feat_norm_stds.mat, shape (1, D), and which feature set they are of, if known."""
+    features.write_feature_set(norm_dir, "")  # terms that a killed run left half new must not pass for the old set's
+    written = _write_norm(norm_dir, "feat", np.reshape(mean, (1, -1)), np.reshape(std, (1, -1)))
+    return [*written, features.write_feature_set(norm_dir, feature_set)] if feature_set else written
 
 
 def write_label_norm(norm_dir: Path, emo_attr: str, mean: float, std: float) -> list[Path]:
@@ -596,7 +612,10 @@ def present_utterances(corpus: Corpus, utterances: Sequence[str], skip_missing: 
 
 
 class LabeledCorpus:
-    """A corpus opened for one attribute: its label table, norm terms and features, joined by file name."""
+    """A corpus opened for one attribute: its label table, norm terms and features, joined by file name.
+
+    `feature_set` is that of features and norm terms, empty where neither says.
+    """
 
     def __init__(
         self,
@@ -618,12 +637,15 @@ class LabeledCorpus:
             skip_missing: leave out utterances without a feature file.
             scale: lowest and highest label of this corpus; labels are brought to 1..7 linearly.
         Raises:
-            UserError: labels or norm terms are missing or unreadable.
+            UserError: labels or norm terms are missing or unreadable, or features and terms of different sets.
         """
         self.corpus, self.emo_attr, self.scale = corpus, emo_attr, scale
         self.cache_dir, self.workers, self.skip_missing = cache_dir, workers, skip_missing
         self.table = read_labels(corpus.labels)
         _label_text(self.table, emo_attr, corpus.labels)  # before the norm terms: without labels none can be made
+        self.feature_set = features.common_feature_set(
+            {folder: features.read_feature_set(folder) for folder in (corpus.features, norm_dir)}
+        )
         self.feature_norm = read_feature_norm(norm_dir)
         self.label_norm = read_label_norm(norm_dir, emo_attr)
 

@@ -11,6 +11,7 @@ import soundfile
 import features
 from runtime import UserError
 from tools import extract_features as tool
+from tools import feature_sets
 
 RATE = 16000
 
@@ -66,7 +67,11 @@ def test_unusable_recordings_are_listed_and_the_rest_is_done(audio, tmp_path, be
         "headeronly.wav: no samples",
     ):
         assert words in err
-    assert sorted(path.name for path in (tmp_path / "feat_mat").iterdir()) == ["free.mat", "plain.mat", "stereo44.mat"]
+    assert sorted(path.name for path in (tmp_path / "feat_mat").glob("*.mat")) == [
+        "free.mat",
+        "plain.mat",
+        "stereo44.mat",
+    ]
 
 
 def test_what_is_there_is_kept(audio, tmp_path):
@@ -97,7 +102,7 @@ def test_stopping_early_finishes_what_is_at_hand_and_leaves_no_thread():
         time.sleep(0.05)
         return number
 
-    results = tool._in_parallel(work, [(number,) for number in range(50)], 2)
+    results = tool.in_parallel(work, [(number,) for number in range(50)], 2)
     assert next(results) == 0
     results.close()
     assert threading.active_count() == before and len(started) < 10
@@ -108,7 +113,7 @@ def test_workers_do_not_change_the_bytes(audio, tmp_path, monkeypatch):
         soundfile.write(audio / f"more{number}.wav", voice(pitch=100 + number), RATE)
     for workers, most_threads, name in ((1, 8, "one"), (2, 8, "threads"), (2, 1, "processes")):
         monkeypatch.setattr(tool, "MOST_THREADS", most_threads)
-        tool._smiles.clear()  # so that threads set it up at the same time
+        feature_sets.open_set.cache_clear()  # so that threads set it up at the same time
         tool.extract_folder(audio, tmp_path / name, workers=workers)
     for path in (tmp_path / "one").iterdir():
         for name in ("threads", "processes"):
@@ -118,7 +123,7 @@ def test_workers_do_not_change_the_bytes(audio, tmp_path, monkeypatch):
 def test_another_feature_set_has_its_own_width_and_does_not_mix(audio, tmp_path):
     tool.extract_folder(audio, tmp_path / "feat_mat", "eGeMAPSv02", workers=1)
     assert features.read_feature(tmp_path / "feat_mat" / "plain.mat").size == 88
-    with pytest.raises(UserError, match="88 features, IS13 has 6373"):
+    with pytest.raises(UserError, match="holds files of eGeMAPSv02 with 88 features, IS13 has 6373"):
         tool.extract_folder(audio, tmp_path / "feat_mat", workers=1)
 
 

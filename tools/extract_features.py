@@ -1,9 +1,14 @@
-"""Acoustic features from audio: a folder of recordings to a folder of .mat files, by openSMILE.
+"""Acoustic features from audio: a folder of recordings to a folder of .mat files.
 
     python -m tools.extract_features CORPUS/Audios CORPUS/Features/OpenSmile_func_IS13ComParE/feat_mat
 
 One .mat file a recording (key `Audio_data`, shape (1, 6373) for IS13, float64), as MSP-Podcast has them. Recordings are
 mixed to mono and brought to 16 kHz. Files that are there already are kept, so a stopped run goes on where it was.
+
+    python -m tools.extract_features --set wavlm-base-plus CORPUS/Audios CORPUS/Features/wavlm/feat_mat
+
+takes the mean of the last hidden states of an encoder in the folder wavlm-base-plus, as Hugging Face's transformers
+saves it, in place of openSMILE.
 """
 
 from __future__ import annotations
@@ -19,11 +24,11 @@ from pathlib import Path
 import arguments
 from runtime import UserError, prepare_folder
 
-SAMPLING_RATE = 16000  # Hz; the features depend on the bandwidth, and MSP-Podcast is at this rate
 FILES_A_TASK = 8  # of a process; a thread takes one at a time, so that a stopped run ends soon
 # openSMILE leaves the other threads free in all but a fourteenth of its time (measured), so a few threads do as well as
 # processes and need no start-up; many would wait for each other.
 MOST_THREADS = 8
+WAIT_FOR_SCHEDULER = 30  # seconds
 
 
 @dataclass
@@ -52,11 +57,25 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--set",
         dest="feature_set",
         default="IS13",
-        metavar="NAME",
-        help="openSMILE feature set: IS13 is the paper's; ComParE_2016, eGeMAPSv02, ... as openSMILE has them",
+        metavar="NAME|FOLDER",
+        help="openSMILE feature set (IS13 is the paper's; ComParE_2016, eGeMAPSv02, ... as openSMILE has them), or the "
+        "folder of an encoder like wav2vec2, HuBERT or WavLM",
     )
     parser.add_argument(
         "--workers", type=arguments.positive_int, default=arguments.cpu_count(), metavar="N", help="clips at a time"
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="auto|cpu|cuda[:N]|mps",
+        help="where an encoder computes; auto takes a GPU if there is one",
+    )
+    parser.add_argument(
+        "--scheduler",
+        default="",
+        metavar="ADDRESS",
+        help="hand the work to a Dask cluster, e.g. tcp://host:8786; its machines must see the folders, and this "
+        "program, under the same paths",
     )
     return parser
 
@@ -96,92 +115,51 @@ def find_recordings(audio_dir: Path) -> list[Path]:
     return found
 
 
-def open_smile(feature_set: str):
-    """openSMILE for a feature set.
+def extract_some(
+    recordings: Sequence[Path], targets: Sequence[Path], feature_set: str, device: str
+) -> list[tuple[str, str]]:
+    """Write the features of some recordings; (recording, reason) of those that have none.
 
     Raises:
-        UserError: no such set. It is checked here, since openSMILE ends the process over some names.
+        UserError, OSError: no such set, or the output folder fails; that is no fault of a recording.
     """
-    import opensmile
-
-    names = [name for name in vars(opensmile.FeatureSet) if not name.startswith("_")]
-    if feature_set not in names:
-        raise UserError(f"--set {feature_set}: no such openSMILE feature set; expected one of {', '.join(names)}.")
-    return opensmile.Smile(
-        feature_set=getattr(opensmile.FeatureSet, feature_set),
-        feature_level=opensmile.FeatureLevel.Functionals,
-        sampling_rate=SAMPLING_RATE,
-    )
-
-
-def extract_one(smile, recording: Path):
-    """The features of one recording, float64, shape (1, D).
-
-    Raises:
-        UserError: unreadable, empty or too short, in words fit for a list.
-    """
-    import audresample
-    import numpy as np
-    import soundfile
-
-    if recording.stat().st_size == 0:
-        raise UserError("empty file (0 bytes)")
-    try:
-        signal, rate = soundfile.read(recording, dtype="float32", always_2d=True)  # (samples, channels)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise UserError(f"not readable as audio ({str(error).rsplit(':', 1)[-1].strip()})") from None
-    if len(signal) == 0:
-        raise UserError("no samples in it")
-    if not np.isfinite(signal).all():
-        raise UserError("samples that are no numbers in it")
-    mono = signal.mean(axis=1)
-    if rate != SAMPLING_RATE:
-        mono = audresample.resample(mono, rate, SAMPLING_RATE)[0]
-    # opensmile makes 16-bit numbers of samples, which wrap round at full scale; resampling overshoots.
-    mono = mono.clip(-1, 1 - 2**-15)
-    features = smile.process_signal(mono, SAMPLING_RATE).to_numpy(dtype=np.float64)
-    if np.isnan(features).all():
-        raise UserError(f"too short ({1000 * len(signal) / rate:.0f} ms)")
-    return features
-
-
-_smiles: dict[str, object] = {}  # one openSMILE a process and set: setting it up takes longer than a clip
-
-
-def _extract_some(recordings: Sequence[Path], targets: Sequence[Path], feature_set: str) -> list[tuple[str, str]]:
-    import warnings
-
     import features
+    from tools import feature_sets
 
-    # `extract_one` tells it, with the length. Not by `catch_warnings`, which is not for threads.
-    warnings.filterwarnings("ignore", "Segment too short", UserWarning)
-    if feature_set not in _smiles:
-        _smiles[feature_set] = open_smile(feature_set)
+    clips = [feature_sets.Clip(recording) for recording in recordings]
     failed = []
-    for recording, target in zip(recordings, targets):
-        try:
-            features.write_mat(target, features.FEATURE_KEY, extract_one(_smiles[feature_set], recording))
-        except UserError as error:
-            failed.append((str(recording), str(error)))
-        except OSError as error:
-            if error.filename and Path(error.filename).parent == target.parent:
-                raise  # the output folder fails: that is no fault of this recording
-            failed.append((str(recording), error.strerror or str(error)))
+    for recording, target, found in zip(recordings, targets, feature_sets.features_of(clips, feature_set, device)):
+        if isinstance(found, str):
+            failed.append((str(recording), found))
+        else:
+            features.write_mat(target, features.FEATURE_KEY, found)
     return failed
 
 
-def _refuse_other_set(feature_dir: Path, feature_set: str, width: int) -> None:
+def _claim_folder(feature_dir: Path, name: str, width: int) -> None:
+    """Have a folder say which set it is of, and refuse one that has files of another."""
     import features
 
     present = next((path for path in sorted(feature_dir.glob("*.mat")) if not path.name.startswith(".")), None)
-    if present is not None and (found := features.read_feature(present).size) != width:
+    if present is None:
+        features.write_feature_set(feature_dir, name)
+        return
+    marked, found = features.read_feature_set(feature_dir), features.read_feature(present).size
+    if marked not in ("", name) or found != width:
         raise UserError(
-            f"{feature_dir}: holds files of {found} features, {feature_set} has {width}; name another folder for "
-            "this set."
+            f"{feature_dir}: holds files of {marked or 'some other set'} with {found} features, {name} has {width}; "
+            "name another folder for this set."
         )
 
 
-def _in_parallel(work: Callable, tasks: list[tuple], workers: int) -> Iterator:
+def in_parallel(work: Callable, tasks: Sequence[tuple], workers: int) -> Iterator:
+    """Results of `work(*task)` in the order of the tasks.
+
+    Args:
+        work: a function of a module of this program, fit for threads.
+        tasks: its arguments.
+        workers: tasks at a time; up to MOST_THREADS in threads, above in processes.
+    """
     if workers > MOST_THREADS:
         from joblib import Parallel, delayed
 
@@ -195,16 +173,79 @@ def _in_parallel(work: Callable, tasks: list[tuple], workers: int) -> Iterator:
         pool.shutdown(cancel_futures=True)
 
 
+def on_cluster(tasks: Sequence[tuple], address: str) -> Iterator:
+    """Results of `extract_some(*task)` in the order of the tasks, from the machines of a Dask cluster.
+
+    Raises:
+        UserError: dask.distributed is not installed, or no scheduler answers at the address.
+    """
+    try:
+        from dask import distributed
+    except ImportError:
+        raise UserError("--scheduler needs the package distributed: `pip install distributed`.") from None
+    from joblib import Parallel, delayed, parallel_config
+
+    root = str(Path(__file__).resolve().parents[1])
+
+    def work(
+        *task,
+    ):  # defined here, so that it is sent whole: neither scheduler nor workers know this program's modules
+        import sys
+
+        if root not in sys.path:
+            sys.path.insert(0, root)
+        from tools import extract_features
+
+        return extract_features.extract_some(*task)
+
+    try:
+        client = distributed.Client(address, timeout=WAIT_FOR_SCHEDULER, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--scheduler {address}: no Dask scheduler answers ({error}).") from None
+    with client, parallel_config("dask", client=client):
+        if not client.scheduler_info()["workers"]:
+            print("note: the Dask cluster has no workers yet; waiting for some.", file=sys.stderr)
+        yield from Parallel(n_jobs=-1, return_as="generator")(delayed(work)(*task) for task in tasks)
+
+
+def _in_batches(recordings: Sequence[Path], longest: float) -> list[list[Path]]:
+    """Recordings of like length together, up to `longest` seconds with the silence that fills them up.
+
+    They depend on all recordings of a folder, not on which are done, so that a run that goes on gives the same bytes.
+    """
+    import soundfile
+
+    def seconds(recording: Path) -> float:
+        try:
+            return soundfile.info(recording).duration
+        except (soundfile.LibsndfileError, RuntimeError, OSError):
+            return 0.0  # it is listed when its turn comes
+
+    batches: list[list[Path]] = [[]]
+    for length, recording in sorted((seconds(recording), recording) for recording in recordings):
+        if batches[-1] and length * (len(batches[-1]) + 1) > longest:
+            batches.append([])
+        batches[-1].append(recording)
+    return batches
+
+
 def extract_folder(
-    audio_dir: Path, feature_dir: Path, feature_set: str = "IS13", workers: int = arguments.cpu_count()
+    audio_dir: Path,
+    feature_dir: Path,
+    feature_set: str = "IS13",
+    workers: int = arguments.cpu_count(),
+    device: str = "auto",
+    scheduler: str = "",
 ) -> ExtractionSummary:
     """Extract the features of every recording below a folder that has none yet.
 
     Args:
         audio_dir: folder of recordings.
         feature_dir: folder for the .mat files; made if need be.
-        feature_set: name in `opensmile.FeatureSet`.
+        feature_set: name in `opensmile.FeatureSet`, or the folder of an encoder.
         workers: recordings at a time.
+        device: where an encoder computes, as `--device`.
+        scheduler: address of a Dask cluster that does the work, empty for this machine.
     Returns:
         `ExtractionSummary`. A recording that can't be used is listed there and does not stop the rest.
     Raises:
@@ -212,21 +253,34 @@ def extract_folder(
     """
     from tqdm import tqdm
 
+    from tools.feature_sets import open_set
+
+    if scheduler:  # its machines know nothing of the folder that this one is in
+        audio_dir, feature_dir = Path(audio_dir).absolute(), Path(feature_dir).absolute()
+        feature_set = str(Path(feature_set).absolute()) if Path(feature_set).is_dir() else feature_set
     recordings = find_recordings(Path(audio_dir))
-    _refuse_other_set(prepare_folder(Path(feature_dir)), feature_set, open_smile(feature_set).num_features)
-    targets = [Path(feature_dir) / f"{recording.stem}.mat" for recording in recordings]
-    todo = [(recording, target) for recording, target in zip(recordings, targets) if not target.is_file()]
+    kind = open_set(feature_set, device)
+    _claim_folder(prepare_folder(Path(feature_dir)), kind.name, kind.num_features)
+    target = {recording: Path(feature_dir) / f"{recording.stem}.mat" for recording in recordings}
+    todo = [recording for recording in recordings if not target[recording].is_file()]
     summary = ExtractionSummary(kept=len(recordings) - len(todo))
-    size = 1 if workers <= MOST_THREADS else FILES_A_TASK
-    parts = [todo[start : start + size] for start in range(0, len(todo), size)]
-    tasks = [([r for r, _ in part], [t for _, t in part], feature_set) for part in parts]
+    if kind.longest_batch is None:
+        size = FILES_A_TASK if scheduler or workers > MOST_THREADS else 1
+        parts = [todo[start : start + size] for start in range(0, len(todo), size)]
+    else:
+        parts = [part for part in _in_batches(recordings, kind.longest_batch) if not set(part).isdisjoint(todo)]
+        # Threads read for a GPU while it computes; on a CPU an encoder takes all cores for one batch.
+        workers = 1 if kind.device.type == "cpu" else min(workers, MOST_THREADS)
+    tasks = [(part, [target[recording] for recording in part], feature_set, device) for part in parts]
     if tasks:
-        bar = tqdm(total=len(todo), desc=f"{feature_set} features", unit="file", disable=None)
-        with bar, contextlib.closing(_in_parallel(_extract_some, tasks, workers)) as results:
+        bar = tqdm(total=sum(map(len, parts)), desc=f"{kind.name} features", unit="file", disable=None)
+        results = on_cluster(tasks, scheduler) if scheduler else in_parallel(extract_some, tasks, workers)
+        with bar, contextlib.closing(results):
             for part, failed in zip(parts, results):
                 summary.failed += failed
-                summary.extracted += len(part) - len(failed)
                 bar.update(len(part))
+    summary.failed.sort()
+    summary.extracted = len(set(map(str, todo)).difference(name for name, _ in summary.failed))
     return summary
 
 
@@ -242,7 +296,10 @@ def tell(summary: ExtractionSummary, feature_dir: Path) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Extract, and list what could not be; a corpus with holes is no failure of the run."""
-    tell(extract_folder(args.audio_dir, args.feature_dir, args.feature_set, args.workers), args.feature_dir)
+    summary = extract_folder(
+        args.audio_dir, args.feature_dir, args.feature_set, args.workers, args.device, args.scheduler
+    )
+    tell(summary, args.feature_dir)
 
 
 if __name__ == "__main__":

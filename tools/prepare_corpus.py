@@ -146,7 +146,11 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip-missing", action="store_true", help="leave out rows without a recording")
     parser.add_argument("--copy", action="store_true", help="copy the recordings instead of linking to them")
     parser.add_argument(
-        "--set", dest="feature_set", default="IS13", metavar="NAME", help="openSMILE feature set; IS13 is the paper's"
+        "--set",
+        dest="feature_set",
+        default="IS13",
+        metavar="NAME|FOLDER",
+        help="feature set, as tools.extract_features; IS13 is the paper's",
     )
     parser.add_argument("--no-features", action="store_true", help="labels and recordings only")
     parser.add_argument(
@@ -391,6 +395,7 @@ def main(args: argparse.Namespace) -> None:
     import utils
     from tools import corpora
     from tools.extract_features import extract_folder, tell
+    from tools.feature_sets import open_set
 
     table, ratings, scale = read_source(args)
     table = bring_to_range(table, scale, args.flip_arousal, args.source)
@@ -416,7 +421,7 @@ def main(args: argparse.Namespace) -> None:
     print("\n".join([*summary(table), *arousal_check(table)]))
     if not args.no_features:
         audio = out / "Audios" if args.out else corpora.podcast_audio(args.source)
-        feature_dir = out / utils.FEATURE_FOLDER
+        feature_dir = utils.feature_folder(out, open_set(args.feature_set).name)
         tell(extract_folder(audio, feature_dir, args.feature_set, args.workers), feature_dir)
 
 

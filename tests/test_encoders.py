@@ -1,0 +1,103 @@
+"""Features from a speech encoder, against the encoder called by hand on one clip at a time."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import features
+from runtime import UserError
+from tools import extract_features as tool
+from tools import feature_sets
+
+transformers = pytest.importorskip("transformers", reason="the optional package transformers is not installed")
+RATE = feature_sets.SAMPLING_RATE
+SMALL = {
+    "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+    "conv_dim": (16, 16, 16), "conv_kernel": (10, 3, 3), "conv_stride": (5, 4, 4), "num_feat_extract_layers": 3,
+    "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "vocab_size": 8,
+}  # fmt: skip
+
+
+def save_encoder(folder, kind="Wav2Vec2", seed=1, norm="layer", rate=RATE):
+    """A tiny encoder with random weights, as transformers saves it."""
+    torch.manual_seed(seed)
+    config = getattr(transformers, f"{kind}Config")(**SMALL, feat_extract_norm=norm)
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(folder)
+    masks = norm == "layer"
+    transformers.Wav2Vec2FeatureExtractor(
+        sampling_rate=rate, do_normalize=True, return_attention_mask=masks
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def audio(tmp_path):
+    """Clips of different lengths, one of them another rate, one too short for a frame."""
+    folder = tmp_path / "Audios"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number, seconds in enumerate((0.5, 0.31, 0.9, 0.31)):
+        soundfile.write(folder / f"clip{number}.wav", 0.1 * rng.normal(size=int(seconds * RATE)), RATE)
+    soundfile.write(folder / "other.flac", 0.1 * rng.normal(size=4410), 44100)
+    soundfile.write(folder / "short.wav", 0.1 * rng.normal(size=16), RATE)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "norm"), [("Wav2Vec2", "layer"), ("Wav2Vec2", "group"), ("WavLM", "layer"), ("Hubert", "group")]
+)
+def test_features_are_the_mean_of_the_last_hidden_states(kind, norm, audio, tmp_path):
+    folder = save_encoder(tmp_path / "encoder", kind, norm=norm)
+    summary = tool.extract_folder(audio, tmp_path / "mat", str(folder), workers=2)
+    assert summary.extracted == 5 and [reason for _, reason in summary.failed] == ["too short (1 ms)"]
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    for number in range(4):
+        signal = soundfile.read(audio / f"clip{number}.wav", dtype="float32")[0]
+        signal = (signal - signal.mean()) / np.sqrt(signal.var() + 1e-7)
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(signal)[None]).last_hidden_state.mean(dim=1)[0]
+        found = features.read_feature(tmp_path / "mat" / f"clip{number}.mat")
+        assert found.shape == (24,) and np.allclose(found, expected, atol=1e-5)
+
+
+def test_a_long_recording_is_heard_in_pieces_of_like_length(audio, tmp_path, monkeypatch):
+    folder = save_encoder(tmp_path / "encoder")
+    kind = feature_sets.open_set(str(folder), "cpu")
+    signal = np.random.default_rng(1).normal(size=RATE).astype(np.float32)
+    halves = kind.features_of([signal[: RATE // 2], signal[RATE // 2 :]])
+    monkeypatch.setattr(feature_sets, "LONGEST_PIECE", 0.5)
+    (found,) = kind.features_of([signal])
+    assert found.shape == (1, 24) and np.allclose(found, np.mean(halves, axis=0), atol=1e-6)
+
+
+def test_a_run_that_goes_on_gives_the_same_bytes(audio, tmp_path):
+    folder = save_encoder(tmp_path / "encoder")
+    for name in ("whole", "again"):
+        tool.extract_folder(audio, tmp_path / name, str(folder))
+    (tmp_path / "again" / "clip1.mat").unlink()
+    summary = tool.extract_folder(audio, tmp_path / "again", str(folder))
+    assert (summary.extracted, summary.kept) == (1, 4)
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+
+
+def test_another_encoder_of_the_same_width_does_not_mix(audio, tmp_path):
+    first, second = (save_encoder(tmp_path / f"encoder{seed}", seed=seed) for seed in (1, 2))
+    tool.extract_folder(audio, tmp_path / "mat", str(first))
+    assert features.read_feature_set(tmp_path / "mat").startswith("wav2vec2-")
+    with pytest.raises(UserError, match="name another folder for this set"):
+        tool.extract_folder(audio, tmp_path / "mat", str(second))
+
+
+def test_what_is_no_encoder_is_refused(audio, tmp_path, bench):
+    (tmp_path / "empty").mkdir()
+    other_rate = save_encoder(tmp_path / "other_rate", rate=8000)
+    maimed = save_encoder(tmp_path / "maimed")
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(maimed / "model.safetensors")
+    save_file({key: weights[key] for key in weights if "layers.1." not in key}, maimed / "model.safetensors")
+    for folder, words in (("empty", "no encoder"), ("other_rate", "8000 Hz"), ("maimed", "weights of")):
+        bench.refuses(bench.run("tools.extract_features", audio, tmp_path / "mat", "--set", tmp_path / folder), words)
+    assert other_rate.is_dir() and not list((tmp_path / "mat").glob("*.mat"))

@@ -1,0 +1,229 @@
+"""What makes a vector of acoustic features out of a recording: openSMILE's sets, or a speech encoder from a folder.
+
+Recordings are mixed to mono and brought to 16 kHz first.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime import UserError, choose_device
+
+SAMPLING_RATE = 16000  # Hz; the features depend on the bandwidth, and MSP-Podcast is at this rate
+LONGEST_PIECE = 60  # seconds that an encoder hears at once: the memory that it needs grows with their square
+MAY_LACK = "masked_spec_embed"  # a weight that only training uses
+
+
+class Clip(NamedTuple):
+    """A recording, or a part of it.
+
+    Attributes:
+        recording: the file.
+        start: in seconds.
+        stop: in seconds, None for the end of the recording.
+    """
+
+    recording: Path
+    start: float = 0.0
+    stop: float | None = None
+
+
+def read_signal(clip: Clip) -> NDArray[np.float32]:
+    """The samples of a clip at 16 kHz in [-1, 1], shape (samples,).
+
+    Raises:
+        UserError: unreadable or empty, in words fit for a list.
+    """
+    import audresample
+    import soundfile
+
+    if clip.recording.stat().st_size == 0:
+        raise UserError("empty file (0 bytes)")
+    try:
+        with soundfile.SoundFile(clip.recording) as stream:
+            rate = stream.samplerate
+            stream.seek(min(round(clip.start * rate), stream.frames) if clip.start else 0)
+            frames = -1 if clip.stop is None else round(clip.stop * rate) - stream.tell()
+            signal = stream.read(frames, dtype="float32", always_2d=True)  # (samples, channels)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise UserError(f"not readable as audio ({str(error).rsplit(':', 1)[-1].strip()})") from None
+    if len(signal) == 0:
+        raise UserError("no samples in it")
+    if not np.isfinite(signal).all():
+        raise UserError("samples that are no numbers in it")
+    mono = signal.mean(axis=1)
+    if rate != SAMPLING_RATE:
+        mono = audresample.resample(mono, rate, SAMPLING_RATE)[0]
+    # opensmile makes 16-bit numbers of samples, which wrap round at full scale; resampling overshoots.
+    return mono.clip(-1, 1 - 2**-15)
+
+
+class OpenSmileSet:
+    """Functionals of openSMILE."""
+
+    longest_batch = None  # clips have nothing to gain from being together
+
+    def __init__(self, name: str):
+        """
+        Args:
+            name: in `opensmile.FeatureSet`.
+        """
+        import opensmile
+
+        self.name = name
+        self._smile = opensmile.Smile(
+            feature_set=getattr(opensmile.FeatureSet, name),
+            feature_level=opensmile.FeatureLevel.Functionals,
+            sampling_rate=SAMPLING_RATE,
+        )
+        self.num_features = self._smile.num_features
+
+    def features_of(self, signals: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float64] | None]:
+        """For each signal, as from `read_signal`, float64 (1, D), or None where it is too short."""
+        # What is None says it. Not by `catch_warnings`, which is not for threads.
+        warnings.filterwarnings("ignore", "Segment too short", UserWarning)
+        found = [self._smile.process_signal(signal, SAMPLING_RATE).to_numpy(dtype=np.float64) for signal in signals]
+        return [None if np.isnan(features).all() else features for features in found]
+
+
+class EncoderSet:
+    """The mean over time of the last hidden state of a wav2vec 2.0, HuBERT, WavLM or like encoder.
+
+    Source: the encoders of Hugging Face's transformers that take a waveform.
+    """
+
+    longest_batch = 64.0  # seconds of audio, silence at the ends of the shorter clips included
+
+    def __init__(self, folder: Path, device):
+        """
+        Args:
+            folder: the encoder as transformers saves it: configuration, weights, preprocessor_config.json.
+            device: a `torch.device`.
+        Raises:
+            UserError: transformers is not installed, or the folder holds no such encoder.
+        """
+        try:
+            import transformers
+        except ImportError:
+            raise UserError(
+                f"{folder}: an encoder needs the package transformers: `pip install transformers`."
+            ) from None
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        try:
+            self._prepare = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+            model, told = transformers.AutoModel.from_pretrained(
+                folder, local_files_only=True, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise UserError(f"{folder}: no encoder that transformers can load ({reason}).") from None
+        lacking = sorted(set(told["missing_keys"]) - {MAY_LACK})
+        if lacking:
+            raise UserError(f"{folder}: the weights of {len(lacking)} layers are not there, the first {lacking[0]}.")
+        takes_waveforms = self._prepare.model_input_names[0] == "input_values"
+        if not (takes_waveforms and hasattr(model, "_get_feat_extract_output_lengths")):
+            raise UserError(
+                f"{folder}: {model.config.model_type} takes no waveform; expected one like wav2vec2 or WavLM."
+            )
+        if self._prepare.sampling_rate != SAMPLING_RATE:
+            raise UserError(f"{folder}: made for {self._prepare.sampling_rate} Hz; expected {SAMPLING_RATE} Hz.")
+        self.device = device
+        self._model = model.eval().to(device)
+        self.num_features = model.config.hidden_size
+        self.name = f"{model.config.model_type}-{_digest_of(folder)}"
+
+    def features_of(self, signals: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float64] | None]:
+        """For each signal, as from `read_signal`, float64 (1, D), or None where it is too short."""
+        pieces = [np.array_split(signal, -(-len(signal) // (LONGEST_PIECE * SAMPLING_RATE))) for signal in signals]
+        pooled = iter(self._pool([piece for of in pieces for piece in of]))
+        means = [[next(pooled) for _ in of] for of in pieces]
+        # Pieces of one clip are as long as each other to the sample, and count the same.
+        return [None if any(m is None for m in of) else np.mean(of, axis=0)[None] for of in means]
+
+    def _pool(self, signals: list[NDArray[np.float32]]) -> list[NDArray[np.float64] | None]:
+        """The pooled hidden states of signals of up to LONGEST_PIECE, float64 (D,), None where there is no frame."""
+        if not signals:
+            return []
+        # Encoders with a group norm (wav2vec2-base) know no mask: silence beside a clip would change its features.
+        if not self._prepare.return_attention_mask and len({len(signal) for signal in signals}) > 1:
+            return [self._pool([signal])[0] for signal in signals]
+        import torch
+
+        warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)  # WavLM's affair
+        lengths = torch.tensor([len(signal) for signal in signals])
+        frames = self._model._get_feat_extract_output_lengths(lengths).tolist()
+        if min(frames) < 1:
+            kept = iter(self._pool([signal for signal, count in zip(signals, frames) if count > 0]))
+            return [next(kept) if count > 0 else None for count in frames]
+        inputs = self._prepare(list(signals), sampling_rate=SAMPLING_RATE, padding=True, return_tensors="pt")
+        with torch.inference_mode():
+            hidden = self._model(**inputs.to(self.device)).last_hidden_state  # (B, frames, D)
+            means = torch.stack([of[:count].mean(dim=0) for of, count in zip(hidden, frames)])
+        return list(means.cpu().numpy().astype(np.float64))
+
+
+def _digest_of(folder: Path) -> str:
+    """Twelve digits that tell an encoder from every other, whatever its folder is called."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.name in ("config.json", "preprocessor_config.json") or file.suffix in (".safetensors", ".bin"):
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:12]
+
+
+@functools.cache  # setting up takes longer than a clip; a process keeps what it has
+def open_set(feature_set: str, device: str = "auto") -> OpenSmileSet | EncoderSet:
+    """What makes the features of a set.
+
+    Args:
+        feature_set: a name in `opensmile.FeatureSet`, or the folder of an encoder.
+        device: where an encoder computes, as `--device`.
+    Raises:
+        UserError: no such set. It is checked here, since openSMILE ends the process over some names.
+    """
+    import opensmile
+
+    names = [name for name in vars(opensmile.FeatureSet) if not name.startswith("_")]
+    if feature_set in names:
+        return OpenSmileSet(feature_set)
+    if Path(feature_set).is_dir():
+        return EncoderSet(Path(feature_set), choose_device(device))
+    raise UserError(
+        f"--set {feature_set}: no folder of an encoder, and no openSMILE feature set; those are {', '.join(names)}."
+    )
+
+
+def features_of(clips: Sequence[Clip], feature_set: str, device: str = "auto") -> list[NDArray[np.float64] | str]:
+    """The features of some clips.
+
+    Args:
+        clips: recordings or parts of them.
+        feature_set: as `open_set`.
+        device: as `open_set`.
+    Returns:
+        For each clip its features, float64, shape (1, D), or why it has none.
+    """
+    found: list = [None] * len(clips)
+    signals = {}
+    for number, clip in enumerate(clips):
+        try:
+            signals[number] = read_signal(clip)
+        except UserError as error:
+            found[number] = str(error)
+        except OSError as error:
+            found[number] = error.strerror or str(error)
+    if signals:
+        for number, features in zip(signals, open_set(feature_set, device).features_of(list(signals.values()))):
+            short = f"too short ({1000 * len(signals[number]) / SAMPLING_RATE:.0f} ms)"
+            found[number] = short if features is None else features
+    return found
