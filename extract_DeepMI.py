@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
     values, information = deepmi.deepmi_values(
         logits.argmax(dim=1).cpu().numpy(),
         deepmi.emotion_levels(train.labels),
-        deepmi.emotion_levels(corpus.in_label_units(prediction.cpu().numpy(), checkpoint)),
+        deepmi.emotion_levels(utils.in_label_units(prediction.cpu().numpy(), corpus.label_norm, checkpoint)),
         args.num_clusters,
         alpha,
     )

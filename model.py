@@ -229,9 +229,14 @@ def save_regressor(path: Path, state: Mapping[str, Tensor], info: dict) -> None:
     runtime.save_tensors(weights, path)
 
 
-def load_regressor(path: Path, num_features: int, emo_attr: str, feature_set: str = "") -> tuple[DenseNet, dict]:
+def load_regressor(path: Path, num_features: int, emo_attr: str = "", feature_set: str = "") -> tuple[DenseNet, dict]:
     """Read a curriculum regressor, this program's or the original's.
 
+    Args:
+        path: the checkpoint.
+        num_features: D that the data has.
+        emo_attr: the attribute that is asked for, empty for whichever it was trained for.
+        feature_set: that the data are of, empty where nothing says so.
     Returns:
         (network on the CPU in eval mode, info saved with it; empty for the original's files).
     Raises:
@@ -240,8 +245,8 @@ def load_regressor(path: Path, num_features: int, emo_attr: str, feature_set: st
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"{path}: no such regressor. Run training_Curriculum.py -emo {emo_attr} with the same --model-dir and "
-            "--order first."
+            f"{path}: no such regressor. Run training_Curriculum.py -emo {emo_attr or 'Val'} with the same --model-dir "
+            "and --order first."
         )
     state = runtime.load_tensors(path)
     if not isinstance(state, dict):
@@ -262,7 +267,7 @@ def _shape(path: Path, state: Mapping[str, Tensor], key: str) -> tuple[int, int]
 
 
 def _refuse_attribute(path: Path, info: dict, emo_attr: str) -> None:
-    if info.get("emo_attr", emo_attr) != emo_attr:
+    if emo_attr and info.get("emo_attr", emo_attr) != emo_attr:
         raise UserError(f"{path}: trained for {info['emo_attr']}; -emo asks for {emo_attr}.")
 
 

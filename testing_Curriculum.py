@@ -116,7 +116,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"note: {model_file} was trained with -ep {info['epoch']} -batch {info['batch_size']}.")
 
     (z,) = in_batches(model.to(device), model, Rows(test.rows, device, precision), precision)
-    prediction = corpus.in_label_units(z.cpu().numpy(), model_file)
+    prediction = utils.in_label_units(z.cpu().numpy(), corpus.label_norm, model_file)
     ccc = metrics.concordance_cc(test.labels, prediction)
     bounds, interval_line = interval(test.labels, prediction, test.speakers, test.names, args.seed)
     result = {

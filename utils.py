@@ -570,6 +570,24 @@ def to_label_range(labels: NDArray[np.float64], scale: tuple[float, float]) -> N
     return low + (labels - scale[0]) * (high - low) / (scale[1] - scale[0])
 
 
+def in_label_units(
+    prediction: NDArray[np.float32], label_norm: tuple[float, float], source: object
+) -> NDArray[np.float64]:
+    """The z-normed prediction of the network in `source` as a label 1..7, shape kept.
+
+    Args:
+        prediction: z-normed.
+        label_norm: mean and standard deviation of the Train labels, as from `read_label_norm`.
+        source: the network's file, for the message.
+    Raises:
+        UserError: a prediction is not finite.
+    """
+    if not np.isfinite(prediction).all():
+        raise UserError(f"{source}: predicts what is no number; its weights are damaged. Get or train it anew.")
+    mean, std = label_norm
+    return prediction.astype(np.float64) * std + mean
+
+
 @dataclass
 class LabeledSet:
     """Utterances of a split with features and labels; entry i of each part belongs to names[i].
@@ -657,17 +675,6 @@ class LabeledCorpus:
     def select(self, split: str) -> pd.DataFrame:
         """The label rows of a split; raises `UserError` where there is no such split."""
         return select_split(self.table, split, self.corpus.labels)
-
-    def in_label_units(self, prediction: NDArray[np.float32], source: object) -> NDArray[np.float64]:
-        """The z-normed prediction of the network in `source` as a label 1..7, shape kept.
-
-        Raises:
-            UserError: a prediction is not finite.
-        """
-        if not np.isfinite(prediction).all():
-            raise UserError(f"{source}: predicts what is no number; its weights are damaged. Get or train it anew.")
-        mean, std = self.label_norm
-        return prediction.astype(np.float64) * std + mean
 
     def load(self, split: str) -> LabeledSet:
         """Features and labels of a split.

@@ -102,7 +102,7 @@ def test_stopping_early_finishes_what_is_at_hand_and_leaves_no_thread():
         time.sleep(0.05)
         return number
 
-    results = tool.in_parallel(work, [(number,) for number in range(50)], 2)
+    results = feature_sets.in_parallel(work, [(number,) for number in range(50)], 2)
     assert next(results) == 0
     results.close()
     assert threading.active_count() == before and len(started) < 10
@@ -112,7 +112,7 @@ def test_workers_do_not_change_the_bytes(audio, tmp_path, monkeypatch):
     for number in range(6):
         soundfile.write(audio / f"more{number}.wav", voice(pitch=100 + number), RATE)
     for workers, most_threads, name in ((1, 8, "one"), (2, 8, "threads"), (2, 1, "processes")):
-        monkeypatch.setattr(tool, "MOST_THREADS", most_threads)
+        monkeypatch.setattr(feature_sets, "MOST_THREADS", most_threads)
         feature_sets.open_set.cache_clear()  # so that threads set it up at the same time
         tool.extract_folder(audio, tmp_path / name, workers=workers)
     for path in (tmp_path / "one").iterdir():

@@ -16,18 +16,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import arguments
 from runtime import UserError, prepare_folder
 
+if TYPE_CHECKING:
+    from tools.feature_sets import Clip
+
 FILES_A_TASK = 8  # of a process; a thread takes one at a time, so that a stopped run ends soon
-# openSMILE leaves the other threads free in all but a fourteenth of its time (measured), so a few threads do as well as
-# processes and need no start-up; many would wait for each other.
-MOST_THREADS = 8
 WAIT_FOR_SCHEDULER = 30  # seconds
 
 
@@ -116,7 +116,7 @@ def find_recordings(audio_dir: Path) -> list[Path]:
 
 
 def extract_some(
-    recordings: Sequence[Path], targets: Sequence[Path], feature_set: str, device: str
+    clips: Sequence[Clip], targets: Sequence[Path], feature_set: str, device: str
 ) -> list[tuple[str, str]]:
     """Write the features of some recordings; (recording, reason) of those that have none.
 
@@ -124,13 +124,12 @@ def extract_some(
         UserError, OSError: no such set, or the output folder fails; that is no fault of a recording.
     """
     import features
-    from tools import feature_sets
+    from tools.feature_sets import features_of
 
-    clips = [feature_sets.Clip(recording) for recording in recordings]
     failed = []
-    for recording, target, found in zip(recordings, targets, feature_sets.features_of(clips, feature_set, device)):
+    for clip, target, found in zip(clips, targets, features_of(clips, feature_set, device)):
         if isinstance(found, str):
-            failed.append((str(recording), found))
+            failed.append((str(clip.recording), found))
         else:
             features.write_mat(target, features.FEATURE_KEY, found)
     return failed
@@ -152,27 +151,6 @@ def _claim_folder(feature_dir: Path, name: str, width: int) -> None:
         )
 
 
-def in_parallel(work: Callable, tasks: Sequence[tuple], workers: int) -> Iterator:
-    """Results of `work(*task)` in the order of the tasks.
-
-    Args:
-        work: a function of a module of this program, fit for threads.
-        tasks: its arguments.
-        workers: tasks at a time; up to MOST_THREADS in threads, above in processes.
-    """
-    if workers > MOST_THREADS:
-        from joblib import Parallel, delayed
-
-        jobs = min(workers, len(tasks))
-        yield from Parallel(n_jobs=jobs, return_as="generator")(delayed(work)(*task) for task in tasks)
-        return
-    pool = ThreadPoolExecutor(workers)
-    try:
-        yield from pool.map(work, *zip(*tasks))
-    finally:  # a thread that is still within openSMILE when Python ends would abort the process
-        pool.shutdown(cancel_futures=True)
-
-
 def on_cluster(tasks: Sequence[tuple], address: str) -> Iterator:
     """Results of `extract_some(*task)` in the order of the tasks, from the machines of a Dask cluster.
 
@@ -187,16 +165,15 @@ def on_cluster(tasks: Sequence[tuple], address: str) -> Iterator:
 
     root = str(Path(__file__).resolve().parents[1])
 
-    def work(
-        *task,
-    ):  # defined here, so that it is sent whole: neither scheduler nor workers know this program's modules
+    # Defined here, so that it is sent whole, and given plain tuples: the scheduler knows no module of this program.
+    def work(clips: list[tuple], *rest):
         import sys
 
         if root not in sys.path:
             sys.path.insert(0, root)
-        from tools import extract_features
+        from tools import extract_features, feature_sets
 
-        return extract_features.extract_some(*task)
+        return extract_features.extract_some([feature_sets.Clip(*clip) for clip in clips], *rest)
 
     try:
         client = distributed.Client(address, timeout=WAIT_FOR_SCHEDULER, set_as_default=False)
@@ -205,28 +182,8 @@ def on_cluster(tasks: Sequence[tuple], address: str) -> Iterator:
     with client, parallel_config("dask", client=client):
         if not client.scheduler_info()["workers"]:
             print("note: the Dask cluster has no workers yet; waiting for some.", file=sys.stderr)
-        yield from Parallel(n_jobs=-1, return_as="generator")(delayed(work)(*task) for task in tasks)
-
-
-def _in_batches(recordings: Sequence[Path], longest: float) -> list[list[Path]]:
-    """Recordings of like length together, up to `longest` seconds with the silence that fills them up.
-
-    They depend on all recordings of a folder, not on which are done, so that a run that goes on gives the same bytes.
-    """
-    import soundfile
-
-    def seconds(recording: Path) -> float:
-        try:
-            return soundfile.info(recording).duration
-        except (soundfile.LibsndfileError, RuntimeError, OSError):
-            return 0.0  # it is listed when its turn comes
-
-    batches: list[list[Path]] = [[]]
-    for length, recording in sorted((seconds(recording), recording) for recording in recordings):
-        if batches[-1] and length * (len(batches[-1]) + 1) > longest:
-            batches.append([])
-        batches[-1].append(recording)
-    return batches
+        calls = (delayed(work)([tuple(clip) for clip in clips], *rest) for clips, *rest in tasks)
+        yield from Parallel(n_jobs=-1, return_as="generator")(calls)
 
 
 def extract_folder(
@@ -253,7 +210,7 @@ def extract_folder(
     """
     from tqdm import tqdm
 
-    from tools.feature_sets import open_set
+    from tools.feature_sets import MOST_THREADS, Clip, in_parallel, open_set
 
     if scheduler:  # its machines know nothing of the folder that this one is in
         audio_dir, feature_dir = Path(audio_dir).absolute(), Path(feature_dir).absolute()
@@ -262,21 +219,21 @@ def extract_folder(
     kind = open_set(feature_set, device)
     _claim_folder(prepare_folder(Path(feature_dir)), kind.name, kind.num_features)
     target = {recording: Path(feature_dir) / f"{recording.stem}.mat" for recording in recordings}
-    todo = [recording for recording in recordings if not target[recording].is_file()]
+    todo = {recording for recording in recordings if not target[recording].is_file()}
     summary = ExtractionSummary(kept=len(recordings) - len(todo))
-    if kind.longest_batch is None:
-        size = FILES_A_TASK if scheduler or workers > MOST_THREADS else 1
-        parts = [todo[start : start + size] for start in range(0, len(todo), size)]
-    else:
-        parts = [part for part in _in_batches(recordings, kind.longest_batch) if not set(part).isdisjoint(todo)]
-        # Threads read for a GPU while it computes; on a CPU an encoder takes all cores for one batch.
-        workers = 1 if kind.device.type == "cpu" else min(workers, MOST_THREADS)
-    tasks = [(part, [target[recording] for recording in part], feature_set, device) for part in parts]
+    size = FILES_A_TASK if scheduler or workers > MOST_THREADS else 1
+    if kind.alone:
+        batches = kind.batches([Clip(path) for path in recordings if path in todo], size)
+    else:  # those of all recordings, whatever is done, so that a run that goes on gives the same bytes
+        batches = kind.batches([Clip(path) for path in recordings], size)
+        batches = [part for part in batches if any(clip.recording in todo for clip in part)]
+    tasks = [(part, [target[clip.recording] for clip in part], feature_set, device) for part in batches]
     if tasks:
-        bar = tqdm(total=sum(map(len, parts)), desc=f"{kind.name} features", unit="file", disable=None)
+        bar = tqdm(total=sum(map(len, batches)), desc=f"{kind.name} features", unit="file", disable=None)
+        workers = kind.workers(workers)
         results = on_cluster(tasks, scheduler) if scheduler else in_parallel(extract_some, tasks, workers)
         with bar, contextlib.closing(results):
-            for part, failed in zip(parts, results):
+            for part, failed in zip(batches, results):
                 summary.failed += failed
                 bar.update(len(part))
     summary.failed.sort()

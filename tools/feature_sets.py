@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,11 @@ from numpy.typing import NDArray
 from runtime import UserError, choose_device
 
 SAMPLING_RATE = 16000  # Hz; the features depend on the bandwidth, and MSP-Podcast is at this rate
+BATCH_SECONDS = 64  # of audio that an encoder hears together, with the silence that fills shorter clips up
 LONGEST_PIECE = 60  # seconds that an encoder hears at once: the memory that it needs grows with their square
+# openSMILE leaves the other threads free in all but a fourteenth of its time (measured), so a few threads do as well as
+# processes and need no start-up; many would wait for each other.
+MOST_THREADS = 8
 MAY_LACK = "masked_spec_embed"  # a weight that only training uses
 
 
@@ -66,10 +71,20 @@ def read_signal(clip: Clip) -> NDArray[np.float32]:
     return mono.clip(-1, 1 - 2**-15)
 
 
+def seconds_of(recording: Path) -> float:
+    """Length of a recording; 0 where it can't be read, which `features_of` tells when its turn comes."""
+    import soundfile
+
+    try:
+        return soundfile.info(recording).duration
+    except (soundfile.LibsndfileError, RuntimeError, OSError):
+        return 0.0
+
+
 class OpenSmileSet:
     """Functionals of openSMILE."""
 
-    longest_batch = None  # clips have nothing to gain from being together
+    alone = True  # whether the features of a clip are the same to the last bit whatever it is in a batch with
 
     def __init__(self, name: str):
         """
@@ -86,6 +101,14 @@ class OpenSmileSet:
         )
         self.num_features = self._smile.num_features
 
+    def batches(self, clips: Sequence[Clip], size: int) -> list[list[Clip]]:
+        """`size` clips a task; they gain nothing from each other."""
+        return [list(clips[start : start + size]) for start in range(0, len(clips), size)]
+
+    def workers(self, asked: int) -> int:
+        """Tasks at a time."""
+        return asked
+
     def features_of(self, signals: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float64] | None]:
         """For each signal, as from `read_signal`, float64 (1, D), or None where it is too short."""
         # What is None says it. Not by `catch_warnings`, which is not for threads.
@@ -100,7 +123,7 @@ class EncoderSet:
     Source: the encoders of Hugging Face's transformers that take a waveform.
     """
 
-    longest_batch = 64.0  # seconds of audio, silence at the ends of the shorter clips included
+    alone = False
 
     def __init__(self, folder: Path, device):
         """
@@ -140,6 +163,20 @@ class EncoderSet:
         self._model = model.eval().to(device)
         self.num_features = model.config.hidden_size
         self.name = f"{model.config.model_type}-{_digest_of(folder)}"
+
+    def batches(self, clips: Sequence[Clip], size: int) -> list[list[Clip]]:
+        """Clips of like length together, whatever the size asked for."""
+        lengths = [(seconds_of(clip.recording) if clip.stop is None else clip.stop) - clip.start for clip in clips]
+        batches: list[list[Clip]] = [[]]
+        for length, clip in sorted(zip(lengths, clips)):
+            if batches[-1] and length * (len(batches[-1]) + 1) > BATCH_SECONDS:
+                batches.append([])
+            batches[-1].append(clip)
+        return batches
+
+    def workers(self, asked: int) -> int:
+        """Tasks at a time: threads read for a GPU while it computes; a CPU is busy with one batch."""
+        return 1 if self.device.type == "cpu" else min(asked, MOST_THREADS)
 
     def features_of(self, signals: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float64] | None]:
         """For each signal, as from `read_signal`, float64 (1, D), or None where it is too short."""
@@ -227,3 +264,24 @@ def features_of(clips: Sequence[Clip], feature_set: str, device: str = "auto") -
             short = f"too short ({1000 * len(signals[number]) / SAMPLING_RATE:.0f} ms)"
             found[number] = short if features is None else features
     return found
+
+
+def in_parallel(work: Callable, tasks: Sequence[tuple], workers: int) -> Iterator:
+    """Results of `work(*task)` in the order of the tasks.
+
+    Args:
+        work: a function of a module of this program, fit for threads.
+        tasks: its arguments.
+        workers: tasks at a time; up to MOST_THREADS in threads, above in processes.
+    """
+    if workers > MOST_THREADS:
+        from joblib import Parallel, delayed
+
+        jobs = min(workers, len(tasks))
+        yield from Parallel(n_jobs=jobs, return_as="generator")(delayed(work)(*task) for task in tasks)
+        return
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from pool.map(work, *zip(*tasks))
+    finally:  # a thread that is still within openSMILE when Python ends would abort the process
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,381 @@
+"""Arousal, dominance and valence of recordings, by regressors that training_Curriculum.py trained.
+
+    python -m tools.predict interview.wav clips/ --model Models/SimpleEmoRegressor_DeepMI@_Act.pt.tar \\
+        Models/SimpleEmoRegressor_DeepMI@_Val.pt.tar --out predictions.csv
+
+One row a recording, or with --segment one a piece of it: FileName, and of EmoAct, EmoDom, EmoVal (1..7) those that a
+regressor was given for. Features are made on the way, with the feature set that the regressors were trained on. A
+recording that can't be used is named and left out, and the exit status is then 1. A stopped run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import arguments
+import runtime
+from runtime import UserError
+
+if TYPE_CHECKING:
+    from tools.feature_sets import Clip
+
+BLOCK = 256  # clips that pass through the networks together, and that a killed run loses at most
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The command line of this tool."""
+    parser = arguments.new_parser(__doc__)
+    parser.add_argument(
+        "inputs",
+        type=Path,
+        nargs="+",
+        metavar="AUDIO_OR_FOLDER",
+        help="recordings (wav, flac, ogg, mp3; any rate, any number of channels), and folders to search for them",
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="regressors, one an attribute: Models/SimpleEmoRegressor_DeepMI@_Val.pt.tar, ...",
+    )
+    parser.add_argument(
+        "--out",
+        default="predictions.csv",
+        metavar="FILE",
+        help="table to write; - writes it to standard output",
+    )
+    parser.add_argument(
+        "--norm-dir",
+        type=Path,
+        default=Path("NormTerm"),
+        metavar="DIR",
+        help="folder of the z-norm terms that the regressors were trained with",
+    )
+    parser.add_argument(
+        "--segment",
+        type=_seconds,
+        metavar="SECONDS",
+        help="cut recordings into pieces of so many seconds, one row each, with columns start and end in seconds; what "
+        "is left at the end is a piece of its own if it is at least half as long, else part of the last one",
+    )
+    parser.add_argument(
+        "--set",
+        dest="feature_set",
+        metavar="NAME|FOLDER",
+        help="feature set, where a regressor does not know its own (else IS13), or the folder of the encoder that it "
+        "was trained on",
+    )
+    parser.add_argument(
+        "--workers", type=arguments.positive_int, default=arguments.cpu_count(), metavar="N", help="clips at a time"
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="auto|cpu|cuda[:N]|mps",
+        help="where networks compute; auto takes a GPU if there is one",
+    )
+    return parser
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, found {text}")
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What to predict
+
+
+def find_clips(inputs: list[Path], segment: float | None) -> dict[Clip, str]:
+    """The clips to predict, in order, and the file name of each.
+
+    Args:
+        inputs: recordings and folders.
+        segment: length of the pieces in seconds, None for whole recordings.
+    Returns:
+        Clip -> name: a recording's path below the folder that was given, or its own name; all paths as they were given
+        where two of those would be the same.
+    Raises:
+        UserError: an input is not there, or a folder has no recordings.
+    """
+    from tools.extract_features import list_recordings
+    from tools.feature_sets import Clip
+
+    names: dict[Path, str] = {}
+    for given in inputs:
+        if given.is_dir():
+            names.update((path, path.relative_to(given).as_posix()) for path in list_recordings(given))
+        elif given.exists():
+            names[given] = given.name
+        else:
+            raise UserError(f"{given}: no such recording or folder.")
+    if len(set(names.values())) < len(names):
+        names = {path: path.as_posix() for path in names}
+    if segment is None:
+        return {Clip(path): name for path, name in names.items()}
+    return {clip: name for path, name in names.items() for clip in cut(path, segment)}
+
+
+def cut(recording: Path, segment: float) -> list[Clip]:
+    """A recording in pieces of `segment` seconds; the last is from half to one and a half times as long."""
+    from tools.feature_sets import Clip, seconds_of
+
+    length = seconds_of(recording)
+    count = max(1, math.floor(length / segment + 0.5))
+    stops = [(number + 1) * segment for number in range(count - 1)]
+    return [Clip(recording, start, stop) for start, stop in zip([0.0, *stops], [*stops, length or None])]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What predicts
+
+
+@dataclass
+class Predictor:
+    """Regressors of one feature set, with the norm terms that they were trained with.
+
+    Attributes:
+        regressors: attribute -> network, in the order Act, Dom, Val.
+        files: attribute -> the network's file.
+        label_norm: attribute -> mean and standard deviation of the Train labels.
+        feature_norm: mean and standard deviation of each feature, float64, shape (D,) each.
+        feature_set: what the features are made with, as `--set`.
+        device: a `torch.device`.
+    """
+
+    regressors: dict
+    files: dict
+    label_norm: dict
+    feature_norm: tuple
+    feature_set: str
+    device: object
+
+    def labels_of(self, vectors: list) -> dict:
+        """Predictions of some clips in label units.
+
+        Args:
+            vectors: float64 features of the clips, shape (1, D) each.
+        Returns:
+            Attribute -> float64, shape (number of clips,).
+        """
+        import numpy as np
+
+        import features
+        import utils
+        from batches import Rows, in_batches
+
+        rows = Rows(features.normalise(np.concatenate(vectors), *self.feature_norm), self.device, "fp32")
+        found = {}
+        for attribute, regressor in self.regressors.items():
+            (z,) = in_batches(regressor, regressor, rows, "fp32")
+            found[attribute] = utils.in_label_units(z.cpu().numpy(), self.label_norm[attribute], self.files[attribute])
+        return found
+
+
+def attribute_of(file: Path, info: dict) -> str:
+    """Which attribute a regressor predicts: by what it was saved with, else by the file's name.
+
+    Raises:
+        UserError: neither says.
+    """
+    named = re.search(r"@_(Act|Dom|Val)\b", file.name)
+    attribute = info.get("emo_attr") or (named[1] if named else None)
+    if attribute not in arguments.ATTRIBUTES:
+        raise UserError(f"{file}: does not say its attribute; call it like SimpleEmoRegressor_DeepMI@_Val.pt.tar.")
+    return attribute
+
+
+def load_predictor(args: argparse.Namespace) -> Predictor:
+    """Regressors and norm terms, checked against each other.
+
+    Raises:
+        UserError: one is missing, damaged, or of another feature set than the rest; two are of one attribute.
+    """
+    import features
+    import utils
+    from model import load_regressor
+    from tools.feature_sets import open_set
+
+    device = runtime.choose_device(args.device)
+    feature_norm = utils.read_feature_norm(args.norm_dir)
+    sets = {args.norm_dir: features.read_feature_set(args.norm_dir)}
+    regressors, files = {}, {}
+    for file in args.model:
+        regressor, info = load_regressor(file, feature_norm[0].size)
+        runtime.tell_if_unfinished(file)
+        attribute = attribute_of(file, info)
+        if attribute in files:
+            raise UserError(f"{files[attribute]} and {file} both predict {attribute}; give one of them.")
+        regressors[attribute], files[attribute] = regressor.to(device), file
+        sets[file] = info.get("feature_set", "")
+    known = features.common_feature_set(sets)
+    asked = args.feature_set or known or "IS13"
+    if known and not args.feature_set and re.fullmatch(r".+-[0-9a-f]{12}", known):
+        raise UserError(f"{args.model[0]}: trained on features of the encoder {known}; name its folder with --set.")
+    kind = open_set(asked, args.device)
+    features.common_feature_set({**sets, f"--set {asked}": kind.name})
+    if kind.num_features != feature_norm[0].size:
+        raise UserError(
+            f"{args.norm_dir}: norm terms of {feature_norm[0].size} features, {asked} has {kind.num_features}; name "
+            "the set that the regressors were trained on with --set."
+        )
+    order = [attribute for attribute in arguments.ATTRIBUTES if attribute in files]
+    label_norm = {attribute: utils.read_label_norm(args.norm_dir, attribute) for attribute in order}
+    regressors = {attribute: regressors[attribute] for attribute in order}
+    return Predictor(regressors, files, label_norm, feature_norm, asked, device)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Predicting
+
+
+def predict_block(predictor: Predictor, clips: list[Clip], args: argparse.Namespace, bar) -> tuple[dict, dict]:
+    """(clip -> its labels in the order of the predictor's attributes, clip -> why it has none)."""
+    from tools.feature_sets import features_of, in_parallel, open_set
+
+    kind = open_set(predictor.feature_set, args.device)
+    batches = kind.batches(clips, 1)
+    tasks = [(batch, predictor.feature_set, args.device) for batch in batches]
+    found = {}
+    with contextlib.closing(in_parallel(features_of, tasks, kind.workers(args.workers))) as results:
+        for batch, features in zip(batches, results):
+            found.update(zip(batch, features))
+            bar.update(len(batch))
+    failed = {clip: found[clip] for clip in clips if isinstance(found[clip], str)}
+    good = [clip for clip in clips if clip not in failed]
+    labels = predictor.labels_of([found[clip] for clip in good]) if good else {}
+    return dict(zip(good, zip(*(values.tolist() for values in labels.values())))), failed
+
+
+class Progress:
+    """The blocks that are done, in a file beside the table, so that a run that was killed goes on."""
+
+    def __init__(self, table: Path | None, identity: str):
+        """
+        Args:
+            table: the table to come, None for standard output: then nothing is kept.
+            identity: digest of all that the rows depend on.
+        """
+        self.file = table and table.with_name(f".{table.name}.unfinished")
+        self.identity = identity
+
+    def blocks(self) -> list[dict]:
+        """What an earlier run of the same identity has done; a last line that it did not finish is dropped."""
+        lines: list = []
+        with contextlib.suppress(OSError, ValueError):
+            for line in self.file.read_text(encoding="utf-8").splitlines() if self.file else ():
+                lines.append(json.loads(line))
+        blocks = lines[1:] if lines[:1] == [self.identity] else []
+        if self.file:
+            runtime.write_text(self.file, "".join(json.dumps(line) + "\n" for line in [self.identity, *blocks]))
+        return blocks
+
+    def add(self, block: dict) -> None:
+        """Keep one more block."""
+        if self.file:
+            with self.file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(block) + "\n")
+
+    def end(self) -> None:
+        """All is written elsewhere."""
+        if self.file:
+            self.file.unlink()
+
+
+def predict(
+    predictor: Predictor, clips: dict[Clip, str], args: argparse.Namespace, progress: Progress
+) -> Iterator[dict]:
+    """For each block of clips its rows, as text, and its faults: (where, reason) each."""
+    from tqdm import tqdm
+
+    todo = list(clips)
+    done = progress.blocks()
+    with tqdm(total=len(todo), desc="predictions", unit="clip", disable=None, initial=BLOCK * len(done)) as bar:
+        yield from done
+        for start in range(BLOCK * len(done), len(todo), BLOCK):
+            part = todo[start : start + BLOCK]
+            labels, failed = predict_block(predictor, part, args, bar)
+            rows = [
+                [clips[clip], *_times(clip, args.segment), *(f"{value:.4f}" for value in labels[clip])]
+                for clip in part
+                if clip in labels
+            ]
+            faults = [[_where(clip), why] for clip, why in failed.items()]
+            block = {"rows": rows, "faults": faults}
+            progress.add(block)
+            yield block
+
+
+def _times(clip: Clip, segment: float | None) -> list[str]:
+    return [] if segment is None else [f"{clip.start:.3f}", f"{clip.stop or 0:.3f}"]
+
+
+def _where(clip: Clip) -> str:
+    """A clip, for a list of faults."""
+    return str(clip.recording) if clip.stop is None else f"{clip.recording} ({clip.start:.3f} to {clip.stop:.3f} s)"
+
+
+def identity_of(predictor: Predictor, clips: dict[Clip, str], args: argparse.Namespace) -> str:
+    """Digest of all that the rows depend on."""
+    states = {path: path.stat() for path in {clip.recording for clip in clips}}
+    inputs = [
+        (name, clip.start, clip.stop, states[clip.recording].st_size, states[clip.recording].st_mtime_ns)
+        for clip, name in clips.items()
+    ]
+    networks = [file.read_bytes() for file in args.model]
+    terms = [predictor.label_norm, *(term.tobytes() for term in predictor.feature_norm)]
+    return runtime.digest(BLOCK, predictor.feature_set, args.segment, inputs, *terms, *networks)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Predict, write, name what could not be used."""
+    import csv
+
+    table = None if args.out == "-" else Path(args.out)
+    if table:
+        runtime.prepare_folder(table.parent)
+    clips = find_clips(args.inputs, args.segment)
+    predictor = load_predictor(args)
+    header = ["FileName", *(["start", "end"] if args.segment else []), *(f"Emo{name}" for name in predictor.regressors)]
+    progress = Progress(table, identity_of(predictor, clips, args))
+
+    rows, faults = 0, []
+    with runtime.write_atomically(table) if table else contextlib.nullcontext() as temporary:
+        with (
+            temporary.open("w", newline="", encoding="utf-8") if table else contextlib.nullcontext(sys.stdout) as stream
+        ):
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(header)
+            for block in predict(predictor, clips, args, progress):
+                writer.writerows(block["rows"])
+                rows += len(block["rows"])
+                faults += block["faults"]
+    progress.end()
+    for where, reason in faults:
+        print(f"warning: no prediction: {where}: {reason}", file=sys.stderr)
+    told = f"{rows} rows, {len(faults)} without prediction" + (f"; wrote {table}" if table else "")
+    print(told, file=sys.stdout if table else sys.stderr)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    # By its own name, not as __main__: worker processes import what they are sent.
+    from tools import predict as this
+
+    arguments.run(this.main, get_args_parser())
