@@ -23,6 +23,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Shows the defaults that there are, and the description as it was written."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
+        if isinstance(action.default, list):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
         return action.help if action.default is None else super()._get_help_string(action)
 
 
@@ -54,15 +56,23 @@ def _optional_path(variable: str) -> Path | None:
     return Path(os.environ[variable]) if os.environ.get(variable) else None
 
 
-def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
-    """--corpus, --features, --labels, --norm-dir, --workers, --skip-missing."""
+def add_corpus_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """--corpus, --features, --labels, --norm-dir, --workers, --skip-missing.
+
+    Args:
+        parser: where they go.
+        several: whether --corpus and --norm-dir take several folders, and are lists.
+    """
     group = parser.add_argument_group("corpus")
+    corpus, terms, many = _optional_path("DEEPMI_CORPUS"), Path("NormTerm"), {"nargs": "+"} if several else {}
     group.add_argument(
         "--corpus",
         type=Path,
-        default=_optional_path("DEEPMI_CORPUS"),
+        default=[corpus] if several and corpus else corpus,
         metavar="DIR",
-        help="corpus in MSP-Podcast's layout; by default the environment variable DEEPMI_CORPUS",
+        help=("one or several corpora" if several else "corpus")
+        + " in MSP-Podcast's layout; by default the environment variable DEEPMI_CORPUS",
+        **many,
     )
     group.add_argument(
         "--features",
@@ -77,7 +87,17 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
         help="consensus label file (.csv or .json), where it is not the corpus' own",
     )
     group.add_argument(
-        "--norm-dir", type=Path, default=Path("NormTerm"), metavar="DIR", help="folder of the z-norm terms"
+        "--norm-dir",
+        type=Path,
+        default=[terms] if several else terms,
+        metavar="DIR",
+        help="folder of the z-norm terms"
+        + (
+            ": those of the training corpus, or the tested one's own; one for all corpora or one each"
+            if several
+            else ""
+        ),
+        **many,
     )
     group.add_argument(
         "--workers",

@@ -5,6 +5,10 @@
 prints the CCC of Models/SimpleEmoRegressor_DeepMI@_Val.pt.tar on the Test1 split with its 95 % bootstrap interval, and
 writes
 results/SimpleEmoRegressor_DeepMI@_Val_Test1.json and .csv (label and prediction of each utterance, in label units).
+
+    python testing_Curriculum.py -emo Val --corpus MSP-PODCAST-Publish-1.8 corpora/iemocap --split Test1 all
+
+tests on several corpora, and adds one table of them (console, JSON, Markdown).
 """
 
 from __future__ import annotations
@@ -12,10 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import arguments
 import curriculum
+import runtime
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -24,17 +30,18 @@ def get_args_parser() -> argparse.ArgumentParser:
     arguments.add_training_arguments(parser, epochs=70, trained_before="the regressor")
     parser.add_argument(
         "--split",
-        default="Test1",
+        nargs="+",
+        default=["Test1"],
         metavar="NAME",
-        help="split to test on: Test1, Test2, Validation, ... or all, Train included",
+        help="split to test on: Test1, Test2, Validation, ... or all, Train included; one for all corpora or one each",
     )
     parser.add_argument(
         "--label-scale",
         type=float,
-        nargs=2,
-        default=[1.0, 7.0],
-        metavar=("LO", "HI"),
-        help="lowest and highest label of this corpus; labels are brought to 1..7 linearly",
+        nargs="+",
+        metavar="LO HI",
+        help="lowest and highest possible label, where it is not 1 7; labels are brought to 1..7 linearly. One pair "
+        "for all corpora or one each. A corpus from tools.prepare_corpus needs none: its labels are on 1..7 already",
     )
     parser.add_argument(
         "--order",
@@ -45,7 +52,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", type=Path, metavar="FILE", help="regressor file, whatever --order and --model-dir say"
     )
-    arguments.add_corpus_arguments(parser)
+    arguments.add_corpus_arguments(parser, several=True)
     arguments.add_model_dir_argument(parser)
     parser.add_argument(
         "--results-dir", type=Path, default=Path("results"), metavar="DIR", help="folder of the results"
@@ -90,61 +97,182 @@ def interval(truth, prediction, speakers: list[str], names: list[str], seed: int
     return (low, high), line + ("; these are few, so read it as a rough one" if few else "")
 
 
-def main(args: argparse.Namespace) -> None:
-    """Predict, score, write."""
+@dataclass
+class TestCorpus:
+    """One corpus to test on.
+
+    Attributes:
+        name: the corpus' folder, distinct from those of the others.
+        corpus: the opened corpus.
+        split: which rows.
+        scale: lowest and highest label before they were, or are, brought to 1..7.
+        norm_dir: folder of the norm terms.
+    """
+
+    name: str
+    corpus: object
+    split: str
+    scale: tuple[float, float]
+    norm_dir: Path
+
+
+def one_each(values: list, corpora: list, flag: str) -> list:
+    """A flag's value for each corpus; raises `UserError` where there are neither one nor as many as corpora."""
+    if len(values) not in (1, len(corpora)):
+        raise runtime.UserError(f"{flag}: {len(values)} given for {len(corpora)} corpora; expected one, or one each.")
+    return values * len(corpora) if len(values) == 1 else values
+
+
+def label_scale(labels: Path, asked: tuple[float, float] | None) -> tuple[tuple[float, float], tuple[float, float]]:
+    """(scale of the label file, scale of the labels that it was made from).
+
+    Raises:
+        UserError: the file was prepared from another scale than the one asked for.
+    """
+    import utils
+
+    if asked:
+        arguments.refuse_label_scale(*asked)
+    prepared = utils.prepared_scale(labels)
+    if prepared is None:
+        return (asked or utils.LABEL_RANGE,) * 2
+    if asked not in (None, prepared, utils.LABEL_RANGE):
+        raise runtime.UserError(
+            f"{labels}: prepared from labels of {prepared[0]:g}..{prepared[1]:g}, on 1..7 now; --label-scale says "
+            f"{asked[0]:g}..{asked[1]:g}. Leave it out."
+        )
+    return utils.LABEL_RANGE, prepared
+
+
+def open_tests(args: argparse.Namespace) -> list[TestCorpus]:
+    """Every corpus, opened before any is tested.
+
+    Raises:
+        UserError: flags that do not fit the number of corpora, or a corpus that can't be opened.
+    """
+    import utils
+
+    corpora = args.corpus or [None]
+    if len(corpora) > 1 and (args.features or args.labels):
+        raise runtime.UserError(
+            "--features and --labels are of one corpus; test on several without them, or one by one."
+        )
+    bounds = args.label_scale or []
+    if len(bounds) % 2:
+        raise runtime.UserError(f"--label-scale: {len(bounds)} numbers; expected pairs, the lowest label first.")
+    scales = list(zip(bounds[::2], bounds[1::2])) or [None]
+    names = [folder.resolve().name if folder else "" for folder in corpora]
+    if len(set(names)) < len(names):
+        names = ["_".join(folder.resolve().parts[-2:]) for folder in corpora]
+    tests = []
+    for name, folder, split, norm_dir, asked in zip(
+        names,
+        corpora,
+        one_each(args.split, corpora, "--split"),
+        one_each(args.norm_dir, corpora, "--norm-dir"),
+        one_each(scales, corpora, "--label-scale"),
+    ):
+        labels = utils.find_corpus(folder, args.labels, args.features).labels
+        scale, original = label_scale(labels, asked)
+        one = argparse.Namespace(**{**vars(args), "corpus": folder, "norm_dir": norm_dir})
+        corpus = arguments.open_corpus(one, scale)
+        corpus.select(split)
+        tests.append(TestCorpus(name, corpus, split, original, norm_dir))
+    return tests
+
+
+def test_on(test: TestCorpus, model_file: Path, device, precision: str, args: argparse.Namespace) -> dict:
+    """Predict, score, write, print; the result."""
     import pandas as pd
 
     import metrics
-    import runtime
     import utils
     from batches import Rows, in_batches
     from model import load_regressor
 
-    low, high = args.label_scale
-    arguments.refuse_label_scale(low, high)
-    device = runtime.choose_device(args.device)
-    precision = runtime.choose_precision(device, args.precision)
-    corpus = arguments.open_corpus(args, (low, high))
-    corpus.select(args.split)
-    model_file = find_regressor(args)
-    model, info = load_regressor(model_file, corpus.num_features, args.emo_attr)
-    runtime.tell_if_unfinished(model_file)
-    utils.make_output_folders(args.results_dir, args.cache_dir)
-    test = corpus.load(args.split)
+    corpus, (low, high) = test.corpus, test.scale
+    model, info = load_regressor(model_file, corpus.num_features, args.emo_attr, corpus.feature_set)
+    data = corpus.load(test.split)
     asked = {"epoch": args.epoch, "batch_size": args.batch_size}
     if info and asked != {name: info[name] for name in asked}:
         print(f"note: {model_file} was trained with -ep {info['epoch']} -batch {info['batch_size']}.")
-
-    (z,) = in_batches(model.to(device), model, Rows(test.rows, device, precision), precision)
+    (z,) = in_batches(model.to(device), model, Rows(data.rows, device, precision), precision)
     prediction = utils.in_label_units(z.cpu().numpy(), corpus.label_norm, model_file)
-    ccc = metrics.concordance_cc(test.labels, prediction)
-    bounds, interval_line = interval(test.labels, prediction, test.speakers, test.names, args.seed)
+    ccc = metrics.concordance_cc(data.labels, prediction)
+    bounds, interval_line = interval(data.labels, prediction, data.speakers, data.names, args.seed)
     result = {
         "attribute": args.emo_attr,
         "ccc": ccc if math.isfinite(ccc) else None,
         "interval_95": [bound if math.isfinite(bound) else None for bound in bounds],
         "interval": interval_line,
-        "n": len(test.names),
-        "split": args.split,
-        "corpus": str(args.corpus or corpus.corpus.labels),
+        "n": len(data.names),
+        "split": test.split,
+        "corpus": str(corpus.corpus.root or corpus.corpus.labels),
         "label_scale": [low, high],
+        "norm_dir": str(test.norm_dir),
         "seed": args.seed,
         "checkpoint": str(model_file),
         "training": info,
     }
-    stem = args.results_dir / model_file.name.removesuffix(".pt.tar")
-    files = [stem.with_name(f"{stem.name}_{args.split}{ending}") for ending in (".json", ".csv")]
-    rows = pd.DataFrame({"FileName": test.names, "label": test.labels, "prediction": prediction})
-    runtime.write_text(files[0], json.dumps(result, indent=1, allow_nan=False) + "\n")
+    stem = model_file.name.removesuffix(".pt.tar") + (f"_{test.name}" if len(args.corpus or ()) > 1 else "")
+    files = [args.results_dir / f"{stem}_{test.split}{ending}" for ending in (".json", ".csv")]
+    rows = pd.DataFrame({"FileName": data.names, "label": data.labels, "prediction": prediction})
+    write_result(files[0], result)
     runtime.write_text(files[1], rows.to_csv(index=False))
 
     print("Recognition performance for the MSP-Podcast Test set:")
     print(f"{args.emo_attr} (CCC): {ccc:.3f}")
     print(interval_line)
-    print(f"{len(test.names)} utterances of {result['corpus']}, split {args.split}")
+    print(f"{result['n']} utterances of {result['corpus']}, split {test.split}")
     if (low, high) != utils.LABEL_RANGE:
         print(f"labels {low:g}..{high:g} brought to 1..7 linearly; CCC depends on that, so say it beside the figure")
     print("\n".join(f"wrote {path}" for path in files))
+    return result
+
+
+def write_result(file: Path, result) -> None:
+    """Write JSON without NaN."""
+    runtime.write_text(file, json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+
+def table_of(tests: list[TestCorpus], results: list[dict]) -> list[str]:
+    """The results of several corpora, a Markdown table."""
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    rows = [
+        ["corpus", "split", "utterances", "labels", "norm terms", f"{results[0]['attribute']} CCC", "95 % interval"]
+    ]
+    for test, result in zip(tests, results):
+        scale = f"{test.scale[0]:g}..{test.scale[1]:g}"
+        interval_text = " .. ".join(map(number, result["interval_95"]))
+        scale += "" if scale == "1..7" else " to 1..7"
+        rows.append([test.name, test.split, f"{result['n']:,}", scale, str(test.norm_dir), number(result["ccc"])])
+        rows[-1].append(interval_text)
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    rows.insert(1, ["-" * width for width in widths])
+    return ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
+
+
+def main(args: argparse.Namespace) -> None:
+    """Test on each corpus."""
+    import utils
+
+    device = runtime.choose_device(args.device)
+    precision = runtime.choose_precision(device, args.precision)
+    tests = open_tests(args)
+    model_file = find_regressor(args)
+    runtime.tell_if_unfinished(model_file)
+    utils.make_output_folders(args.results_dir, args.cache_dir)
+    results = [test_on(test, model_file, device, precision, args) for test in tests]
+    if len(results) > 1:
+        table = table_of(tests, results)
+        stem = args.results_dir / model_file.name.removesuffix(".pt.tar")
+        files = [stem.with_name(f"{stem.name}_corpora{ending}") for ending in (".json", ".md")]
+        write_result(files[0], results)
+        runtime.write_text(files[1], "\n".join(table) + "\n")
+        print("\n".join(["", *table, "", *(f"wrote {path}" for path in files)]))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import features
 from runtime import UserError, prepare_folder, read_json_object, read_text
 
 FEATURE_FOLDER = Path("Features/OpenSmile_func_IS13ComParE/feat_mat")
+PREPARED_LABELS, PREPARED_MARK = "labels_consensus.csv", "prepared.json"  # what tools.prepare_corpus writes
 EMPTY = ("", "nan", "na", "none")  # how label files write that there is no label, in any case
 LABEL_RANGE = (1.0, 7.0)  # the self-assessment manikins of MSP-Podcast
 NORM_KEY = "normal_para"
@@ -146,6 +147,25 @@ def find_label_file(root: Path) -> Path:
             "Labels. Name another with --labels FILE."
         )
     return found
+
+
+def prepared_scale(labels: Path) -> tuple[float, float] | None:
+    """Lowest and highest label that a corpus had before tools.prepare_corpus brought its labels to 1..7.
+
+    Args:
+        labels: its consensus label file.
+    Returns:
+        None where that tool did not write the file.
+    Raises:
+        UserError: its mark beside the file is damaged.
+    """
+    mark = labels.with_name(PREPARED_MARK)
+    if labels.name != PREPARED_LABELS or not mark.is_file():
+        return None
+    scale = read_json_object(mark).get("label_scale")
+    if not (isinstance(scale, list) and len(scale) == 2 and all(isinstance(value, (int, float)) for value in scale)):
+        raise UserError(f"{mark}: no label_scale in it; prepare the corpus again.")
+    return float(scale[0]), float(scale[1])
 
 
 def find_detailed_file(root: Path) -> Path | None:

@@ -53,7 +53,7 @@ def test_a_table_becomes_a_corpus_that_the_stages_read(table, bench):
     found = labels(table.parent / "out")
     assert found.loc["s3_1.wav", "EmoAct"] == "2.86" and found.loc["s3_1.wav", "Split_Set"] == "Train"
     assert sorted(set(found["Split_Set"])) == ["Test1", "Train", "Validation"]
-    feature = table.parent / "out" / utils.FEATURE_FOLDER / "s3_1.mat"
+    feature = table.parent / "out/Features/eGeMAPSv02/feat_mat/s3_1.mat"
     assert features.read_feature(feature).size == 88
     assert bench.run("norm_para", "--corpus", table.parent / "out")[0] == 0
 
@@ -234,7 +234,7 @@ def test_msp_podcast_gets_its_features_in_place(tmp_path, bench):
     file.write_text("FileName,EmoClass,EmoAct,EmoVal,EmoDom,Split_Set\nMSP-PODCAST_0001_0001.wav,N,4,4,4,Train\n")
     before = file.read_bytes()
     assert bench.run(TOOL, "msp-podcast", root, "--set", "eGeMAPSv02")[0] == 0
-    assert file.read_bytes() == before and (root / utils.FEATURE_FOLDER / "MSP-PODCAST_0001_0001.mat").is_file()
+    assert file.read_bytes() == before and (root / "Features/eGeMAPSv02/feat_mat/MSP-PODCAST_0001_0001.mat").is_file()
 
 
 def test_raters_become_consensus_labels(tmp_path, bench):

@@ -345,8 +345,8 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_a_run_killed_after_every_epoch_ends_with_the_same_bytes(trained, monkeypatch, number):
-    target = trained.ssl_checkpoint if number == 1 else trained.regressor
+def test_a_run_killed_after_every_epoch_ends_with_the_same_bytes(trained_here, monkeypatch, number):
+    target = trained_here.ssl_checkpoint if number == 1 else trained_here.regressor
     stem = target.name.removesuffix(".tar").rsplit(".", 1)[0]
     files = [target, target.with_name(f"{stem}.png")]
     expected = [file.read_bytes() for file in files]
@@ -359,7 +359,7 @@ def test_a_run_killed_after_every_epoch_ends_with_the_same_bytes(trained, monkey
     for file in target.parent.iterdir():
         file.unlink()
     if number == 3:
-        assert trained.stage(2)[0] == 2  # the checkpoint is gone, the metric stays
+        assert trained_here.stage(2)[0] == 2  # the checkpoint is gone, the metric stays
     original = runtime.TrainingRun.save_if_due
     kills = 0
 
@@ -373,9 +373,21 @@ def test_a_run_killed_after_every_epoch_ends_with_the_same_bytes(trained, monkey
     monkeypatch.setattr(runtime.TrainingRun, "save_if_due", save_then_die)
     script = SCRIPTS[number]
     module = sys.modules.get(script) or __import__(script)
-    more = ["--unlabeled", f"{trained.corpus}_unlabeled"] if number == 1 else []
+    more = ["--unlabeled", f"{trained_here.corpus}_unlabeled"] if number == 1 else []
     epochs = 2 if number == 1 else 8
-    argv = ["--corpus", str(trained.corpus), "-ep", str(epochs), "-batch", "16", "-emo", "Val", "-nc", "5", *more]
+    argv = [
+        "--corpus",
+        str(trained_here_here.corpus),
+        "-ep",
+        str(epochs),
+        "-batch",
+        "16",
+        "-emo",
+        "Val",
+        "-nc",
+        "5",
+        *more,
+    ]
     for _ in range(4 * epochs):
         try:
             module.main(module.get_args_parser().parse_args(argv))
@@ -453,9 +465,9 @@ def test_the_results_name_the_metric(trained):
     assert result["training"]["metric"] == "DeepMI_5clusters@_Val.json"
 
 
-def test_a_finished_run_is_not_trained_again(trained):
+def test_a_finished_run_is_not_trained_again(trained_here):
     for number in (1, 3):
-        code, out, _ = trained.stage(number)
+        code, out, _ = trained_here.stage(number)
         assert code == 0 and "trained already" in out
 
 

@@ -22,7 +22,6 @@ from pathlib import Path
 import arguments
 from runtime import UserError, prepare_folder, write_atomically, write_text
 
-MARK = "prepared.json"  # beside the labels: what they were made from
 BAR = 40  # characters of the longest bar of a histogram
 
 
@@ -273,13 +272,14 @@ def write_corpus(out: Path, table, ratings, mark: dict, copy: bool) -> None:
     from tools import corpora
 
     labels = out / "Labels"
-    if labels.is_dir() and any(labels.iterdir()) and not (labels / MARK).is_file():
+    mark_file = labels / utils.PREPARED_MARK
+    if labels.is_dir() and any(labels.iterdir()) and not mark_file.is_file():
         raise UserError(f"{labels}: holds labels that this tool did not write; name another --out.")
     prepare_folder(labels)
     link_recordings(prepare_folder(out / "Audios"), table["FileName"], table["audio"], copy)
     more = [column for column in table.columns if column.endswith(("_n", "_std"))]
-    write_text(labels / MARK, json.dumps(mark, indent=1) + "\n")
-    corpora.write_table(table[[*utils.CONSENSUS_COLUMNS, *more]], labels / "labels_consensus.csv")
+    write_text(mark_file, json.dumps(mark, indent=1) + "\n")
+    corpora.write_table(table[[*utils.CONSENSUS_COLUMNS, *more]], labels / utils.PREPARED_LABELS)
     if ratings is not None and len(ratings):
         ratings = ratings.rename(columns={"Worker": "WorkerID"})
         corpora.write_table(ratings, labels / "labels_detailed.csv")

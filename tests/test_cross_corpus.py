@@ -1,0 +1,152 @@
+"""Testing on other corpora than the one of the training, and keeping feature sets apart."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import write_corpus
+
+import features
+import metrics
+import utils
+
+
+@pytest.fixture
+def other(trained):
+    """A second corpus with labels of 1..5 in its file, and one that says it was prepared from such."""
+    for name, seed in (("other", 5), ("ready", 6)):
+        write_corpus(trained.folder / name, seed)
+        file = trained.folder / name / "Labels/labels_concensus.csv"
+        table = pd.read_csv(file)
+        for column in ("EmoAct", "EmoVal", "EmoDom"):
+            if name == "other":
+                table[column] = 1 + (table[column] - 1) * 4 / 6
+        table.to_csv(file, index=False)
+    (trained.folder / "ready/Labels/labels_concensus.csv").rename(trained.folder / "ready/Labels/labels_consensus.csv")
+    (trained.folder / "ready/Labels/prepared.json").write_text('{"label_scale": [1, 5]}')
+    return trained
+
+
+def score(bench, *more):
+    return bench.run("testing_Curriculum", "-ep", 8, "-batch", 16, "-emo", "Val", *more)
+
+
+def test_several_corpora_give_one_table(other):
+    code, out, err = score(other, "--corpus", "corpus", "other", "ready", "--split", "Test1", "all", "Development",
+                          "--label-scale", 1, 7, 1, 5, 1, 5)  # fmt: skip
+    assert code == 0, err
+    stem = "SimpleEmoRegressor_DeepMI@_Val"
+    results = json.loads((other.folder / f"results/{stem}_corpora.json").read_text())
+    table = (other.folder / f"results/{stem}_corpora.md").read_text()
+    assert table in out and len(table.splitlines()) == 5
+    assert [result["n"] for result in results] == [24, 108, 24]
+    assert [result["label_scale"] for result in results] == [[1, 7], [1, 5], [1, 5]]
+    for name, split, result, line in zip(
+        ("corpus", "other", "ready"), ("Test1", "all", "Development"), results, table.splitlines()[2:]
+    ):
+        assert json.loads((other.folder / f"results/{stem}_{name}_{split}.json").read_text()) == result
+        rows = pd.read_csv(other.folder / f"results/{stem}_{name}_{split}.csv")
+        assert metrics.concordance_cc(rows["label"], rows["prediction"]) == pytest.approx(result["ccc"])
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[:3] == [name, split, str(result["n"])]
+        assert cells[4:6] == ["NormTerm", f"{result['ccc']:.3f}"]
+        assert cells[6] == " .. ".join(f"{bound:.3f}" for bound in result["interval_95"])
+    labels = pd.read_csv(other.folder / "other/Labels/labels_concensus.csv").set_index("FileName")["EmoVal"]
+    rows = pd.read_csv(other.folder / f"results/{stem}_other_all.csv").set_index("FileName")
+    assert np.allclose(rows["label"], 1 + (labels[rows.index] - 1) * 6 / 4)
+
+
+def test_a_prepared_corpus_is_not_scaled_twice(other):
+    labels = pd.read_csv(other.folder / "ready/Labels/labels_consensus.csv").set_index("FileName")["EmoVal"]
+    for more in ((), ("--label-scale", 1, 5), ("--label-scale", 1, 7)):
+        code, out, err = score(other, "--corpus", "ready", *more)
+        assert code == 0 and "labels 1..5 brought to 1..7" in out, err
+        rows = pd.read_csv(other.folder / "results/SimpleEmoRegressor_DeepMI@_Val_Test1.csv").set_index("FileName")
+        assert np.allclose(rows["label"], labels[rows.index])
+    other.refuses(score(other, "--corpus", "ready", "--label-scale", 0, 100), "prepared from labels of 1..5", "0..100")
+    (other.folder / "ready/Labels/prepared.json").write_text('{"label_scale": 3}')
+    other.refuses(score(other, "--corpus", "ready"), "prepared.json", "no label_scale")
+
+
+def test_a_corpus_own_norm_terms(other):
+    assert other.run("norm_para", "--corpus", "ready", "--norm-dir", "own")[0] == 0
+    found = {}
+    for norm_dir in ("NormTerm", "own"):
+        assert score(other, "--corpus", "ready", "--norm-dir", norm_dir)[0] == 0
+        result = json.loads((other.folder / "results/SimpleEmoRegressor_DeepMI@_Val_Test1.json").read_text())
+        assert result["norm_dir"] == norm_dir
+        found[norm_dir] = pd.read_csv(other.folder / "results/SimpleEmoRegressor_DeepMI@_Val_Test1.csv")["prediction"]
+    assert not np.allclose(found["NormTerm"], found["own"], atol=1e-3)
+    code, out, _ = score(other, "--corpus", "corpus", "ready", "--norm-dir", "NormTerm", "own")
+    assert code == 0 and "| own " in out
+    both = pd.read_csv(other.folder / "results/SimpleEmoRegressor_DeepMI@_Val_ready_Test1.csv")["prediction"]
+    assert np.allclose(both, found["own"])
+
+
+def test_corpora_of_one_name_are_told_apart(other):
+    (other.folder / "more").mkdir()
+    shutil.copytree(other.folder / "ready", other.folder / "more/corpus")
+    assert score(other, "--corpus", "corpus", "more/corpus")[0] == 0
+    assert (other.folder / "results/SimpleEmoRegressor_DeepMI@_Val_more_corpus_Test1.json").is_file()
+
+
+def test_flags_that_do_not_fit_the_corpora(other):
+    many = ("--corpus", "corpus", "other", "ready")
+    other.refuses(score(other, *many, "--split", "all", "Test1"), "--split: 2 given for 3 corpora")
+    other.refuses(score(other, *many, "--label-scale", 1, 5, 1), "3 numbers", "pairs")
+    other.refuses(score(other, *many, "--labels", "corpus/Labels/labels_concensus.csv"), "--labels", "one corpus")
+    other.refuses(score(other, "--corpus", "corpus", "nowhere"), "nowhere", "no such folder")
+    assert not (other.folder / "results").exists()
+
+
+def mark(bench, name):
+    for folder in (bench.corpus / utils.FEATURE_FOLDER, bench.folder / "corpus_unlabeled"):
+        features.write_feature_set(folder, name)
+
+
+def test_norm_terms_and_checkpoints_remember_the_feature_set(bench):
+    mark(bench, "setA")
+    for number in range(5):
+        assert bench.stage(number)[0] == 0
+    assert features.read_feature_set(bench.folder / "NormTerm") == "setA"
+    # Of the same width, so that nothing but the name tells them apart.
+    mark(bench, "setB")
+    for number in range(1, 5):
+        bench.refuses(bench.stage(number), "setA", "setB", "NormTerm")
+    assert bench.stage(0)[0] == 0
+    for number, checkpoint in ((2, bench.ssl_checkpoint), (4, bench.regressor)):
+        bench.refuses(bench.stage(number), f"{checkpoint.name}: of the feature set setA", "setB")
+    features.write_feature_set(bench.folder / "corpus_unlabeled", "setC")
+    bench.refuses(bench.stage(1, "--no-resume"), "corpus_unlabeled: of the feature set setC", "setB")
+    # A folder that does not say is taken at its word, as the features of MSP-Podcast are.
+    mark(bench, "")
+    assert bench.stage(0)[0] == 0 and not (bench.folder / "NormTerm" / features.SET_FILE).exists()
+    assert bench.stage(2)[0] == 0
+
+
+def test_packed_features_of_another_set_are_another_file(bench):
+    assert bench.stage(0)[0] == 0
+    mean, std = utils.read_feature_norm(bench.folder / "NormTerm")
+    folder = bench.corpus / utils.FEATURE_FOLDER
+    names = [path.name for path in bench.feature_files]
+    before = features.cache_file(folder, names, mean, std, bench.folder / "cache")
+    path = bench.feature_files[0]
+    features.write_mat(path, features.FEATURE_KEY, features.read_feature(path)[None] + 1)
+    assert features.cache_file(folder, names, mean, std, bench.folder / "cache") != before
+
+
+def test_a_damaged_note_of_the_set_is_told(bench):
+    (bench.corpus / utils.FEATURE_FOLDER / features.SET_FILE).write_text('{"set": 1}')
+    bench.refuses(bench.stage(0), "feature_set.json", "no feature_set")
+
+
+def test_the_only_features_of_a_corpus_are_found_whatever_their_set(bench):
+    folder = bench.corpus / utils.FEATURE_FOLDER
+    other = bench.corpus / "Features/eGeMAPSv02/feat_mat"
+    other.parent.mkdir()
+    folder.rename(other)
+    assert utils.find_corpus(bench.corpus).features == other
+    (bench.corpus / "Features/more/feat_mat").mkdir(parents=True)
+    bench.refuses(bench.stage(0), "no such folder", "--features DIR")
