@@ -375,22 +375,10 @@ def test_a_run_killed_after_every_epoch_ends_with_the_same_bytes(trained_here, m
     module = sys.modules.get(script) or __import__(script)
     more = ["--unlabeled", f"{trained_here.corpus}_unlabeled"] if number == 1 else []
     epochs = 2 if number == 1 else 8
-    argv = [
-        "--corpus",
-        str(trained_here_here.corpus),
-        "-ep",
-        str(epochs),
-        "-batch",
-        "16",
-        "-emo",
-        "Val",
-        "-nc",
-        "5",
-        *more,
-    ]
+    argv = ["--corpus", trained_here.corpus, "-ep", epochs, "-batch", 16, "-emo", "Val", "-nc", 5, *more]
     for _ in range(4 * epochs):
         try:
-            module.main(module.get_args_parser().parse_args(argv))
+            module.main(module.get_args_parser().parse_args(list(map(str, argv))))
             break
         except Killed:
             continue
