@@ -417,23 +417,37 @@ def bench_reading(root: Path, sizes: dict[str, int], stages: list[str]) -> Itera
 
 
 def bench_opensmile(root: Path) -> Iterator[list[str]]:
-    """Features from audio: one recording at a time against one a core."""
+    """Features from audio: one recording at a time against one a core; then predictions against the features alone."""
     import numpy as np
     import soundfile
+    import torch
 
+    from model import DenseNet
     from tools.extract_features import extract_folder
+    from tools.feature_sets import Clip
+    from tools.predict import Predictor, Progress, predict
 
     cores, clips = arguments.cpu_count(), 64 * arguments.cpu_count()
     (root / "audio").mkdir()
     rng = np.random.default_rng(3)
     for number in range(clips):
         soundfile.write(root / f"audio/clip_{number:04d}.wav", rng.normal(0, 0.1, 48000).astype(np.float32), 16000)
+    terms = np.zeros(WIDTH), np.ones(WIDTH)
+    regressors = {attribute: DenseNet(WIDTH) for attribute in arguments.ATTRIBUTES}
+    units = dict.fromkeys(regressors, (4.0, 1.0))
+    predictor = Predictor(regressors, dict.fromkeys(regressors, root), units, terms, "IS13", torch.device("cpu"))
+    settings = argparse.Namespace(segment=None, workers=cores, device="cpu")
+    named = {Clip(path): path.name for path in sorted((root / "audio").iterdir())}
     seconds: dict[int, list[float]] = {1: [], cores: []}
+    predicting = []
     for turn in range(4):
         for workers, times in seconds.items():
             begin = time.perf_counter()
             extract_folder(root / "audio", root / f"features_{workers}_{turn}", workers=workers)
             times.append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+        list(predict(predictor, named, settings, Progress(None, "")))
+        predicting.append(time.perf_counter() - begin)
     # The turn of the middle ratio, since the machine's speed moves; without the first, which loads openSMILE.
     turns = sorted(zip(seconds[1][1:], seconds[cores][1:]), key=lambda turn: turn[0] / turn[1])
     one, all_ = turns[len(turns) // 2]
@@ -444,6 +458,18 @@ def bench_opensmile(root: Path) -> Iterator[list[str]]:
         "",
         f"{cores * clips / one:,.1f} clips/s",
         f"{one / all_ / cores:.2f}",
+        "",
+    ]
+    turns = sorted(zip(seconds[cores][1:], predicting[1:]), key=lambda turn: turn[0] / turn[1])
+    bare, whole = turns[len(turns) // 2]
+    limit = f"{clips / bare:,.1f} clips/s"
+    yield [
+        "prediction of the same clips",
+        f"{whole:.3g}",
+        f"{clips / whole:,.1f}",
+        "",
+        limit,
+        f"{bare / whole:.2f}",
         "",
     ]
 

@@ -153,6 +153,12 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-features", action="store_true", help="labels and recordings only")
     parser.add_argument(
+        "--norm-dir",
+        type=Path,
+        metavar="DIR",
+        help="make the norm terms of the Train split too, as norm_para.py does, in this folder",
+    )
+    parser.add_argument(
         "--workers", type=arguments.positive_int, default=arguments.cpu_count(), metavar="N", help="clips at a time"
     )
 
@@ -422,7 +428,15 @@ def main(args: argparse.Namespace) -> None:
     if not args.no_features:
         audio = out / "Audios" if args.out else corpora.podcast_audio(args.source)
         feature_dir = utils.feature_folder(out, open_set(args.feature_set).name)
-        tell(extract_folder(audio, feature_dir, args.feature_set, args.workers), feature_dir)
+        made = extract_folder(audio, feature_dir, args.feature_set, args.workers)
+        tell(made, feature_dir)
+    if args.norm_dir:
+        import norm_para
+
+        argv = ["--corpus", out, "--norm-dir", args.norm_dir, "--workers", args.workers]
+        argv += [] if args.no_features else ["--features", feature_dir]
+        argv += ["--skip-missing"] if args.skip_missing else []
+        norm_para.main(norm_para.get_args_parser().parse_args([str(value) for value in argv]))
 
 
 if __name__ == "__main__":
