@@ -29,6 +29,7 @@ SCRIPTS = ("norm_para", "training_DeepEmoCluster", "extract_DeepMI", "training_C
 TOOLS = (
     "tools.extract_features",
     "tools.prepare_corpus",
+    "tools.predict",
     "tools.make_demo_corpus",
     "tools.fetch_v18",
     "tools.draw_method",
