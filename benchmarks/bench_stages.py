@@ -435,7 +435,7 @@ def bench_opensmile(root: Path) -> Iterator[list[str]]:
     terms = np.zeros(WIDTH), np.ones(WIDTH)
     regressors = {attribute: DenseNet(WIDTH) for attribute in arguments.ATTRIBUTES}
     units = dict.fromkeys(regressors, (4.0, 1.0))
-    predictor = Predictor(regressors, dict.fromkeys(regressors, root), units, terms, "IS13", torch.device("cpu"))
+    predictor = Predictor(regressors, dict.fromkeys(regressors, root), units, terms, "IS13", torch.device("cpu"), "")
     settings = argparse.Namespace(segment=None, workers=cores, device="cpu")
     named = {Clip(path): path.name for path in sorted((root / "audio").iterdir())}
     seconds: dict[int, list[float]] = {1: [], cores: []}
@@ -446,7 +446,7 @@ def bench_opensmile(root: Path) -> Iterator[list[str]]:
             extract_folder(root / "audio", root / f"features_{workers}_{turn}", workers=workers)
             times.append(time.perf_counter() - begin)
         begin = time.perf_counter()
-        list(predict(predictor, named, settings, Progress(None, "")))
+        list(predict(predictor, named, settings, Progress(None)))
         predicting.append(time.perf_counter() - begin)
     # The turn of the middle ratio, since the machine's speed moves; without the first, which loads openSMILE.
     turns = sorted(zip(seconds[1][1:], seconds[cores][1:]), key=lambda turn: turn[0] / turn[1])

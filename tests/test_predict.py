@@ -159,7 +159,7 @@ def test_a_killed_run_goes_on(models, monkeypatch):
 
 def test_what_another_run_left_is_not_taken(models, monkeypatch):
     run(models, "clips", attributes=("Val",), more=("--out", "whole.csv"))
-    (models.folder / ".predictions.csv.unfinished").write_text('"other"\n{"rows": [["x", "1"]], "faults": []}\n')
+    (models.folder / ".predictions.csv.unfinished").write_text('{"key": "x", "rows": [["x", "1"]], "faults": []}\n')
     run(models, "clips", attributes=("Val",))
     assert (models.folder / "predictions.csv").read_bytes() == (models.folder / "whole.csv").read_bytes()
 

@@ -157,6 +157,7 @@ class Predictor:
         feature_norm: mean and standard deviation of each feature, float64, shape (D,) each.
         feature_set: what the features are made with, as `--set`.
         device: a `torch.device`.
+        key: digest of all that its predictions depend on, clips aside.
     """
 
     regressors: dict
@@ -165,6 +166,7 @@ class Predictor:
     feature_norm: tuple
     feature_set: str
     device: object
+    key: str
 
     def labels_of(self, vectors: list) -> dict:
         """Predictions of some clips in label units.
@@ -238,7 +240,9 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     order = [attribute for attribute in arguments.ATTRIBUTES if attribute in files]
     label_norm = {attribute: utils.read_label_norm(args.norm_dir, attribute) for attribute in order}
     regressors = {attribute: regressors[attribute] for attribute in order}
-    return Predictor(regressors, files, label_norm, feature_norm, asked, device)
+    terms = [label_norm, *(term.tobytes() for term in feature_norm)]
+    key = runtime.digest(kind.name, *terms, *(files[attribute].read_bytes() for attribute in order))
+    return Predictor(regressors, files, label_norm, feature_norm, asked, device, key)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -264,27 +268,21 @@ def predict_block(predictor: Predictor, clips: list[Clip], args: argparse.Namesp
 
 
 class Progress:
-    """The blocks that are done, in a file beside the table, so that a run that was killed goes on."""
+    """The blocks that are done, in a file beside the table, so that a run that was stopped goes on."""
 
-    def __init__(self, table: Path | None, identity: str):
+    def __init__(self, table: Path | None):
         """
         Args:
             table: the table to come, None for standard output: then nothing is kept.
-            identity: digest of all that the rows depend on.
         """
         self.file = table and table.with_name(f".{table.name}.unfinished")
-        self.identity = identity
-
-    def blocks(self) -> list[dict]:
-        """What an earlier run of the same identity has done; a last line that it did not finish is dropped."""
-        lines: list = []
-        with contextlib.suppress(OSError, ValueError):
+        self.done: dict[str, dict] = {}
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # the last line may be cut off
             for line in self.file.read_text(encoding="utf-8").splitlines() if self.file else ():
-                lines.append(json.loads(line))
-        blocks = lines[1:] if lines[:1] == [self.identity] else []
-        if self.file:
-            runtime.write_text(self.file, "".join(json.dumps(line) + "\n" for line in [self.identity, *blocks]))
-        return blocks
+                block = json.loads(line)
+                self.done[block["key"]] = block
+        if self.done:
+            runtime.write_text(self.file, "".join(json.dumps(block) + "\n" for block in self.done.values()))
 
     def add(self, block: dict) -> None:
         """Keep one more block."""
@@ -295,31 +293,38 @@ class Progress:
     def end(self) -> None:
         """All is written elsewhere."""
         if self.file:
-            self.file.unlink()
+            self.file.unlink(missing_ok=True)
 
 
 def predict(
     predictor: Predictor, clips: dict[Clip, str], args: argparse.Namespace, progress: Progress
 ) -> Iterator[dict]:
-    """For each block of clips its rows, as text, and its faults: (where, reason) each."""
+    """For each block of clips its rows, as text, and its faults, (where, reason) each."""
     from tqdm import tqdm
 
     todo = list(clips)
-    done = progress.blocks()
-    with tqdm(total=len(todo), desc="predictions", unit="clip", disable=None, initial=BLOCK * len(done)) as bar:
-        yield from done
-        for start in range(BLOCK * len(done), len(todo), BLOCK):
-            part = todo[start : start + BLOCK]
-            labels, failed = predict_block(predictor, part, args, bar)
-            rows = [
-                [clips[clip], *_times(clip, args.segment), *(f"{value:.4f}" for value in labels[clip])]
-                for clip in part
-                if clip in labels
-            ]
-            faults = [[_where(clip), why] for clip, why in failed.items()]
-            block = {"rows": rows, "faults": faults}
-            progress.add(block)
+    with tqdm(total=len(todo), desc="predictions", unit="clip", disable=None) as bar:
+        for start in range(0, len(todo), BLOCK):
+            part = {clip: clips[clip] for clip in todo[start : start + BLOCK]}
+            key = runtime.digest(predictor.key, args.segment, list(map(_state, part)), list(part.values()))
+            block = progress.done.get(key)
+            if block is None:
+                labels, failed = predict_block(predictor, list(part), args, bar)
+                rows = [
+                    [part[clip], *_times(clip, args.segment), *(f"{value:.4f}" for value in found)]
+                    for clip, found in labels.items()
+                ]
+                block = {"key": key, "rows": rows, "faults": [[_where(clip), why] for clip, why in failed.items()]}
+                progress.add(block)
+            else:
+                bar.update(len(part))
             yield block
+
+
+def _state(clip: Clip) -> tuple:
+    """What a clip's prediction depends on, its name aside."""
+    state = clip.recording.stat()
+    return clip.start, clip.stop, state.st_size, state.st_mtime_ns
 
 
 def _times(clip: Clip, segment: float | None) -> list[str]:
@@ -329,18 +334,6 @@ def _times(clip: Clip, segment: float | None) -> list[str]:
 def _where(clip: Clip) -> str:
     """A clip, for a list of faults."""
     return str(clip.recording) if clip.stop is None else f"{clip.recording} ({clip.start:.3f} to {clip.stop:.3f} s)"
-
-
-def identity_of(predictor: Predictor, clips: dict[Clip, str], args: argparse.Namespace) -> str:
-    """Digest of all that the rows depend on."""
-    states = {path: path.stat() for path in {clip.recording for clip in clips}}
-    inputs = [
-        (name, clip.start, clip.stop, states[clip.recording].st_size, states[clip.recording].st_mtime_ns)
-        for clip, name in clips.items()
-    ]
-    networks = [file.read_bytes() for file in args.model]
-    terms = [predictor.label_norm, *(term.tobytes() for term in predictor.feature_norm)]
-    return runtime.digest(BLOCK, predictor.feature_set, args.segment, inputs, *terms, *networks)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -353,19 +346,20 @@ def main(args: argparse.Namespace) -> int:
     clips = find_clips(args.inputs, args.segment)
     predictor = load_predictor(args)
     header = ["FileName", *(["start", "end"] if args.segment else []), *(f"Emo{name}" for name in predictor.regressors)]
-    progress = Progress(table, identity_of(predictor, clips, args))
-
+    progress = Progress(table)
     rows, faults = 0, []
-    with runtime.write_atomically(table) if table else contextlib.nullcontext() as temporary:
-        with (
-            temporary.open("w", newline="", encoding="utf-8") if table else contextlib.nullcontext(sys.stdout) as stream
-        ):
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(header)
-            for block in predict(predictor, clips, args, progress):
-                writer.writerows(block["rows"])
-                rows += len(block["rows"])
-                faults += block["faults"]
+    with contextlib.ExitStack() as stack:
+        stream = sys.stdout
+        if table:
+            temporary = stack.enter_context(runtime.write_atomically(table))
+            # A file name of no encoding is written as it is.
+            stream = stack.enter_context(temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape"))
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header)
+        for block in predict(predictor, clips, args, progress):
+            writer.writerows(block["rows"])
+            rows += len(block["rows"])
+            faults += block["faults"]
     progress.end()
     for where, reason in faults:
         print(f"warning: no prediction: {where}: {reason}", file=sys.stderr)
