@@ -245,6 +245,17 @@ def add_compute_arguments(parser: argparse.ArgumentParser, seed_help: str) -> No
     )
 
 
+def add_extraction_arguments(parser: argparse.ArgumentParser, computes: str) -> None:
+    """--workers, --device of a tool that makes features from recordings; `computes` says what is on the device."""
+    parser.add_argument("--workers", type=positive_int, default=cpu_count(), metavar="N", help="clips at a time")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="auto|cpu|cuda[:N]|mps",
+        help=f"where {computes}; auto takes a GPU if there is one",
+    )
+
+
 def add_resume_argument(parser: argparse.ArgumentParser) -> None:
     """--resume / --no-resume."""
     parser.add_argument(

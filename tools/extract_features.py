@@ -61,15 +61,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="openSMILE feature set (IS13 is the paper's; ComParE_2016, eGeMAPSv02, ... as openSMILE has them), or the "
         "folder of an encoder like wav2vec2, HuBERT or WavLM",
     )
-    parser.add_argument(
-        "--workers", type=arguments.positive_int, default=arguments.cpu_count(), metavar="N", help="clips at a time"
-    )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="auto|cpu|cuda[:N]|mps",
-        help="where an encoder computes; auto takes a GPU if there is one",
-    )
+    arguments.add_extraction_arguments(parser, "an encoder computes")
     parser.add_argument(
         "--scheduler",
         default="",

@@ -160,7 +160,7 @@ class EncoderSet:
         if self._prepare.sampling_rate != SAMPLING_RATE:
             raise UserError(f"{folder}: made for {self._prepare.sampling_rate} Hz; expected {SAMPLING_RATE} Hz.")
         self.device = device
-        self._model = model.eval().to(device)
+        self._model = model.float().eval().to(device)  # in float32 whatever the file has
         self.num_features = model.config.hidden_size
         self.name = f"{model.config.model_type}-{_digest_of(folder)}"
 
@@ -180,14 +180,19 @@ class EncoderSet:
 
     def features_of(self, signals: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float64] | None]:
         """For each signal, as from `read_signal`, float64 (1, D), or None where it is too short."""
-        pieces = [np.array_split(signal, -(-len(signal) // (LONGEST_PIECE * SAMPLING_RATE))) for signal in signals]
-        pooled = iter(self._pool([piece for of in pieces for piece in of]))
-        means = [[next(pooled) for _ in of] for of in pieces]
-        # Pieces of one clip are as long as each other to the sample, and count the same.
-        return [None if any(m is None for m in of) else np.mean(of, axis=0)[None] for of in means]
+        longest = LONGEST_PIECE * SAMPLING_RATE
+        if max(map(len, signals)) <= longest:
+            return self._pool(signals)
+        found = []
+        for signal in signals:
+            # Pieces of one clip are as long as each other to the sample, and count the same.
+            pieces = np.array_split(signal, -(-len(signal) // longest))
+            means = [mean for piece in pieces for mean in self._pool([piece])]
+            found.append(None if any(mean is None for mean in means) else np.mean(means, axis=0))
+        return found
 
-    def _pool(self, signals: list[NDArray[np.float32]]) -> list[NDArray[np.float64] | None]:
-        """The pooled hidden states of signals of up to LONGEST_PIECE, float64 (D,), None where there is no frame."""
+    def _pool(self, signals: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float64] | None]:
+        """The pooled hidden states of signals of up to LONGEST_PIECE, float64 (1, D), None where there is no frame."""
         if not signals:
             return []
         # Encoders with a group norm (wav2vec2-base) know no mask: silence beside a clip would change its features.
@@ -205,7 +210,7 @@ class EncoderSet:
         with torch.inference_mode():
             hidden = self._model(**inputs.to(self.device)).last_hidden_state  # (B, frames, D)
             means = torch.stack([of[:count].mean(dim=0) for of, count in zip(hidden, frames)])
-        return list(means.cpu().numpy().astype(np.float64))
+        return [mean[None] for mean in means.cpu().numpy().astype(np.float64)]
 
 
 def _digest_of(folder: Path) -> str:

@@ -76,15 +76,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="feature set, where a regressor does not know its own (else IS13), or the folder of the encoder that it "
         "was trained on",
     )
-    parser.add_argument(
-        "--workers", type=arguments.positive_int, default=arguments.cpu_count(), metavar="N", help="clips at a time"
-    )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="auto|cpu|cuda[:N]|mps",
-        help="where networks compute; auto takes a GPU if there is one",
-    )
+    arguments.add_extraction_arguments(parser, "networks compute")
     return parser
 
 

@@ -158,9 +158,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="make the norm terms of the Train split too, as norm_para.py does, in this folder",
     )
-    parser.add_argument(
-        "--workers", type=arguments.positive_int, default=arguments.cpu_count(), metavar="N", help="clips at a time"
-    )
+    arguments.add_extraction_arguments(parser, "an encoder computes")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -427,8 +425,8 @@ def main(args: argparse.Namespace) -> None:
     print("\n".join([*summary(table), *arousal_check(table)]))
     if not args.no_features:
         audio = out / "Audios" if args.out else corpora.podcast_audio(args.source)
-        feature_dir = utils.feature_folder(out, open_set(args.feature_set).name)
-        made = extract_folder(audio, feature_dir, args.feature_set, args.workers)
+        feature_dir = utils.feature_folder(out, open_set(args.feature_set, args.device).name)
+        made = extract_folder(audio, feature_dir, args.feature_set, args.workers, args.device)
         tell(made, feature_dir)
     if args.norm_dir:
         import norm_para
