@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from runtime import UserError, derived_seed
 
-ORDERS = ("deepmi", "random", "reverse", "none")
+ORDERS = ("deepmi", "deepmi-balanced", "random", "reverse", "none")
+METRIC_ORDERS = ("deepmi", "deepmi-balanced", "reverse")  # those that need a metric
 NUM_BINS = 10
 EPOCHS_PER_BIN = 5
 LEARNING_RATE = 1e-3
@@ -38,15 +39,19 @@ def match_metric(metric: Mapping[str, float], utterances: Sequence[str], source:
     return np.array([metric[name] for name in utterances])
 
 
-def training_order(order: str, utterances: Sequence[str], values: NDArray | None, seed: int) -> NDArray[np.int64]:
+def training_order(
+    order: str, utterances: Sequence[str], values: NDArray | None, seed: int, levels: NDArray | None = None
+) -> NDArray[np.int64]:
     """Positions of the utterances, the first to be trained first.
 
     Args:
-        order: `deepmi` (highest value first), `reverse` (lowest first), `random` or `none` (both drawn or kept without
+        order: `deepmi` (highest value first), `deepmi-balanced` (highest first within each emotion level, every level
+            with the same share of every bin), `reverse` (lowest first), `random` or `none` (both drawn or kept without
             looking at the values).
         utterances: file names, N of them; they break ties, so it does not matter how they came.
         values: DeepMI, shape (N,); None where the order needs none.
         seed: of `random`.
+        levels: emotion level of each utterance, shape (N,), for `deepmi-balanced`.
     Returns:
         A permutation, int64, shape (N,).
     Source: Lin, Sridhar & Busso (2024); ties: README, difference 4.
@@ -57,10 +62,19 @@ def training_order(order: str, utterances: Sequence[str], values: NDArray | None
         return by_name
     if order == "random":
         return np.random.default_rng(derived_seed(seed, 0)).permutation(by_name)
-    if order in ("deepmi", "reverse"):
-        sign = -1 if order == "deepmi" else 1
-        return np.lexsort((names, sign * np.asarray(values)))
+    if order in METRIC_ORDERS:
+        ranked = np.lexsort((names, np.asarray(values) * (1 if order == "reverse" else -1)))
+        return _spread_levels(ranked, np.asarray(levels)) if order == "deepmi-balanced" else ranked
     raise ValueError(f"order {order!r}, expected one of {', '.join(ORDERS)}")
+
+
+def _spread_levels(ranked: NDArray[np.int64], levels: NDArray) -> NDArray[np.int64]:
+    """The utterances by their rank within their emotion level, as a share of that level; equal shares as they came."""
+    share = np.empty(len(ranked))
+    for level in np.unique(levels):
+        rows = ranked[levels[ranked] == level]
+        share[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    return ranked[np.argsort(share[ranked], kind="stable")]
 
 
 def training_size(order: str, epoch: int, total: int) -> int:

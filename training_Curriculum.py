@@ -34,7 +34,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--order",
         choices=curriculum.ORDERS,
         default="deepmi",
-        help="which utterances first: high DeepMI; or as controls random, low DeepMI (reverse), all at once (none)",
+        help="which utterances first: high DeepMI; high DeepMI with every emotion level in every bin (deepmi-balanced; "
+        "for first bins of few cells, whose labels have hardly any spread); or as controls random, low DeepMI (reverse), "
+        "all at once (none)",
     )
     arguments.add_corpus_arguments(parser)
     arguments.add_model_dir_argument(parser)
@@ -107,20 +109,21 @@ class Learner:
         return runtime.from_first_rank(lambda: 1 - concordance_cc(targets, predictions[0].cpu().numpy()))
 
 
-def load_order(args: argparse.Namespace, names: list[str]) -> tuple:
+def load_order(args: argparse.Namespace, names: list[str], labels) -> tuple:
     """The training order, and name and digest of the metric it comes from (None each where it needs none)."""
     import deepmi
     import utils
 
     values, metric, key = None, None, None
-    if args.order in ("deepmi", "reverse"):
+    if args.order in curriculum.METRIC_ORDERS:
         file = args.metric or utils.metric_file(args.metric_dir, args.num_clusters, args.emo_attr)
         values = curriculum.match_metric(deepmi.read_metric(file), names, file)
         metric, key = Path(file).name, runtime.digest(values.tobytes())
         print(f"order {args.order} by {file}")
     else:
         print(f"order {args.order}, no DeepMI used")
-    return curriculum.training_order(args.order, names, values, args.seed), metric, key
+    levels = deepmi.emotion_levels(labels)
+    return curriculum.training_order(args.order, names, values, args.seed, levels), metric, key
 
 
 def main(args: argparse.Namespace) -> None:
@@ -140,7 +143,7 @@ def main(args: argparse.Namespace) -> None:
     with runtime.first_rank_first():
         corpus = arguments.open_corpus(args)
         train, held_out = corpus.load("Train"), corpus.load("Validation")
-        order, metric, metric_key = load_order(args, train.names)
+        order, metric, metric_key = load_order(args, train.names, train.labels)
         keys = {"Train": train.key, "Validation": held_out.key, "metric": metric_key}
         counts = {"Train": len(train.names), "Validation": len(held_out.names)}
         details = {"corpus": str(args.corpus), "counts": counts, "device": str(device), "metric": metric}

@@ -8,10 +8,11 @@ from runtime import UserError
 
 NAMES = ["d.wav", "a.wav", "c.wav", "b.wav"]
 VALUES = np.array([0.1, 0.1, 0.5, -0.2])
+LEVELS = np.array([0, 3, 0, 3])
 
 
-def ordered(order, names=NAMES, values=VALUES, seed=31):
-    return [names[i] for i in curriculum.training_order(order, names, values, seed)]
+def ordered(order, names=NAMES, values=VALUES, seed=31, levels=LEVELS):
+    return [names[i] for i in curriculum.training_order(order, names, values, seed, levels)]
 
 
 def test_high_deepmi_comes_first_and_ties_go_by_name():
@@ -22,10 +23,31 @@ def test_reverse_has_low_deepmi_first_and_ties_by_name_too():
     assert ordered("reverse") == ["b.wav", "a.wav", "d.wav", "c.wav"]
 
 
+def test_balanced_has_high_deepmi_first_within_each_level():
+    assert ordered("deepmi-balanced") == ["c.wav", "a.wav", "d.wav", "b.wav"]
+    values, levels = np.array([0.4, 0.3, 0.2, 0.1]), np.array([1, 1, 1, 0])
+    assert ordered("deepmi-balanced", list("abcd"), values, levels=levels) == ["a", "b", "d", "c"]
+
+
+def test_balanced_bins_have_every_level_in_its_share():
+    rng = np.random.default_rng(1)
+    levels = rng.choice(6, size=2000, p=[0.05, 0.1, 0.2, 0.3, 0.2, 0.15])
+    values = levels + rng.random(2000)  # the plain order would take one level after the other
+    names = [f"{i:04d}" for i in rng.permutation(2000)]
+    order = curriculum.training_order("deepmi-balanced", names, values, 31, levels)
+    assert sorted(order) == list(range(2000))
+    for size in (200, 600, 1400):
+        share = np.bincount(levels[order[:size]], minlength=6) / np.bincount(levels, minlength=6)
+        assert np.allclose(share, size / 2000, atol=0.02)
+        for level in range(6):
+            taken, left = (values[part[levels[part] == level]] for part in (order[:size], order[size:]))
+            assert taken.min() >= left.max()
+
+
 @pytest.mark.parametrize("order", curriculum.ORDERS)
 def test_no_order_depends_on_how_the_files_came(order):
     shuffled = np.random.default_rng(0).permutation(4)
-    again = ordered(order, [NAMES[i] for i in shuffled], VALUES[shuffled])
+    again = ordered(order, [NAMES[i] for i in shuffled], VALUES[shuffled], levels=LEVELS[shuffled])
     assert again == ordered(order)
 
 

@@ -300,7 +300,7 @@ def test_other_splits_and_scales(trained):
     assert np.allclose(table["label"], [1 + 6 * labels[name] / 10 for name in table["FileName"]])
 
 
-@pytest.mark.parametrize("order", ["random", "reverse", "none"])
+@pytest.mark.parametrize("order", ["deepmi-balanced", "random", "reverse", "none"])
 def test_controls_train_into_files_of_their_own(trained, order):
     deepmi_bytes = trained.regressor.read_bytes()
     assert trained.stage(3, "--order", order)[0] == 0
