@@ -35,8 +35,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         choices=curriculum.ORDERS,
         default="deepmi",
         help="which utterances first: high DeepMI; high DeepMI with every emotion level in every bin (deepmi-balanced; "
-        "for first bins of few cells, whose labels have hardly any spread); or as controls random, low DeepMI (reverse), "
-        "all at once (none)",
+        "for first bins of few cells, whose labels have hardly any spread); or as controls random, low DeepMI "
+        "(reverse), all at once (none)",
     )
     arguments.add_corpus_arguments(parser)
     arguments.add_model_dir_argument(parser)
