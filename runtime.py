@@ -406,10 +406,24 @@ def _temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
+def output_file(path: Path) -> Path:
+    """The file that an output's name stands for, which a link may lead to.
+
+    Raises:
+        UserError: there is something else than a file: a folder, a device.
+    """
+    path = Path(path)
+    if path.is_symlink():
+        path = path.resolve()
+    if not path.name or (path.exists() and not path.is_file()):
+        raise UserError(f"{path}: no file that can be written (a folder, a device); give another name.")
+    return path
+
+
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`; rename it to `path` if the block succeeds, remove it if not."""
-    path = Path(path)
+    path = output_file(path)
     temporary = _temporary_name(path)
     try:
         yield temporary

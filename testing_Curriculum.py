@@ -104,6 +104,7 @@ class TestCorpus:
     Attributes:
         name: the corpus' folder, distinct from those of the others.
         corpus: the opened corpus.
+        data: the rows of the split.
         split: which rows.
         scale: lowest and highest label before they were, or are, brought to 1..7.
         norm_dir: folder of the norm terms.
@@ -111,9 +112,20 @@ class TestCorpus:
 
     name: str
     corpus: object
+    data: object
     split: str
     scale: tuple[float, float]
     norm_dir: Path
+
+
+def distinct_names(corpora: list) -> list[str]:
+    """A name for each corpus: its folder, with the one above where two are alike, numbered where that does not help."""
+    paths = [folder.resolve() if folder else Path() for folder in corpora]
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
+        names = ["_".join(path.parts[-2:]).strip("/") for path in paths]
+    earlier = [names[:number].count(name) for number, name in enumerate(names)]
+    return [f"{name}_{count + 1}" if count else name for name, count in zip(names, earlier)]
 
 
 def one_each(values: list, corpora: list, flag: str) -> list:
@@ -145,7 +157,7 @@ def label_scale(labels: Path, asked: tuple[float, float] | None) -> tuple[tuple[
 
 
 def open_tests(args: argparse.Namespace) -> list[TestCorpus]:
-    """Every corpus, opened before any is tested.
+    """Every corpus, read before any is tested.
 
     Raises:
         UserError: flags that do not fit the number of corpora, or a corpus that can't be opened.
@@ -161,12 +173,9 @@ def open_tests(args: argparse.Namespace) -> list[TestCorpus]:
     if len(bounds) % 2:
         raise runtime.UserError(f"--label-scale: {len(bounds)} numbers; expected pairs, the lowest label first.")
     scales = list(zip(bounds[::2], bounds[1::2])) or [None]
-    names = [folder.resolve().name if folder else "" for folder in corpora]
-    if len(set(names)) < len(names):
-        names = ["_".join(folder.resolve().parts[-2:]) for folder in corpora]
     tests = []
     for name, folder, split, norm_dir, asked in zip(
-        names,
+        distinct_names(corpora),
         corpora,
         one_each(args.split, corpora, "--split"),
         one_each(args.norm_dir, corpora, "--norm-dir"),
@@ -176,8 +185,7 @@ def open_tests(args: argparse.Namespace) -> list[TestCorpus]:
         scale, original = label_scale(labels, asked)
         one = argparse.Namespace(**{**vars(args), "corpus": folder, "norm_dir": norm_dir})
         corpus = arguments.open_corpus(one, scale)
-        corpus.select(split)
-        tests.append(TestCorpus(name, corpus, split, original, norm_dir))
+        tests.append(TestCorpus(name, corpus, corpus.load(split), split, original, norm_dir))
     return tests
 
 
@@ -190,9 +198,8 @@ def test_on(test: TestCorpus, model_file: Path, device, precision: str, args: ar
     from batches import Rows, in_batches
     from model import load_regressor
 
-    corpus, (low, high) = test.corpus, test.scale
+    corpus, data, (low, high) = test.corpus, test.data, test.scale
     model, info = load_regressor(model_file, corpus.num_features, args.emo_attr, corpus.feature_set)
-    data = corpus.load(test.split)
     asked = {"epoch": args.epoch, "batch_size": args.batch_size}
     if info and asked != {name: info[name] for name in asked}:
         print(f"note: {model_file} was trained with -ep {info['epoch']} -batch {info['batch_size']}.")
@@ -261,10 +268,10 @@ def main(args: argparse.Namespace) -> None:
 
     device = runtime.choose_device(args.device)
     precision = runtime.choose_precision(device, args.precision)
+    utils.make_output_folders(args.results_dir, args.cache_dir)
     tests = open_tests(args)
     model_file = find_regressor(args)
     runtime.tell_if_unfinished(model_file)
-    utils.make_output_folders(args.results_dir, args.cache_dir)
     results = [test_on(test, model_file, device, precision, args) for test in tests]
     if len(results) > 1:
         table = table_of(tests, results)

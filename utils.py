@@ -82,9 +82,15 @@ def find_corpus(root: Path | None, labels: Path | None = None, feature_dir: Path
     if feature_dir is None:
         feature_dir = _find_features(root)
         if feature_dir is None:
+            others = [str(folder) for folder in _feature_folders(root)]
             raise UserError(
-                f"{root / FEATURE_FOLDER}: no such folder. Make the features with "
-                f"`python -m tools.extract_features {root / 'Audios'} {root / FEATURE_FOLDER}`, or name --features DIR."
+                f"{root / FEATURE_FOLDER}: no such folder. "
+                + (
+                    f"There are {', '.join(others)}: name one with --features DIR."
+                    if others
+                    else f"Make the features with `python -m tools.extract_features {root / 'Audios'} "
+                    f"{root / FEATURE_FOLDER}`, or name --features DIR."
+                )
             )
     elif not feature_dir.is_dir():
         raise UserError(f"{feature_dir}: no such feature folder.")
@@ -106,11 +112,17 @@ def _find_folder(root: Path, relative: Path) -> Path | None:
 
 def _find_features(root: Path) -> Path | None:
     """A corpus' feature folder: that of IS13, or the only one there is."""
-    found = _find_folder(root, FEATURE_FOLDER)
-    if found is None and (top := _find_folder(root, FEATURE_FOLDER.parent.parent)):
-        others = [folder for child in _folders(top) if (folder := _find_folder(child, Path(FEATURE_FOLDER.name)))]
-        found = others[0] if len(others) == 1 else None
-    return found
+    found = [_find_folder(root, FEATURE_FOLDER)]
+    if found == [None]:
+        found = _feature_folders(root)
+    return found[0] if len(found) == 1 else None
+
+
+def _feature_folders(root: Path) -> list[Path]:
+    """Every `Features/*/feat_mat` of a corpus."""
+    top = _find_folder(root, FEATURE_FOLDER.parent.parent)
+    children = _folders(top) if top else []
+    return [folder for child in children if (folder := _find_folder(child, Path(FEATURE_FOLDER.name)))]
 
 
 def feature_folder(root: Path, feature_set: str) -> Path:
@@ -163,7 +175,8 @@ def prepared_scale(labels: Path) -> tuple[float, float] | None:
     if labels.name != PREPARED_LABELS or not mark.is_file():
         return None
     scale = read_json_object(mark).get("label_scale")
-    if not (isinstance(scale, list) and len(scale) == 2 and all(isinstance(value, (int, float)) for value in scale)):
+    numbers = isinstance(scale, list) and len(scale) == 2 and all(type(value) in (int, float) for value in scale)
+    if not (numbers and np.isfinite(scale).all() and scale[0] < scale[1]):
         raise UserError(f"{mark}: no label_scale in it; prepare the corpus again.")
     return float(scale[0]), float(scale[1])
 

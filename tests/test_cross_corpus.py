@@ -66,8 +66,9 @@ def test_a_prepared_corpus_is_not_scaled_twice(other):
         rows = pd.read_csv(other.folder / "results/SimpleEmoRegressor_DeepMI@_Val_Test1.csv").set_index("FileName")
         assert np.allclose(rows["label"], labels[rows.index])
     other.refuses(score(other, "--corpus", "ready", "--label-scale", 0, 100), "prepared from labels of 1..5", "0..100")
-    (other.folder / "ready/Labels/prepared.json").write_text('{"label_scale": 3}')
-    other.refuses(score(other, "--corpus", "ready"), "prepared.json", "no label_scale")
+    for scale in ("3", "[NaN, 5]", "[true, false]", "[5, 1]"):
+        (other.folder / "ready/Labels/prepared.json").write_text(f'{{"label_scale": {scale}}}')
+        other.refuses(score(other, "--corpus", "ready"), "prepared.json", "no label_scale")
 
 
 def test_a_corpus_own_norm_terms(other):
@@ -90,6 +91,9 @@ def test_corpora_of_one_name_are_told_apart(other):
     shutil.copytree(other.folder / "ready", other.folder / "more/corpus")
     assert score(other, "--corpus", "corpus", "more/corpus")[0] == 0
     assert (other.folder / "results/SimpleEmoRegressor_DeepMI@_Val_more_corpus_Test1.json").is_file()
+    assert score(other, "--corpus", "corpus", "corpus", "--norm-dir", "NormTerm", "NormTerm")[0] == 0
+    name = f"results/SimpleEmoRegressor_DeepMI@_Val_{other.folder.name}_corpus"
+    assert all((other.folder / f"{name}{which}_Test1.json").is_file() for which in ("", "_2"))
 
 
 def test_flags_that_do_not_fit_the_corpora(other):
@@ -98,7 +102,9 @@ def test_flags_that_do_not_fit_the_corpora(other):
     other.refuses(score(other, *many, "--label-scale", 1, 5, 1), "3 numbers", "pairs")
     other.refuses(score(other, *many, "--labels", "corpus/Labels/labels_concensus.csv"), "--labels", "one corpus")
     other.refuses(score(other, "--corpus", "corpus", "nowhere"), "nowhere", "no such folder")
-    assert not (other.folder / "results").exists()
+    next((other.folder / "ready" / utils.FEATURE_FOLDER).glob("*_0001.mat")).unlink()
+    other.refuses(score(other, "--corpus", "corpus", "ready", "--split", "all"), "1 of 108 feature files are missing")
+    assert not list((other.folder / "results").iterdir())
 
 
 def mark(bench, name):
@@ -126,7 +132,7 @@ def test_norm_terms_and_checkpoints_remember_the_feature_set(bench):
     assert bench.stage(2)[0] == 0
 
 
-def test_packed_features_of_another_set_are_another_file(bench):
+def test_packed_features_of_changed_files_are_another_file(bench):
     assert bench.stage(0)[0] == 0
     mean, std = utils.read_feature_norm(bench.folder / "NormTerm")
     folder = bench.corpus / utils.FEATURE_FOLDER
@@ -149,4 +155,4 @@ def test_the_only_features_of_a_corpus_are_found_whatever_their_set(bench):
     folder.rename(other)
     assert utils.find_corpus(bench.corpus).features == other
     (bench.corpus / "Features/more/feat_mat").mkdir(parents=True)
-    bench.refuses(bench.stage(0), "no such folder", "--features DIR")
+    bench.refuses(bench.stage(0), "eGeMAPSv02/feat_mat", "more/feat_mat", "--features DIR")

@@ -78,6 +78,9 @@ def test_a_run_that_goes_on_gives_the_same_bytes(audio, tmp_path):
     (tmp_path / "again" / "clip1.mat").unlink()
     summary = tool.extract_folder(audio, tmp_path / "again", str(folder))
     assert (summary.extracted, summary.kept) == (1, 4)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "again").iterdir()}
+    tool.extract_folder(audio, tmp_path / "again", str(folder))  # short.wav still has none, and is heard with others
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "again").iterdir()}
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
 
@@ -100,4 +103,7 @@ def test_what_is_no_encoder_is_refused(audio, tmp_path, bench):
     save_file({key: weights[key] for key in weights if "layers.1." not in key}, maimed / "model.safetensors")
     for folder, words in (("empty", "no encoder"), ("other_rate", "8000 Hz"), ("maimed", "weights of")):
         bench.refuses(bench.run("tools.extract_features", audio, tmp_path / "mat", "--set", tmp_path / folder), words)
+    whole = (save_encoder(tmp_path / "cut") / "model.safetensors").read_bytes()
+    (tmp_path / "cut/model.safetensors").write_bytes(whole[: len(whole) // 2])
+    bench.refuses(bench.run("tools.extract_features", audio, tmp_path / "mat", "--set", tmp_path / "cut"), "no encoder")
     assert other_rate.is_dir() and not list((tmp_path / "mat").glob("*.mat"))

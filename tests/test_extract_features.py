@@ -1,5 +1,6 @@
 """Features from audio, against openSMILE called directly."""
 
+import os
 import threading
 import time
 
@@ -72,6 +73,12 @@ def test_unusable_recordings_are_listed_and_the_rest_is_done(audio, tmp_path, be
         "plain.mat",
         "stereo44.mat",
     ]
+
+
+def test_a_name_of_no_encoding_is_no_hindrance(audio, tmp_path):
+    strange = audio / os.fsdecode(b"caf\xe9.wav")
+    strange.write_bytes((audio / "plain.wav").read_bytes())
+    assert tool.extract_folder(audio, tmp_path / "feat_mat", "eGeMAPSv02", workers=1).extracted == 4
 
 
 def test_what_is_there_is_kept(audio, tmp_path):

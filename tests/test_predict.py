@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 
 import numpy as np
 import opensmile
@@ -157,7 +158,29 @@ def test_a_killed_run_goes_on(models, monkeypatch):
     assert not (models.folder / ".predictions.csv.unfinished").exists()
 
 
-def test_what_another_run_left_is_not_taken(models, monkeypatch):
+def test_another_recording_of_one_size_and_time_is_predicted_anew(models):
+    for folder, pitch in (("first", 120), ("second", 210)):
+        (models.folder / folder).mkdir()
+        soundfile.write(models.folder / folder / "x.wav", voice(pitch), RATE)
+        os.utime(models.folder / folder / "x.wav", (1e9, 1e9))
+    run(models, "second", more=("--out", "expected.csv"))
+    done = tool.Progress.end
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tool.Progress, "end", lambda self: None)  # as if it had been killed just before
+        run(models, "first")
+    assert tool.Progress.end is done and (models.folder / ".predictions.csv.unfinished").exists()
+    run(models, "second")
+    assert (models.folder / "predictions.csv").read_bytes() == (models.folder / "expected.csv").read_bytes()
+
+
+def test_a_first_block_cut_off_does_not_spoil_the_next(models):
+    (models.folder / ".p.csv.unfinished").write_text('{"key": "cut')
+    progress = tool.Progress(models.folder / "p.csv")
+    progress.add({"key": "k", "rows": [], "faults": []})
+    assert list(tool.Progress(models.folder / "p.csv").done) == ["k"]
+
+
+def test_what_another_run_left_is_not_taken(models):
     run(models, "clips", attributes=("Val",), more=("--out", "whole.csv"))
     (models.folder / ".predictions.csv.unfinished").write_text('{"key": "x", "rows": [["x", "1"]], "faults": []}\n')
     run(models, "clips", attributes=("Val",))
@@ -193,4 +216,17 @@ def test_bad_arguments_are_refused(models):
     save(models.folder, "Val", {"emo_attr": "Val", "feature_set": "wavlm-0123456789ab"})
     models.refuses(run(models, "clips", attributes=("Val",)), "the encoder wavlm-0123456789ab", "--set")
     code, _, err = run(models, "clips", more=("--segment", "0"))
-    assert code == 2 and "above 0" in err
+    assert code == 2 and "at least 0.1" in err
+
+
+def test_nothing_but_a_table_is_written_over(models):
+    recording = models.folder / "clips/1.wav"
+    before = recording.read_bytes()
+    models.refuses(run(models, "clips", more=("--out", "clips/1.wav")), "one of the inputs")
+    assert recording.read_bytes() == before
+    for name in (".", "clips", "/dev/full"):
+        models.refuses(run(models, "clips", more=("--out", name)), "no file that can be written")
+    (models.folder / "table.csv").write_text("old")
+    (models.folder / "link.csv").symlink_to("table.csv")
+    assert run(models, "clips", more=("--out", "link.csv"))[0] == 0
+    assert (models.folder / "link.csv").is_symlink() and len(read(models.folder / "table.csv")) == 6

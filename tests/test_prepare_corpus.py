@@ -65,6 +65,22 @@ def test_the_same_command_again_changes_nothing(table, bench):
     assert (table.parent / "out/Labels/labels_consensus.csv").read_bytes() == before
 
 
+def test_what_would_fail_late_is_refused_before_anything_is_written(table, bench):
+    argv = csv_argv(table)
+    bench.refuses(bench.run(TOOL, *argv[:-1], "--set", "IS99"), "IS99")
+    bench.refuses(bench.run(TOOL, *argv, "--norm-dir", "NormTerm"), "no rows in split Train")
+    assert not (table.parent / "out").exists()
+
+
+def test_norm_terms_can_be_made_at_once(table, bench):
+    argv = [*csv_argv(table)[:-1], "--split-column", "part", "--set", "eGeMAPSv02"]
+    assert bench.run(TOOL, *argv, "--norm-dir", "at_once")[0] == 0
+    assert bench.run("norm_para", "--corpus", table.parent / "out")[0] == 0
+    assert features.read_feature_set(bench.folder / "at_once") == "eGeMAPSv02"
+    for path in (bench.folder / "NormTerm").iterdir():
+        assert path.read_bytes() == (bench.folder / "at_once" / path.name).read_bytes()
+
+
 def test_recordings_can_be_copied(table, bench):
     assert bench.run(TOOL, *csv_argv(table, "--copy"))[0] == 0
     copied = table.parent / "out/Audios/s0_0.wav"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tools.feature_sets import Clip
 
 FILES_A_TASK = 8  # of a process; a thread takes one at a time, so that a stopped run ends soon
-WAIT_FOR_SCHEDULER = 30  # seconds
+WAIT_FOR_SCHEDULER, WAIT_FOR_WORKERS = 30, 600  # seconds
 
 
 @dataclass
@@ -108,9 +108,11 @@ def find_recordings(audio_dir: Path) -> list[Path]:
 
 
 def extract_some(
-    clips: Sequence[Clip], targets: Sequence[Path], feature_set: str, device: str
+    clips: Sequence[Clip], targets: Sequence[Path | None], feature_set: str, device: str
 ) -> list[tuple[str, str]]:
     """Write the features of some recordings; (recording, reason) of those that have none.
+
+    A recording without a target has its features already, and is there because the others are heard with it.
 
     Raises:
         UserError, OSError: no such set, or the output folder fails; that is no fault of a recording.
@@ -120,6 +122,8 @@ def extract_some(
 
     failed = []
     for clip, target, found in zip(clips, targets, features_of(clips, feature_set, device)):
+        if target is None:
+            continue
         if isinstance(found, str):
             failed.append((str(clip.recording), found))
         else:
@@ -169,11 +173,15 @@ def on_cluster(tasks: Sequence[tuple], address: str) -> Iterator:
 
     try:
         client = distributed.Client(address, timeout=WAIT_FOR_SCHEDULER, set_as_default=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"--scheduler {address}: no Dask scheduler answers ({error}).") from None
     with client, parallel_config("dask", client=client):
         if not client.scheduler_info()["workers"]:
             print("note: the Dask cluster has no workers yet; waiting for some.", file=sys.stderr)
+            try:
+                client.wait_for_workers(1, timeout=WAIT_FOR_WORKERS)
+            except TimeoutError:
+                raise UserError(f"--scheduler {address}: no workers within {WAIT_FOR_WORKERS} s.") from None
         calls = (delayed(work)([tuple(clip) for clip in clips], *rest) for clips, *rest in tasks)
         yield from Parallel(n_jobs=-1, return_as="generator")(calls)
 
@@ -211,7 +219,7 @@ def extract_folder(
     kind = open_set(feature_set, device)
     _claim_folder(prepare_folder(Path(feature_dir)), kind.name, kind.num_features)
     target = {recording: Path(feature_dir) / f"{recording.stem}.mat" for recording in recordings}
-    todo = {recording for recording in recordings if not target[recording].is_file()}
+    todo = {recording: file for recording, file in target.items() if not file.is_file()}
     summary = ExtractionSummary(kept=len(recordings) - len(todo))
     size = FILES_A_TASK if scheduler or workers > MOST_THREADS else 1
     if kind.alone:
@@ -219,7 +227,7 @@ def extract_folder(
     else:  # those of all recordings, whatever is done, so that a run that goes on gives the same bytes
         batches = kind.batches([Clip(path) for path in recordings], size)
         batches = [part for part in batches if any(clip.recording in todo for clip in part)]
-    tasks = [(part, [target[clip.recording] for clip in part], feature_set, device) for part in batches]
+    tasks = [(part, [todo.get(clip.recording) for clip in part], feature_set, device) for part in batches]
     if tasks:
         bar = tqdm(total=sum(map(len, batches)), desc=f"{kind.name} features", unit="file", disable=None)
         workers = kind.workers(workers)
@@ -229,7 +237,7 @@ def extract_folder(
                 summary.failed += failed
                 bar.update(len(part))
     summary.failed.sort()
-    summary.extracted = len(set(map(str, todo)).difference(name for name, _ in summary.failed))
+    summary.extracted = len(todo) - len(summary.failed)
     return summary
 
 

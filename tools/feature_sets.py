@@ -53,7 +53,8 @@ def read_signal(clip: Clip) -> NDArray[np.float32]:
     if clip.recording.stat().st_size == 0:
         raise UserError("empty file (0 bytes)")
     try:
-        with soundfile.SoundFile(clip.recording) as stream:
+        # Opened by Python: soundfile takes no name that is not UTF-8.
+        with clip.recording.open("rb") as raw, soundfile.SoundFile(raw.fileno(), closefd=False) as stream:
             rate = stream.samplerate
             stream.seek(min(round(clip.start * rate), stream.frames) if clip.start else 0)
             frames = -1 if clip.stop is None else round(clip.stop * rate) - stream.tell()
@@ -76,7 +77,8 @@ def seconds_of(recording: Path) -> float:
     import soundfile
 
     try:
-        return soundfile.info(recording).duration
+        with recording.open("rb") as raw, soundfile.SoundFile(raw.fileno(), closefd=False) as stream:
+            return stream.frames / stream.samplerate
     except (soundfile.LibsndfileError, RuntimeError, OSError):
         return 0.0
 
@@ -100,6 +102,7 @@ class OpenSmileSet:
             sampling_rate=SAMPLING_RATE,
         )
         self.num_features = self._smile.num_features
+        warnings.filterwarnings("ignore", "Segment too short", UserWarning)  # `features_of` says it by None
 
     def batches(self, clips: Sequence[Clip], size: int) -> list[list[Clip]]:
         """`size` clips a task; they gain nothing from each other."""
@@ -111,8 +114,6 @@ class OpenSmileSet:
 
     def features_of(self, signals: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float64] | None]:
         """For each signal, as from `read_signal`, float64 (1, D), or None where it is too short."""
-        # What is None says it. Not by `catch_warnings`, which is not for threads.
-        warnings.filterwarnings("ignore", "Segment too short", UserWarning)
         found = [self._smile.process_signal(signal, SAMPLING_RATE).to_numpy(dtype=np.float64) for signal in signals]
         return [None if np.isnan(features).all() else features for features in found]
 
@@ -139,6 +140,7 @@ class EncoderSet:
             raise UserError(
                 f"{folder}: an encoder needs the package transformers: `pip install transformers`."
             ) from None
+        warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)  # WavLM's affair
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         try:
@@ -146,7 +148,7 @@ class EncoderSet:
             model, told = transformers.AutoModel.from_pretrained(
                 folder, local_files_only=True, output_loading_info=True
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except Exception as error:  # whatever its loaders raise over a damaged file
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise UserError(f"{folder}: no encoder that transformers can load ({reason}).") from None
         lacking = sorted(set(told["missing_keys"]) - {MAY_LACK})
@@ -200,7 +202,6 @@ class EncoderSet:
             return [self._pool([signal])[0] for signal in signals]
         import torch
 
-        warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)  # WavLM's affair
         lengths = torch.tensor([len(signal) for signal in signals])
         frames = self._model._get_feat_extract_output_lengths(lengths).tolist()
         if min(frames) < 1:

@@ -28,6 +28,7 @@ from runtime import UserError
 if TYPE_CHECKING:
     from tools.feature_sets import Clip
 
+SHORTEST_SEGMENT = 0.1  # seconds; openSMILE needs about half of it
 BLOCK = 256  # clips that pass through the networks together, and that a killed run loses at most
 
 
@@ -85,8 +86,8 @@ def _seconds(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, found {text}")
+    if not (math.isfinite(value) and value >= SHORTEST_SEGMENT):
+        raise argparse.ArgumentTypeError(f"expected a number of seconds, at least {SHORTEST_SEGMENT}, found {text}")
     return value
 
 
@@ -273,7 +274,7 @@ class Progress:
             for line in self.file.read_text(encoding="utf-8").splitlines() if self.file else ():
                 block = json.loads(line)
                 self.done[block["key"]] = block
-        if self.done:
+        if self.file and self.file.exists():
             runtime.write_text(self.file, "".join(json.dumps(block) + "\n" for block in self.done.values()))
 
     def add(self, block: dict) -> None:
@@ -314,9 +315,9 @@ def predict(
 
 
 def _state(clip: Clip) -> tuple:
-    """What a clip's prediction depends on, its name aside."""
+    """What tells a clip from every other, and from itself before a change."""
     state = clip.recording.stat()
-    return clip.start, clip.stop, state.st_size, state.st_mtime_ns
+    return str(clip.recording.absolute()), clip.start, clip.stop, state.st_size, state.st_mtime_ns
 
 
 def _times(clip: Clip, segment: float | None) -> list[str]:
@@ -332,10 +333,12 @@ def main(args: argparse.Namespace) -> int:
     """Predict, write, name what could not be used."""
     import csv
 
-    table = None if args.out == "-" else Path(args.out)
+    clips = find_clips(args.inputs, args.segment)
+    table = None if args.out == "-" else runtime.output_file(args.out)
     if table:
         runtime.prepare_folder(table.parent)
-    clips = find_clips(args.inputs, args.segment)
+        if table.resolve() in {path.resolve() for path in (*args.model, *(clip.recording for clip in clips))}:
+            raise UserError(f"--out {args.out}: is one of the inputs; give another name.")
     predictor = load_predictor(args)
     header = ["FileName", *(["start", "end"] if args.segment else []), *(f"Emo{name}" for name in predictor.regressors)]
     progress = Progress(table)

@@ -319,16 +319,13 @@ def link_recordings(folder: Path, names, recordings, copy: bool) -> None:
 
 def hours_of(recordings) -> tuple[float, int]:
     """(hours of those recordings that can be read, number of those that can't)."""
-    import soundfile
     from tqdm import tqdm
 
-    seconds, unreadable = 0.0, 0
-    for recording in tqdm(recordings, "lengths", unit="file", leave=False, delay=0.5, disable=None):
-        try:
-            seconds += soundfile.info(recording).duration
-        except (soundfile.LibsndfileError, RuntimeError):
-            unreadable += 1
-    return seconds / 3600, unreadable
+    from tools.feature_sets import seconds_of
+
+    bar = tqdm(recordings, "lengths", unit="file", leave=False, delay=0.5, disable=None)
+    lengths = [seconds_of(recording) for recording in bar]
+    return sum(lengths) / 3600, lengths.count(0)
 
 
 def histogram(labels) -> list[str]:
@@ -406,6 +403,9 @@ def main(args: argparse.Namespace) -> None:
     if args.split_by_speaker:
         table["Split_Set"] = corpora.split_by_speaker(table, args.split_by_speaker, args.seed, args.source)
     table.loc[table["Split_Set"] == "", "Split_Set"] = "Test1"
+    if args.norm_dir and "Train" not in set(table["Split_Set"]):
+        raise UserError("--norm-dir: no rows in split Train to make norm terms of; leave it out, or give the splits.")
+    kind = None if args.no_features else open_set(args.feature_set, args.device)
     out = args.out or args.source
     if args.out:
         if ratings is not None:
@@ -423,16 +423,16 @@ def main(args: argparse.Namespace) -> None:
     if scale != utils.LABEL_RANGE:
         print(f"labels {scale[0]:g}..{scale[1]:g} brought to 1..7 linearly")
     print("\n".join([*summary(table), *arousal_check(table)]))
-    if not args.no_features:
+    if kind:
         audio = out / "Audios" if args.out else corpora.podcast_audio(args.source)
-        feature_dir = utils.feature_folder(out, open_set(args.feature_set, args.device).name)
+        feature_dir = utils.feature_folder(out, kind.name)
         made = extract_folder(audio, feature_dir, args.feature_set, args.workers, args.device)
         tell(made, feature_dir)
     if args.norm_dir:
         import norm_para
 
         argv = ["--corpus", out, "--norm-dir", args.norm_dir, "--workers", args.workers]
-        argv += [] if args.no_features else ["--features", feature_dir]
+        argv += ["--features", feature_dir] if kind else []
         argv += ["--skip-missing"] if args.skip_missing else []
         norm_para.main(norm_para.get_args_parser().parse_args([str(value) for value in argv]))
 
