@@ -60,6 +60,7 @@ def main(args: argparse.Namespace) -> None:
         checkpoint, corpus.num_features, args.num_clusters, args.emo_attr, corpus.feature_set
     )
     runtime.tell_if_unfinished(checkpoint)
+    corpus.tell_if_other_terms(checkpoint, info)
     utils.make_output_folders(args.metric_dir, args.cache_dir)
     with runtime.first_rank_first():
         train = corpus.load("Train")

@@ -245,12 +245,14 @@ def load_regressor(path: Path, num_features: int, emo_attr: str = "", feature_se
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"{path}: no such regressor. Run training_Curriculum.py -emo {emo_attr or 'Val'} with the same --model-dir "
-            "and --order first."
+            f"{path}: no such regressor. training_Curriculum.py writes them, as "
+            "SimpleEmoRegressor_DeepMI@_Val.pt.tar in its --model-dir."
         )
     state = runtime.load_tensors(path)
     if not isinstance(state, dict):
         raise UserError(f"{path}: expected the state dict of a curriculum regressor, found {type(state).__name__}.")
+    if "state_dict" in state:
+        raise UserError(f"{path}: a DeepEmoCluster, not a regressor; those are called SimpleEmoRegressor_....")
     info = (getattr(state, "_metadata", None) or {}).get("", {}).get(INFO_KEY, {})
     _refuse_attribute(path, info, emo_attr)
     _refuse_set(path, info, feature_set)
@@ -272,12 +274,14 @@ def _refuse_attribute(path: Path, info: dict, emo_attr: str) -> None:
 
 
 def _refuse_set(path: Path, info: dict, feature_set: str) -> None:
-    common_feature_set({"the corpus (by its features or norm terms)": feature_set, path: info.get("feature_set", "")})
+    common_feature_set({"what is given by --features and --norm-dir": feature_set, path: info.get("feature_set", "")})
 
 
 def _refuse_width(path: Path, found: int, expected: int) -> None:
     if found != expected:
-        raise UserError(f"{path}: made for {found} features, the corpus (by its norm terms) has {expected}.")
+        raise UserError(
+            f"{path}: made for {found} features, the norm terms in use are of {expected}; name its own with --norm-dir."
+        )
 
 
 def _with_weights(

@@ -29,6 +29,8 @@ def main(args: argparse.Namespace) -> None:
     corpus = utils.find_corpus(args.corpus, args.labels, args.features)
     train = utils.select_split(utils.read_labels(corpus.labels), "Train", corpus.labels)
     utils.make_output_folders(args.norm_dir)
+    feature_set = features.read_feature_set(corpus.features)
+    features.common_feature_set({args.norm_dir: features.read_feature_set(args.norm_dir), corpus.features: feature_set})
     names = utils.present_utterances(corpus, train["FileName"].tolist(), args.skip_missing)
     train = train[train["FileName"].isin(set(names))]
     labels = {
@@ -40,7 +42,6 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"{corpus.labels}: no attribute has labels; expected EmoAct, EmoDom or EmoVal.")
 
     mean, std = features.feature_moments(features.feature_paths(corpus.features, sorted(names)), args.workers)
-    feature_set = features.read_feature_set(corpus.features)
     written = utils.write_feature_norm(args.norm_dir, mean, std, feature_set)
     print(f"{len(names)} training utterances of {mean.size} features, {int((std == 0).sum())} of them constant.")
     for attribute, values in labels.items():

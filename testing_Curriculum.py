@@ -151,7 +151,7 @@ def label_scale(labels: Path, asked: tuple[float, float] | None) -> tuple[tuple[
     if asked not in (None, prepared, utils.LABEL_RANGE):
         raise runtime.UserError(
             f"{labels}: prepared from labels of {prepared[0]:g}..{prepared[1]:g}, on 1..7 now; --label-scale says "
-            f"{asked[0]:g}..{asked[1]:g}. Leave it out."
+            f"{asked[0]:g}..{asked[1]:g}. Leave it out; among several corpora give a pair each, 1 7 for this one."
         )
     return utils.LABEL_RANGE, prepared
 
@@ -200,9 +200,13 @@ def test_on(test: TestCorpus, model_file: Path, device, precision: str, args: ar
 
     corpus, data, (low, high) = test.corpus, test.data, test.scale
     model, info = load_regressor(model_file, corpus.num_features, args.emo_attr, corpus.feature_set)
+    corpus.tell_if_other_terms(model_file, info)
     asked = {"epoch": args.epoch, "batch_size": args.batch_size}
     if info and asked != {name: info[name] for name in asked}:
-        print(f"note: {model_file} was trained with -ep {info['epoch']} -batch {info['batch_size']}.")
+        print(
+            f"note: {model_file} was trained with -ep {info['epoch']} -batch {info['batch_size']}; the test does not "
+            "depend on what is given here."
+        )
     (z,) = in_batches(model.to(device), model, Rows(data.rows, device, precision), precision)
     prediction = utils.in_label_units(z.cpu().numpy(), corpus.label_norm, model_file)
     ccc = metrics.concordance_cc(data.labels, prediction)
@@ -227,7 +231,10 @@ def test_on(test: TestCorpus, model_file: Path, device, precision: str, args: ar
     write_result(files[0], result)
     runtime.write_text(files[1], rows.to_csv(index=False))
 
-    print("Recognition performance for the MSP-Podcast Test set:")
+    if len(args.corpus or ()) > 1:
+        print(f"\n{test.name}, split {test.split}:")
+    else:
+        print("Recognition performance for the MSP-Podcast Test set:")
     print(f"{args.emo_attr} (CCC): {ccc:.3f}")
     print(interval_line)
     print(f"{result['n']} utterances of {result['corpus']}, split {test.split}")

@@ -171,7 +171,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"note: -ep {args.epoch} ends within the curriculum, at {last} of {len(train.names)} Train utterances.")
 
     def write_outputs() -> None:
-        save_regressor(target, run.best["weights"], run.facts() | {"metric": metric, "feature_set": corpus.feature_set})
+        save_regressor(target, run.best["weights"], run.facts() | corpus.facts() | {"metric": metric})
         plots.draw_curriculum_run(run.history, run.picture, target.name)
 
     def make_state() -> dict:

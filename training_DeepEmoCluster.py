@@ -195,8 +195,8 @@ def validation_loss(learner: Learner, part: Part) -> float:
     return runtime.from_first_rank(lambda: 1 - concordance_cc(part.targets.cpu().numpy(), predictions[0].cpu().numpy()))
 
 
-def load_parts(args: argparse.Namespace, device) -> tuple[dict[str, Part], dict[str, str], str]:
-    """The Train, Validation and (unless its size is 0) unlabeled parts, digests of what they hold, feature set."""
+def load_parts(args: argparse.Namespace, device) -> tuple[dict[str, Part], dict[str, str], dict]:
+    """The Train, Validation and (unless its size is 0) unlabeled parts, digests of them, facts for the checkpoint."""
     import torch
 
     import features
@@ -206,7 +206,7 @@ def load_parts(args: argparse.Namespace, device) -> tuple[dict[str, Part], dict[
     if args.unlabeled_size and args.unlabeled is None:
         raise runtime.UserError(utils.NO_UNLABELED)
     corpus = arguments.open_corpus(args)
-    parts, keys, feature_set = {}, {}, corpus.feature_set
+    parts, keys, facts = {}, {}, corpus.facts()
     for split in ("Train", "Validation"):
         data = corpus.load(split)
         rows = Rows(data.rows, device, args.precision)
@@ -214,8 +214,8 @@ def load_parts(args: argparse.Namespace, device) -> tuple[dict[str, Part], dict[
         keys[split] = data.key
     if args.unlabeled_size:
         paths = utils.draw_unlabeled(args.unlabeled, args.unlabeled_size, args.seed)
-        feature_set = features.common_feature_set(
-            {args.norm_dir: feature_set, paths.folder: features.read_feature_set(paths.folder)}
+        facts["feature_set"] = features.common_feature_set(
+            {args.norm_dir: corpus.feature_set, paths.folder: features.read_feature_set(paths.folder)}
         )
         packed = features.pack_features(
             paths.folder, paths.names, *corpus.feature_norm, args.cache_dir, args.workers, "unlabeled"
@@ -228,7 +228,7 @@ def load_parts(args: argparse.Namespace, device) -> tuple[dict[str, Part], dict[
                 f"-nc {args.num_clusters}: more clusters than the {len(parts[name].names)} utterances of {name}; ask "
                 "for fewer."
             )
-    return parts, keys, feature_set
+    return parts, keys, facts
 
 
 def train_epoch(learner: Learner, parts: dict[str, Part], args: argparse.Namespace, epoch: int, previous) -> tuple:
@@ -282,7 +282,7 @@ def main(args: argparse.Namespace) -> None:
     checkpoint = utils.ssl_checkpoint(args.model_dir, args.epoch, args.batch_size, args.num_clusters, args.emo_attr)
     utils.make_output_folders(args.model_dir, args.cache_dir)
     with runtime.first_rank_first():
-        parts, keys, feature_set = load_parts(args, device)
+        parts, keys, facts = load_parts(args, device)
         counts = {name: len(part.names) for name, part in parts.items()}
         details = {"corpus": str(args.corpus), "counts": counts, "device": str(device), "ranks": runtime.num_ranks()}
         run = runtime.TrainingRun(checkpoint, arguments.chosen(args, "num_clusters"), keys, details, args.resume)
@@ -306,7 +306,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"{sizes} utterances of {num_features} features, on {device}")
 
     def write_outputs() -> None:
-        save_ssl_checkpoint(checkpoint, run.best["weights"], run.facts() | {"feature_set": feature_set})
+        save_ssl_checkpoint(checkpoint, run.best["weights"], run.facts() | facts)
         plots.draw_ssl_run(run.history, run.picture, checkpoint.name)
 
     def make_state() -> dict:

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 import features
-from runtime import UserError, prepare_folder, read_json_object, read_text
+from runtime import UserError, digest, prepare_folder, read_json_object, read_text
 
 FEATURE_FOLDER = Path("Features/OpenSmile_func_IS13ComParE/feat_mat")
 PREPARED_LABELS, PREPARED_MARK = "labels_consensus.csv", "prepared.json"  # what tools.prepare_corpus writes
@@ -591,6 +591,11 @@ def read_label_norm(norm_dir: Path, emo_attr: str) -> tuple[float, float]:
     return float(mean[0]), float(std[0])
 
 
+def norm_key(feature_norm: tuple, label_norm: tuple[float, float]) -> str:
+    """Digest of the norm terms that a network works with; networks remember it."""
+    return digest(*(terms.tobytes() for terms in feature_norm), label_norm)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Labels and features together
 
@@ -704,6 +709,15 @@ class LabeledCorpus:
     def num_features(self) -> int:
         """D, by the norm terms."""
         return self.feature_norm[0].size
+
+    def facts(self) -> dict:
+        """What a network that is trained on this corpus should remember of it."""
+        return {"feature_set": self.feature_set, "norm_terms": norm_key(self.feature_norm, self.label_norm)}
+
+    def tell_if_other_terms(self, source: object, info: dict) -> None:
+        """Print a note where the network in `source`, by what was saved with it, was trained with other norm terms."""
+        if info.get("norm_terms", self.facts()["norm_terms"]) != self.facts()["norm_terms"]:
+            print(f"note: {source} was trained with other norm terms than those used here; the figures follow these.")
 
     def select(self, split: str) -> pd.DataFrame:
         """The label rows of a split; raises `UserError` where there is no such split."""

@@ -107,6 +107,15 @@ def test_flags_that_do_not_fit_the_corpora(other):
     assert not list((other.folder / "results").iterdir())
 
 
+def test_norm_terms_of_another_corpus_are_told(other):
+    assert "other norm terms" not in score(other, "--corpus", "corpus")[1]
+    assert other.run("norm_para", "--corpus", "ready")[0] == 0  # into the NormTerm of the training
+    code, out, _ = score(other, "--corpus", "corpus")
+    assert code == 0 and f"{other.regressor.name} was trained with other norm terms" in out
+    code, out, _ = other.stage(2)
+    assert code == 0 and "was trained with other norm terms" in out
+
+
 def mark(bench, name):
     for folder in (bench.corpus / utils.FEATURE_FOLDER, bench.folder / "corpus_unlabeled"):
         features.write_feature_set(folder, name)
@@ -121,6 +130,10 @@ def test_norm_terms_and_checkpoints_remember_the_feature_set(bench):
     mark(bench, "setB")
     for number in range(1, 5):
         bench.refuses(bench.stage(number), "setA", "setB", "NormTerm")
+    before = (bench.folder / "NormTerm/feat_norm_means.mat").read_bytes()
+    bench.refuses(bench.stage(0), "setA", "setB", "NormTerm")  # nor does it write over what another set needs
+    assert (bench.folder / "NormTerm/feat_norm_means.mat").read_bytes() == before
+    shutil.rmtree(bench.folder / "NormTerm")
     assert bench.stage(0)[0] == 0
     for number, checkpoint in ((2, bench.ssl_checkpoint), (4, bench.regressor)):
         bench.refuses(bench.stage(number), f"{checkpoint.name}: of the feature set setA", "setB")

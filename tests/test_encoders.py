@@ -101,7 +101,7 @@ def test_what_is_no_encoder_is_refused(audio, tmp_path, bench):
 
     weights = load_file(maimed / "model.safetensors")
     save_file({key: weights[key] for key in weights if "layers.1." not in key}, maimed / "model.safetensors")
-    for folder, words in (("empty", "no encoder"), ("other_rate", "8000 Hz"), ("maimed", "weights of")):
+    for folder, words in (("empty", "no config.json"), ("other_rate", "8000 Hz"), ("maimed", "weights of")):
         bench.refuses(bench.run("tools.extract_features", audio, tmp_path / "mat", "--set", tmp_path / folder), words)
     whole = (save_encoder(tmp_path / "cut") / "model.safetensors").read_bytes()
     (tmp_path / "cut/model.safetensors").write_bytes(whole[: len(whole) // 2])

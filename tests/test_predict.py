@@ -219,6 +219,14 @@ def test_bad_arguments_are_refused(models):
     assert code == 2 and "at least 0.1" in err
 
 
+def test_norm_terms_that_a_regressor_was_not_trained_with_are_refused(models):
+    terms = utils.read_feature_norm("NormTerm"), utils.read_label_norm("NormTerm", "Val")
+    save(models.folder, "Val", {"emo_attr": "Val", "feature_set": SET, "norm_terms": utils.norm_key(*terms)})
+    assert run(models, "clips", attributes=("Val",))[0] == 0
+    utils.write_label_norm(models.folder / "NormTerm", "Val", 3.0, 0.9)
+    models.refuses(run(models, "clips", attributes=("Val",)), "NormTerm: not the norm terms", "--norm-dir")
+
+
 def test_nothing_but_a_table_is_written_over(models):
     recording = models.folder / "clips/1.wav"
     before = recording.read_bytes()

@@ -72,6 +72,15 @@ def test_what_would_fail_late_is_refused_before_anything_is_written(table, bench
     assert not (table.parent / "out").exists()
 
 
+def test_other_flags_do_not_replace_what_was_prepared(table, bench):
+    assert bench.run(TOOL, *csv_argv(table, "--split-column", "part"))[0] == 0
+    before = (table.parent / "out/Labels/labels_consensus.csv").read_bytes()
+    bench.refuses(bench.run(TOOL, *csv_argv(table)), "split_column part there, None now", "Name another --out")
+    bench.refuses(bench.run(TOOL, *csv_argv(table, "--split-column", "part", "--flip-arousal")), "flip_arousal")
+    assert (table.parent / "out/Labels/labels_consensus.csv").read_bytes() == before
+    assert bench.run(TOOL, *csv_argv(table, "--split-column", "part", "--workers", 1, "--copy"))[0] == 0
+
+
 def test_norm_terms_can_be_made_at_once(table, bench):
     argv = [*csv_argv(table)[:-1], "--split-column", "part", "--set", "eGeMAPSv02"]
     assert bench.run(TOOL, *argv, "--norm-dir", "at_once")[0] == 0
@@ -226,7 +235,7 @@ def test_msp_improv_as_distributed_and_its_arousal_turned_round(tmp_path, bench,
     angry = found.loc["MSP-IMPROV-S01A-F01-P-FM01.wav"]
     assert angry[["EmoAct", "EmoVal", "EmoDom", "SpkrID"]].tolist() == ["1.75", "2.5", "4", "F01"]
     assert found.loc["MSP-IMPROV-S02A-M03-R-FM02.wav", ["EmoDom", "SpkrID", "Gender"]].tolist() == ["", "M03", "Male"]
-    code, out, _ = bench.run(TOOL, *argv, "--flip-arousal")
+    code, out, _ = bench.run(TOOL, *argv, "--flip-arousal", "--replace")
     assert code == 0 and "seems to run" not in out
     assert labels(tmp_path / "out").loc["MSP-IMPROV-S01A-F01-P-FM01.wav", "EmoAct"] == "6.25"
     ratings = utils.read_detailed_labels(tmp_path / "out/Labels/labels_detailed.csv")

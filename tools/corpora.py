@@ -185,7 +185,10 @@ def split_by_speaker(table: pd.DataFrame, fractions: Sequence[float], seed: int,
         raise UserError(f"--split-by-speaker {wanted}: expected three positive fractions that sum to 1.")
     unknown = int((table["SpkrID"] == utils.UNKNOWN_SPEAKER).sum())
     if unknown:
-        raise UserError(f"{source}: {unknown} of {len(table)} rows have no speaker, so no split by speaker is safe.")
+        raise UserError(
+            f"{source}: {unknown} of {len(table)} rows have no speaker, so no split by speaker is safe; a table's "
+            "speakers are named by --speaker-column."
+        )
     speakers = sorted(set(table["SpkrID"]))
     if len(speakers) < len(fractions):
         raise UserError(f"{source}: {len(speakers)} speakers; a split by speaker into three needs three.")

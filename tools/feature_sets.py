@@ -143,6 +143,9 @@ class EncoderSet:
         warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)  # WavLM's affair
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
+        for file in ("config.json", "preprocessor_config.json"):
+            if not (folder / file).is_file():
+                raise UserError(f"{folder}: no {file} in it; expected an encoder as transformers saves it.")
         try:
             self._prepare = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
             model, told = transformers.AutoModel.from_pretrained(
@@ -243,7 +246,8 @@ def open_set(feature_set: str, device: str = "auto") -> OpenSmileSet | EncoderSe
     if Path(feature_set).is_dir():
         return EncoderSet(Path(feature_set), choose_device(device))
     raise UserError(
-        f"--set {feature_set}: no folder of an encoder, and no openSMILE feature set; those are {', '.join(names)}."
+        f"--set {feature_set}: no folder of an encoder (nothing is downloaded), and no openSMILE feature set; those "
+        f"are {', '.join(names)}."
     )
 
 

@@ -61,7 +61,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("NormTerm"),
         metavar="DIR",
-        help="folder of the z-norm terms that the regressors were trained with",
+        help="folder of the z-norm terms that the regressors, all of one corpus and feature set, were trained with",
     )
     parser.add_argument(
         "--segment",
@@ -215,10 +215,15 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
         regressor, info = load_regressor(file, feature_norm[0].size)
         runtime.tell_if_unfinished(file)
         attribute = attribute_of(file, info)
+        sets[file] = info.get("feature_set", "")
+        terms = utils.norm_key(feature_norm, utils.read_label_norm(args.norm_dir, attribute))
+        if info.get("norm_terms", terms) != terms:
+            raise UserError(
+                f"{args.norm_dir}: not the norm terms that {file} was trained with; name its by --norm-dir."
+            )
         if attribute in files:
             raise UserError(f"{files[attribute]} and {file} both predict {attribute}; give one of them.")
         regressors[attribute], files[attribute] = regressor.to(device), file
-        sets[file] = info.get("feature_set", "")
     known = features.common_feature_set(sets)
     asked = args.feature_set or known or "IS13"
     if known and not args.feature_set and re.fullmatch(r".+-[0-9a-f]{12}", known):

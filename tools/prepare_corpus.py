@@ -22,6 +22,10 @@ from pathlib import Path
 import arguments
 from runtime import UserError, prepare_folder, write_atomically, write_text
 
+# Flags that do not change what the labels are
+OTHER_FLAGS = (
+    "out", "audio", "skip_missing", "replace", "copy", "feature_set", "no_features", "norm_dir", "workers", "device",
+)  # fmt: skip
 BAR = 40  # characters of the longest bar of a histogram
 
 
@@ -143,6 +147,7 @@ def _add_flip(parser: argparse.ArgumentParser) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(flip_arousal=False, split_by_speaker=None, seed=None)  # where the kind has no such flag
     parser.add_argument("--skip-missing", action="store_true", help="leave out rows without a recording")
+    parser.add_argument("--replace", action="store_true", help="replace labels that were prepared with other flags")
     parser.add_argument("--copy", action="store_true", help="copy the recordings instead of linking to them")
     parser.add_argument(
         "--set",
@@ -266,19 +271,33 @@ def bring_to_range(table, scale: tuple[float, float], flip: bool, source: object
     return table
 
 
-def write_corpus(out: Path, table, ratings, mark: dict, copy: bool) -> None:
+def write_corpus(out: Path, table, ratings, mark: dict, copy: bool, replace: bool) -> None:
     """Labels, links to the recordings, and the mark that says what they were made from.
 
+    Args:
+        out: the corpus.
+        table: consensus labels on 1..7, with the recordings.
+        ratings: the single raters' labels, or None.
+        mark: what decides on the labels.
+        copy: whether to copy the recordings.
+        replace: whether labels made with other flags may be replaced.
+
     Raises:
-        UserError: the folder holds a corpus that this tool did not prepare, or can't be written.
+        UserError: the folder holds a corpus that this tool did not prepare, or with other flags; or can't be written.
     """
     import utils
+    from runtime import read_json_object
     from tools import corpora
 
     labels = out / "Labels"
     mark_file = labels / utils.PREPARED_MARK
     if labels.is_dir() and any(labels.iterdir()) and not mark_file.is_file():
         raise UserError(f"{labels}: holds labels that this tool did not write; name another --out.")
+    before = read_json_object(mark_file) if mark_file.is_file() else mark
+    changed = [name for name in sorted({*before, *mark}) if before.get(name) != mark.get(name)]
+    if changed and not replace:
+        told = "; ".join(f"{name} {before.get(name)} there, {mark.get(name)} now" for name in changed)
+        raise UserError(f"{labels}: prepared with other flags ({told}). Name another --out, or add --replace.")
     prepare_folder(labels)
     link_recordings(prepare_folder(out / "Audios"), table["FileName"], table["audio"], copy)
     more = [column for column in table.columns if column.endswith(("_n", "_std"))]
@@ -384,7 +403,9 @@ def arousal_check(table) -> list[str]:
         means[emotion] = values.mean()
     lines = [", ".join(f"mean arousal of {emotion} {mean:.2f}" for emotion, mean in means.items())]
     if means["anger"] < means["sadness"]:
-        lines.append("warning: so arousal seems to run from high to low here; if it does, add --flip-arousal.")
+        lines.append(
+            "warning: so arousal seems to run from high to low here; if it does, add --flip-arousal --replace."
+        )
     return lines
 
 
@@ -410,15 +431,10 @@ def main(args: argparse.Namespace) -> None:
     if args.out:
         if ratings is not None:
             ratings = bring_to_range(ratings, scale, args.flip_arousal, args.source)
-        mark = {
-            "kind": args.kind,
-            "source": str(args.source),
-            "label_scale": list(scale),
-            "flip_arousal": args.flip_arousal,
-            "split_by_speaker": args.split_by_speaker,
-            "seed": args.seed,
-        }
-        write_corpus(args.out, table, ratings, mark, args.copy)
+        mark = {name: value for name, value in vars(args).items() if name not in OTHER_FLAGS}
+        mark |= {"label_scale": list(scale), "source": str(args.source.resolve())}
+        mark = json.loads(json.dumps(mark, default=str))
+        write_corpus(args.out, table, ratings, mark, args.copy, args.replace)
         print(f"wrote {args.out / 'Labels'} and {args.out / 'Audios'}")
     if scale != utils.LABEL_RANGE:
         print(f"labels {scale[0]:g}..{scale[1]:g} brought to 1..7 linearly")
