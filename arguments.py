@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import signal
 import sys
@@ -130,7 +129,9 @@ def open_corpus(args: argparse.Namespace, scale: tuple[float, float] = (1.0, 7.0
 
 def refuse_label_scale(low: float, high: float) -> None:
     """Raise `UserError` where a --label-scale is no range of labels."""
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    import utils
+
+    if not utils.is_label_scale(low, high):
         raise UserError(f"--label-scale {low:g} {high:g}: expected two numbers, the lowest label first.")
 
 
@@ -220,15 +221,19 @@ def add_metric_dir_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_compute_arguments(parser: argparse.ArgumentParser, seed_help: str) -> None:
-    """--device, --precision, --seed, --cache-dir."""
-    group = parser.add_argument_group("computing")
-    group.add_argument(
+def _add_device(parser: argparse._ActionsContainer, computes: str) -> None:
+    parser.add_argument(
         "--device",
         default="auto",
         metavar="auto|cpu|cuda[:N]|mps",
-        help="where to compute; auto takes a GPU if there is one",
+        help=f"where {computes}; auto takes a GPU if there is one",
     )
+
+
+def add_compute_arguments(parser: argparse.ArgumentParser, seed_help: str) -> None:
+    """--device, --precision, --seed, --cache-dir."""
+    group = parser.add_argument_group("computing")
+    _add_device(group, "to compute")
     group.add_argument(
         "--precision",
         choices=("fp32", "bf16"),
@@ -248,12 +253,7 @@ def add_compute_arguments(parser: argparse.ArgumentParser, seed_help: str) -> No
 def add_extraction_arguments(parser: argparse.ArgumentParser, computes: str) -> None:
     """--workers, --device of a tool that makes features from recordings; `computes` says what is on the device."""
     parser.add_argument("--workers", type=positive_int, default=cpu_count(), metavar="N", help="clips at a time")
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="auto|cpu|cuda[:N]|mps",
-        help=f"where {computes}; auto takes a GPU if there is one",
-    )
+    _add_device(parser, computes)
 
 
 def add_resume_argument(parser: argparse.ArgumentParser) -> None:

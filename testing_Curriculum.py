@@ -102,7 +102,7 @@ class TestCorpus:
     """One corpus to test on.
 
     Attributes:
-        name: the corpus' folder, distinct from those of the others.
+        name: as from `distinct_names`.
         corpus: the opened corpus.
         data: the rows of the split.
         split: which rows.
@@ -119,8 +119,13 @@ class TestCorpus:
 
 
 def distinct_names(corpora: list) -> list[str]:
-    """A name for each corpus: its folder, with the one above where two are alike, numbered where that does not help."""
-    paths = [folder.resolve() if folder else Path() for folder in corpora]
+    """A name for each of several corpora, empty for a single one.
+
+    That is its folder, with the one above where two are alike, and a number where that does not help.
+    """
+    if len(corpora) == 1:
+        return [""]
+    paths = [folder.resolve() for folder in corpora]
     names = [path.name for path in paths]
     if len(set(names)) < len(names):
         names = ["_".join(path.parts[-2:]).strip("/") for path in paths]
@@ -225,13 +230,13 @@ def test_on(test: TestCorpus, model_file: Path, device, precision: str, args: ar
         "checkpoint": str(model_file),
         "training": info,
     }
-    stem = model_file.name.removesuffix(".pt.tar") + (f"_{test.name}" if len(args.corpus or ()) > 1 else "")
+    stem = model_file.name.removesuffix(".pt.tar") + (f"_{test.name}" if test.name else "")
     files = [args.results_dir / f"{stem}_{test.split}{ending}" for ending in (".json", ".csv")]
     rows = pd.DataFrame({"FileName": data.names, "label": data.labels, "prediction": prediction})
     write_result(files[0], result)
     runtime.write_text(files[1], rows.to_csv(index=False))
 
-    if len(args.corpus or ()) > 1:
+    if test.name:
         print(f"\n{test.name}, split {test.split}:")
     else:
         print("Recognition performance for the MSP-Podcast Test set:")
@@ -260,10 +265,10 @@ def table_of(tests: list[TestCorpus], results: list[dict]) -> list[str]:
     ]
     for test, result in zip(tests, results):
         scale = f"{test.scale[0]:g}..{test.scale[1]:g}"
-        interval_text = " .. ".join(map(number, result["interval_95"]))
         scale += "" if scale == "1..7" else " to 1..7"
-        rows.append([test.name, test.split, f"{result['n']:,}", scale, str(test.norm_dir), number(result["ccc"])])
-        rows[-1].append(interval_text)
+        bounds = " .. ".join(map(number, result["interval_95"]))
+        count = f"{result['n']:,}"
+        rows.append([test.name, test.split, count, scale, str(test.norm_dir), number(result["ccc"]), bounds])
     widths = [max(map(len, column)) for column in zip(*rows)]
     rows.insert(1, ["-" * width for width in widths])
     return ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]

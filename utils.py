@@ -80,18 +80,16 @@ def find_corpus(root: Path | None, labels: Path | None = None, feature_dir: Path
     elif not labels.is_file():
         raise UserError(f"{labels}: no such label file.")
     if feature_dir is None:
-        feature_dir = _find_features(root)
-        if feature_dir is None:
-            others = [str(folder) for folder in _feature_folders(root)]
-            raise UserError(
-                f"{root / FEATURE_FOLDER}: no such folder. "
-                + (
-                    f"There are {', '.join(others)}: name one with --features DIR."
-                    if others
-                    else f"Make the features with `python -m tools.extract_features {root / 'Audios'} "
-                    f"{root / FEATURE_FOLDER}`, or name --features DIR."
-                )
+        found = _find_features(root)
+        if len(found) != 1:
+            advice = (
+                f"Make the features with `python -m tools.extract_features {root / 'Audios'} {root / FEATURE_FOLDER}`, "
+                "or name --features DIR."
             )
+            if found:
+                advice = f"There are {', '.join(map(str, found))}: name one with --features DIR."
+            raise UserError(f"{root / FEATURE_FOLDER}: no such folder. {advice}")
+        feature_dir = found[0]
     elif not feature_dir.is_dir():
         raise UserError(f"{feature_dir}: no such feature folder.")
     return Corpus(root, labels, feature_dir)
@@ -110,16 +108,10 @@ def _find_folder(root: Path, relative: Path) -> Path | None:
     return folder
 
 
-def _find_features(root: Path) -> Path | None:
-    """A corpus' feature folder: that of IS13, or the only one there is."""
-    found = [_find_folder(root, FEATURE_FOLDER)]
-    if found == [None]:
-        found = _feature_folders(root)
-    return found[0] if len(found) == 1 else None
-
-
-def _feature_folders(root: Path) -> list[Path]:
-    """Every `Features/*/feat_mat` of a corpus."""
+def _find_features(root: Path) -> list[Path]:
+    """A corpus' feature folder: that of IS13; where there is none, every `Features/*/feat_mat`."""
+    if known := _find_folder(root, FEATURE_FOLDER):
+        return [known]
     top = _find_folder(root, FEATURE_FOLDER.parent.parent)
     children = _folders(top) if top else []
     return [folder for child in children if (folder := _find_folder(child, Path(FEATURE_FOLDER.name)))]
@@ -161,6 +153,11 @@ def find_label_file(root: Path) -> Path:
     return found
 
 
+def is_label_scale(low: float, high: float) -> bool:
+    """Whether these can be the lowest and the highest possible label."""
+    return bool(np.isfinite([low, high]).all()) and low < high
+
+
 def prepared_scale(labels: Path) -> tuple[float, float] | None:
     """Lowest and highest label that a corpus had before tools.prepare_corpus brought its labels to 1..7.
 
@@ -176,7 +173,7 @@ def prepared_scale(labels: Path) -> tuple[float, float] | None:
         return None
     scale = read_json_object(mark).get("label_scale")
     numbers = isinstance(scale, list) and len(scale) == 2 and all(type(value) in (int, float) for value in scale)
-    if not (numbers and np.isfinite(scale).all() and scale[0] < scale[1]):
+    if not (numbers and is_label_scale(*scale)):
         raise UserError(f"{mark}: no label_scale in it; prepare the corpus again.")
     return float(scale[0]), float(scale[1])
 
@@ -507,7 +504,8 @@ def draw_unlabeled(root: Path, sample_num: int, seed: int) -> features.FeaturePa
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; --unlabeled (or DEEPMI_UNLABELED) names the unlabeled set.")
-    folder = _find_features(root) or root
+    found = _find_features(root)
+    folder = found[0] if len(found) == 1 else root
     entries = (entry.name for entry in os.scandir(folder))
     names = sorted(name for name in entries if name.endswith(".mat") and not name.startswith("."))
     if not names:
@@ -594,6 +592,11 @@ def read_label_norm(norm_dir: Path, emo_attr: str) -> tuple[float, float]:
 def norm_key(feature_norm: tuple, label_norm: tuple[float, float]) -> str:
     """Digest of the norm terms that a network works with; networks remember it."""
     return digest(*(terms.tobytes() for terms in feature_norm), label_norm)
+
+
+def has_other_terms(info: dict, key: str) -> bool:
+    """Whether a network, by what was saved with it, was trained with other norm terms than those of `norm_key`."""
+    return info.get("norm_terms", key) != key
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -716,7 +719,7 @@ class LabeledCorpus:
 
     def tell_if_other_terms(self, source: object, info: dict) -> None:
         """Print a note where the network in `source`, by what was saved with it, was trained with other norm terms."""
-        if info.get("norm_terms", self.facts()["norm_terms"]) != self.facts()["norm_terms"]:
+        if has_other_terms(info, norm_key(self.feature_norm, self.label_norm)):
             print(f"note: {source} was trained with other norm terms than those used here; the figures follow these.")
 
     def select(self, split: str) -> pd.DataFrame:

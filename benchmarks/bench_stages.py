@@ -291,6 +291,12 @@ def middle_of(runs: list[dict], seconds: str) -> dict:
     return sorted(runs, key=lambda run: run[seconds] * run["rate"])[len(runs) // 2]
 
 
+def middle_turn(bare: list[float], whole: list[float]) -> tuple[float, float]:
+    """The turn of the middle ratio, since the machine's speed moves; without the first, which loads openSMILE."""
+    turns = sorted(zip(bare[1:], whole[1:]), key=lambda turn: turn[0] / turn[1])
+    return turns[len(turns) // 2]
+
+
 def epoch_seconds(root: Path, pattern: str) -> list[float]:
     """Seconds of each epoch in a run's log."""
     (log,) = root.glob(f"Models/{pattern}.log.jsonl")
@@ -448,9 +454,7 @@ def bench_opensmile(root: Path) -> Iterator[list[str]]:
         begin = time.perf_counter()
         list(predict(predictor, named, settings, Progress(None)))
         predicting.append(time.perf_counter() - begin)
-    # The turn of the middle ratio, since the machine's speed moves; without the first, which loads openSMILE.
-    turns = sorted(zip(seconds[1][1:], seconds[cores][1:]), key=lambda turn: turn[0] / turn[1])
-    one, all_ = turns[len(turns) // 2]
+    one, all_ = middle_turn(seconds[1], seconds[cores])
     yield [
         f"openSMILE, {clips} clips of 3 s, {cores} at a time",
         f"{all_:.3g}",
@@ -460,8 +464,7 @@ def bench_opensmile(root: Path) -> Iterator[list[str]]:
         f"{one / all_ / cores:.2f}",
         "",
     ]
-    turns = sorted(zip(seconds[cores][1:], predicting[1:]), key=lambda turn: turn[0] / turn[1])
-    bare, whole = turns[len(turns) // 2]
+    bare, whole = middle_turn(seconds[cores], predicting)
     limit = f"{clips / bare:,.1f} clips/s"
     yield [
         "prediction of the same clips",

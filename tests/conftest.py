@@ -65,6 +65,12 @@ def read_rows(path: Path) -> list[list[str]]:
         return list(csv.reader(stream))
 
 
+def voice(seconds: float = 0.6, rate: int = 16000, pitch: float = 140.0) -> np.ndarray:
+    """A buzz with a vowel-like spectrum."""
+    time = np.arange(int(seconds * rate)) / rate
+    return 0.3 * sum(np.sin(2 * np.pi * pitch * k * time) / k for k in range(1, 12)) / 3
+
+
 @pytest.fixture(scope="session")
 def pristine_corpus(tmp_path_factory) -> Path:
     """A corpus nobody changes."""

@@ -8,6 +8,7 @@ import numpy as np
 import opensmile
 import pytest
 import soundfile
+from conftest import voice
 
 import features
 from runtime import UserError
@@ -15,12 +16,6 @@ from tools import extract_features as tool
 from tools import feature_sets
 
 RATE = 16000
-
-
-def voice(seconds=0.6, rate=RATE, pitch=140.0):
-    """A buzz with a vowel-like spectrum."""
-    time = np.arange(int(seconds * rate)) / rate
-    return 0.3 * sum(np.sin(2 * np.pi * pitch * k * time) / k for k in range(1, 12)) / 3
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import opensmile
 import pytest
 import soundfile
 import torch
+from conftest import voice
 
 import features
 import model
@@ -19,11 +20,6 @@ RATE = 16000
 SET = "eGeMAPSv02"
 
 
-def voice(pitch, seconds=0.5, rate=RATE):
-    time = np.arange(int(seconds * rate)) / rate
-    return 0.3 * sum(np.sin(2 * np.pi * pitch * k * time) / k for k in range(1, 12)) / 3
-
-
 @pytest.fixture
 def models(bench):
     """Regressors of arousal and valence with random weights, norm terms, and some recordings."""
@@ -31,8 +27,8 @@ def models(bench):
     audio = bench.folder / "clips"
     (audio / "sub").mkdir(parents=True)
     for number in range(5):
-        soundfile.write(audio / f"{number}.wav", voice(100 + 20 * number), RATE)
-    soundfile.write(audio / "sub" / "deep.flac", voice(230), RATE)
+        soundfile.write(audio / f"{number}.wav", voice(pitch=100 + 20 * number), RATE)
+    soundfile.write(audio / "sub" / "deep.flac", voice(pitch=230), RATE)
     for folder in ("NormTerm", "Models"):
         (bench.folder / folder).mkdir()
     rows = np.concatenate([smile.process_file(path).to_numpy(np.float64) for path in sorted(audio.glob("*.wav"))])
@@ -104,8 +100,8 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_predicted(models):
     bad = models.folder / "clips"
     (bad / "text.wav").write_text("no sound")
     (bad / "zero.wav").write_bytes(b"")
-    soundfile.write(bad / "short.wav", voice(100, 0.02), RATE)
-    soundfile.write(bad / "stereo.wav", np.column_stack([voice(150, rate=44100)] * 2), 44100)
+    soundfile.write(bad / "short.wav", voice(0.02), RATE)
+    soundfile.write(bad / "stereo.wav", np.column_stack([voice(pitch=150, rate=44100)] * 2), 44100)
     code, out, err = run(models, "clips", more=("--out", "new/p.csv"))
     assert code == 1 and "7 rows, 3 without prediction" in out
     for words in ("text.wav: not readable", "zero.wav: empty", "short.wav: too short (20 ms)"):
@@ -115,7 +111,7 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_predicted(models):
 
 
 def test_long_recordings_in_segments(models):
-    signal = np.concatenate([voice(110, 1.0), voice(180, 1.0), voice(240, 0.7)])
+    signal = np.concatenate([voice(1.0, pitch=110), voice(1.0, pitch=180), voice(0.7, pitch=240)])
     (models.folder / "long").mkdir()
     soundfile.write(models.folder / "long/a.wav", signal, RATE)
     soundfile.write(models.folder / "long/b.wav", signal[: int(1.4 * RATE)], RATE)
@@ -161,7 +157,7 @@ def test_a_killed_run_goes_on(models, monkeypatch):
 def test_another_recording_of_one_size_and_time_is_predicted_anew(models):
     for folder, pitch in (("first", 120), ("second", 210)):
         (models.folder / folder).mkdir()
-        soundfile.write(models.folder / folder / "x.wav", voice(pitch), RATE)
+        soundfile.write(models.folder / folder / "x.wav", voice(pitch=pitch), RATE)
         os.utime(models.folder / folder / "x.wav", (1e9, 1e9))
     run(models, "second", more=("--out", "expected.csv"))
     done = tool.Progress.end
@@ -189,7 +185,7 @@ def test_what_another_run_left_is_not_taken(models):
 
 def test_names_that_two_folders_share_become_paths(models):
     (models.folder / "other").mkdir()
-    soundfile.write(models.folder / "other/1.wav", voice(90), RATE)
+    soundfile.write(models.folder / "other/1.wav", voice(pitch=90), RATE)
     assert run(models, "clips", "other", "clips/2.wav")[0] == 0
     names = [row["FileName"] for row in read(models.folder / "predictions.csv")]
     assert len(names) == 7 and {"clips/1.wav", "other/1.wav"} <= set(names)

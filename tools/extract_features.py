@@ -218,8 +218,8 @@ def extract_folder(
     recordings = find_recordings(Path(audio_dir))
     kind = open_set(feature_set, device)
     _claim_folder(prepare_folder(Path(feature_dir)), kind.name, kind.num_features)
-    target = {recording: Path(feature_dir) / f"{recording.stem}.mat" for recording in recordings}
-    todo = {recording: file for recording, file in target.items() if not file.is_file()}
+    targets = ((recording, Path(feature_dir) / f"{recording.stem}.mat") for recording in recordings)
+    todo = {recording: target for recording, target in targets if not target.is_file()}
     summary = ExtractionSummary(kept=len(recordings) - len(todo))
     size = FILES_A_TASK if scheduler or workers > MOST_THREADS else 1
     if kind.alone:

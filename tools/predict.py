@@ -210,14 +210,15 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     device = runtime.choose_device(args.device)
     feature_norm = utils.read_feature_norm(args.norm_dir)
     sets = {args.norm_dir: features.read_feature_set(args.norm_dir)}
-    regressors, files = {}, {}
+    regressors, files, label_norm, terms = {}, {}, {}, {}
     for file in args.model:
         regressor, info = load_regressor(file, feature_norm[0].size)
         runtime.tell_if_unfinished(file)
         attribute = attribute_of(file, info)
         sets[file] = info.get("feature_set", "")
-        terms = utils.norm_key(feature_norm, utils.read_label_norm(args.norm_dir, attribute))
-        if info.get("norm_terms", terms) != terms:
+        label_norm[attribute] = utils.read_label_norm(args.norm_dir, attribute)
+        terms[attribute] = utils.norm_key(feature_norm, label_norm[attribute])
+        if utils.has_other_terms(info, terms[attribute]):
             raise UserError(
                 f"{args.norm_dir}: not the norm terms that {file} was trained with; name its by --norm-dir."
             )
@@ -236,10 +237,8 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
             "the set that the regressors were trained on with --set."
         )
     order = [attribute for attribute in arguments.ATTRIBUTES if attribute in files]
-    label_norm = {attribute: utils.read_label_norm(args.norm_dir, attribute) for attribute in order}
     regressors = {attribute: regressors[attribute] for attribute in order}
-    terms = [label_norm, *(term.tobytes() for term in feature_norm)]
-    key = runtime.digest(kind.name, *terms, *(files[attribute].read_bytes() for attribute in order))
+    key = runtime.digest(kind.name, terms, *(files[attribute].read_bytes() for attribute in order))
     return Predictor(regressors, files, label_norm, feature_norm, asked, device, key)
 
 
