@@ -481,6 +481,26 @@ def read_detailed_labels(path: Path) -> pd.DataFrame:
     return table[list(DETAILED_COLUMNS)]
 
 
+def rater_spread(path: Path, emo_attr: str) -> pd.Series:
+    """How far the raters of each utterance are apart.
+
+    Args:
+        path: labels_detailed, as for `read_detailed_labels`.
+        emo_attr: `Act`, `Dom` or `Val`.
+    Returns:
+        Standard deviation (population moments) of the ratings in their own unit, float64, indexed by file name; without
+        the utterances that fewer than two rated.
+    Raises:
+        UserError: as `read_detailed_labels`, or nobody rated this attribute.
+    Source: Lotfian & Busso, Interspeech 2018, for its use as a curriculum.
+    """
+    ratings = read_detailed_labels(path).groupby("FileName")[f"Emo{emo_attr}"]
+    spread = ratings.std(ddof=0)[ratings.count() >= 2]
+    if spread.empty:
+        raise UserError(f"{path}: no utterance has two ratings of {emo_attr}, so raters can't be compared.")
+    return spread
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The unlabeled set
 
