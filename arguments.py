@@ -203,6 +203,19 @@ def chosen(args: argparse.Namespace, *more: str) -> dict:
     return {name: getattr(args, name) for name in ("epoch", "batch_size", "emo_attr", "seed", "precision", *more)}
 
 
+def add_pacing_argument(parser: argparse.ArgumentParser) -> None:
+    """--pacing."""
+    import curriculum
+
+    parser.add_argument(
+        "--pacing",
+        choices=curriculum.PACINGS,
+        default=curriculum.PACINGS[0],
+        help="how the training set grows from its first tenth to all of it at epoch 45: the paper's ten steps, or a "
+        "family of Wu, Dyer & Neyshabur (2021)",
+    )
+
+
 def add_model_dir_argument(parser: argparse.ArgumentParser) -> None:
     """--model-dir."""
     parser.add_argument(
@@ -264,6 +277,13 @@ def add_resume_argument(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="go on where a killed run stopped; --no-resume starts anew and gives up what was unfinished",
     )
+
+
+def markdown_table(rows: list[list[str]]) -> list[str]:
+    """Lines of a table, its columns aligned; the first row is the header."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    return ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
 
 
 class _Terminated(BaseException):

@@ -40,6 +40,21 @@ class Clustering:
         return int((self.sizes > 0).sum())
 
 
+@contextlib.contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Torch and faiss compute on one thread of the CPU meanwhile, as when many small trainings run side by side."""
+    import faiss
+
+    threads = torch.get_num_threads(), faiss.omp_get_max_threads()
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads[0])
+        faiss.omp_set_num_threads(threads[1])
+
+
 def kmeans(
     features: Tensor | NDArray[np.float32], num_clusters: int, seed: int, device: torch.device | None = None
 ) -> Clustering:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,21 @@ from runtime import UserError, derived_seed
 
 ORDERS = ("deepmi", "deepmi-balanced", "random", "reverse", "none")
 METRIC_ORDERS = ("deepmi", "deepmi-balanced", "reverse")  # those that need a metric
+RIVAL_ORDERS = ("agreement", "selftaught", "prediction")  # by other values than DeepMI
 NUM_BINS = 10
 EPOCHS_PER_BIN = 5
+FULL_EPOCH = (NUM_BINS - 1) * EPOCHS_PER_BIN  # the first that has the whole set, whatever the pacing
+# Share of what comes after the first tenth, by the share of the epochs before FULL_EPOCH that are over.
+# Source: Wu, Dyer & Neyshabur, When Do Curricula Work?, ICLR 2021, table 1, with b = .1 and a T = 45 epochs.
+PACING_FAMILIES: dict[str, Callable[[float], float]] = {
+    "linear": lambda part: part,
+    "quadratic": lambda part: part**2,
+    "root": lambda part: part**0.5,
+    "exponential": lambda part: math.expm1(10 * part) / math.expm1(10),
+    "log": lambda part: 1 + 0.1 * math.log(part + math.exp(-10)),
+    "step": lambda part: 0.0,
+}
+PACINGS = ("paper", *PACING_FAMILIES)
 LEARNING_RATE = 1e-3
 HALVING_EPOCHS = range(4, 45, 5)
 
@@ -46,10 +60,11 @@ def training_order(
 
     Args:
         order: `deepmi` (highest value first), `deepmi-balanced` (highest first within each emotion level, every level
-            with the same share of every bin), `reverse` (lowest first), `random` or `none` (both drawn or kept without
-            looking at the values).
+            with the same share of every bin), `reverse` (lowest first), one of RIVAL_ORDERS (highest first), `random`
+            or `none` (both drawn or kept without looking at the values).
         utterances: file names, N of them; they break ties, so it does not matter how they came.
-        values: DeepMI, shape (N,); None where the order needs none.
+        values: DeepMI, or what the rival goes by (less error, less disagreement: higher), shape (N,); None where the
+            order needs none.
         seed: of `random`.
         levels: emotion level of each utterance, shape (N,), for `deepmi-balanced`.
     Returns:
@@ -62,10 +77,10 @@ def training_order(
         return by_name
     if order == "random":
         return np.random.default_rng(derived_seed(seed, 0)).permutation(by_name)
-    if order in METRIC_ORDERS:
+    if order in METRIC_ORDERS + RIVAL_ORDERS:
         ranked = np.lexsort((names, np.asarray(values) * (1 if order == "reverse" else -1)))
         return _spread_levels(ranked, np.asarray(levels)) if order == "deepmi-balanced" else ranked
-    raise ValueError(f"order {order!r}, expected one of {', '.join(ORDERS)}")
+    raise ValueError(f"order {order!r}, expected one of {', '.join(ORDERS + RIVAL_ORDERS)}")
 
 
 def _spread_levels(ranked: NDArray[np.int64], levels: NDArray) -> NDArray[np.int64]:
@@ -77,16 +92,26 @@ def _spread_levels(ranked: NDArray[np.int64], levels: NDArray) -> NDArray[np.int
     return ranked[np.argsort(share[ranked], kind="stable")]
 
 
-def training_size(order: str, epoch: int, total: int) -> int:
+def training_size(order: str, epoch: int, total: int, pacing: str = "paper") -> int:
     """How many utterances, from the first, an epoch trains on.
 
-    Ten cumulative bins of int(level / 10 * N), five epochs each, the whole set from epoch 45 (counted from 0). The
-    order `none` has the whole set from the start. At least one utterance.
+    Args:
+        order: `none` has the whole set from the start.
+        epoch: counted from 0; from FULL_EPOCH (45) on it is the whole set.
+        total: N utterances.
+        pacing: `paper`, ten cumulative bins of int(level / 10 * N), five epochs each; or one of PACING_FAMILIES, which
+            start with a tenth too, and grow every epoch (`step`: not until FULL_EPOCH).
+    Returns:
+        1..N.
+    Source: Lin, Sridhar & Busso (2024); Wu, Dyer & Neyshabur (2021).
     """
-    level = min(epoch // EPOCHS_PER_BIN + 1, NUM_BINS)
-    if order == "none" or level == NUM_BINS:
+    if order == "none" or epoch >= FULL_EPOCH:
         return total
-    return max(int(level / NUM_BINS * total), 1)
+    if pacing == "paper":
+        size = int((epoch // EPOCHS_PER_BIN + 1) / NUM_BINS * total)
+    else:
+        size = int(total / NUM_BINS + total * (1 - 1 / NUM_BINS) * PACING_FAMILIES[pacing](epoch / FULL_EPOCH))
+    return min(max(size, 1), total)
 
 
 def learning_rate(epoch: int) -> float:

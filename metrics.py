@@ -71,25 +71,51 @@ def bootstrap_interval(
         (low, high).
     Source: Davison & Hinkley, Bootstrap Methods and their Application (1997), section 3.8.
     """
-    x = np.asarray(truth, dtype=np.float64)
-    y = np.asarray(prediction, dtype=np.float64)
-    sums = _sums(x - x.mean(), y - x.mean())  # (N, 6)
-    group = np.zeros(len(x), dtype=int) if groups is None else np.unique(list(groups), return_inverse=True)[1]
-    sums = sums[np.argsort(group, kind="stable")]
-    sizes = np.bincount(group)
-    starts = np.cumsum(sizes) - sizes
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(resamples):
-        drawn = rng.integers(0, len(sizes), len(sizes))
-        size = np.repeat(sizes[drawn], sizes[drawn])
-        utterances = np.repeat(starts[drawn], sizes[drawn]) + rng.integers(0, size)
-        values.append(_ccc(np.bincount(utterances, minlength=len(x)) @ sums))
+    values = bootstrap_cccs(truth, [prediction], groups, resamples, seed)[:, 0]
+    return percentile_interval(values, level)
+
+
+def percentile_interval(values: NDArray, level: float = 0.95) -> tuple[float, float]:
+    """(low, high) between which the middle `level` of the values lies, those that are NaN aside; NaN if all are."""
     if np.isnan(values).all():
         return float("nan"), float("nan")
     tail = 50 * (1 - level)
     low, high = np.nanpercentile(values, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def bootstrap_cccs(
+    truth: ArrayLike,
+    predictions: Sequence[ArrayLike],
+    groups: Sequence[str] | None = None,
+    resamples: int = 2000,
+    seed: int = 31,
+) -> NDArray[np.float64]:
+    """CCC of several predictions of one test set on the same bootstrap samples, so that they can be compared in pairs.
+
+    Args:
+        truth: labels, shape (N,).
+        predictions: S predictions, shape (N,) each.
+        groups, resamples, seed: as for `bootstrap_interval`.
+    Returns:
+        Shape (resamples, S); NaN where a sample has no CCC.
+    Source: as `bootstrap_interval`.
+    """
+    x = np.asarray(truth, dtype=np.float64)
+    group = np.zeros(len(x), dtype=int) if groups is None else np.unique(list(groups), return_inverse=True)[1]
+    by_group = np.argsort(group, kind="stable")
+    sums = [_sums(x - x.mean(), np.asarray(y, dtype=np.float64) - x.mean())[by_group] for y in predictions]  # (N, 6)
+    sizes = np.bincount(group)
+    starts = np.cumsum(sizes) - sizes
+    rng = np.random.default_rng(seed)
+    values = np.empty((resamples, len(sums)))
+    for sample in range(resamples):
+        drawn = rng.integers(0, len(sizes), len(sizes))
+        size = np.repeat(sizes[drawn], sizes[drawn])
+        utterances = np.repeat(starts[drawn], sizes[drawn]) + rng.integers(0, size)
+        times = np.bincount(utterances, minlength=len(x))
+        values[sample] = [_ccc(times @ of_one) for of_one in sums]
+    return values
 
 
 def _sums(x: NDArray, y: NDArray) -> NDArray:

@@ -81,6 +81,59 @@ def draw_curriculum_run(history: list[dict], path: Path, title: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Comparisons of curricula
+
+
+def draw_validation_curves(curves: dict[str, list[list[float]]], path: Path, title: str) -> None:
+    """Validation CCC against the epoch: the mean over seeds, in a band from the lowest to the highest.
+
+    Args:
+        curves: by order, for each seed the CCC of every epoch.
+        path: target, .png.
+        title: heading.
+    """
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.subplots()
+    for order, runs in curves.items():
+        epochs = range(len(runs[0]))
+        (line,) = axes.plot(epochs, [sum(values) / len(values) for values in zip(*runs)], label=order)
+        axes.fill_between(epochs, *([end(values) for values in zip(*runs)] for end in (min, max)), alpha=0.1)
+        line.set_linewidth(1.5)
+    axes.set(xlabel="epoch", ylabel="validation CCC, mean and range over seeds", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    _save(figure, path)
+
+
+def draw_orders(tables: dict, path: Path, title: str) -> None:
+    """Final CCC by order, with its interval and the single seeds.
+
+    Args:
+        tables: by test set, a table with order, ccc, low, high and a column ccc_seedN for each seed.
+        path: target, .png.
+        title: heading.
+    """
+    count = len(next(iter(tables.values())))
+    figure = Figure(figsize=(9, 0.8 + len(tables) * (0.8 + 0.38 * count)), layout="constrained")
+    for axes, (test, table) in zip(figure.subplots(len(tables), squeeze=False)[:, 0], tables.items()):
+        places = range(count)
+        axes.hlines(places, table["low"], table["high"], color="grey", linewidth=5, alpha=0.35, label="95 % interval")
+        seeds = [column for column in table if column.startswith("ccc_seed")]
+        for column in seeds:
+            axes.plot(
+                table[column], places, ".", color=_TRAINING, alpha=0.6, label="one seed" if column == seeds[0] else ""
+            )
+        axes.plot(table["ccc"], places, "D", color=_HELD_OUT, label="mean")
+        axes.set_yticks(places, table["order"])
+        axes.invert_yaxis()
+        axes.set(xlabel=f"CCC on {test}")
+        axes.grid(alpha=0.3, axis="x")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    _save(figure, path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The method, for the README
 
 _BLUE, _GREEN, _ORANGE, _GREY = "#dbe7f5", "#dff0dc", "#fbe6cf", "#eeeeee"

@@ -637,6 +637,30 @@ def refuse_divergence(losses, batches, names: list[str], title: str) -> None:
         )
 
 
+NO_BEST: dict = {"loss": None, "epoch": None, "weights": None}
+
+
+def better_of(best: dict, loss: float, epoch: int, weights: dict) -> dict:
+    """The best epoch so far, with a copy of its weights.
+
+    Args:
+        best: what this returned for the epochs before; NO_BEST at first.
+        loss: validation loss of this epoch.
+        epoch: counted from 0.
+        weights: state dict.
+    Raises:
+        UserError: the loss is not finite.
+    """
+    if not math.isfinite(loss):
+        raise UserError(
+            f"epoch {epoch}: the validation loss is not finite: training diverged, or the validation labels are all "
+            "the same. Look at them, or try --precision fp32. The last saved state is kept."
+        )
+    if best["weights"] is not None and loss >= best["loss"]:
+        return best
+    return {"loss": loss, "epoch": epoch, "weights": {key: value.detach().clone() for key, value in weights.items()}}
+
+
 class TrainingRun:
     """The log (one JSON line an epoch) and the resume file that lie beside a checkpoint.
 
@@ -662,7 +686,7 @@ class TrainingRun:
         self.details = details
         self.resume = resume
         self.history: list[dict] = []
-        self.best: dict = {"loss": None, "epoch": None, "weights": None}
+        self.best = NO_BEST
         self._last_save = time.monotonic()
         self._save_cost = 0.0
 
@@ -770,19 +794,8 @@ class TrainingRun:
             stream.write(json.dumps(record) + "\n")
 
     def keep_if_best(self, loss: float, epoch: int, weights: dict) -> None:
-        """Keep a copy of the weights if their validation loss is the lowest so far.
-
-        Raises:
-            UserError: the loss is not finite.
-        """
-        if not math.isfinite(loss):
-            raise UserError(
-                f"epoch {epoch}: the validation loss is not finite: training diverged, or the validation labels are "
-                "all the same. Look at them, or try --precision fp32. The last saved state is kept."
-            )
-        if self.best["weights"] is None or loss < self.best["loss"]:
-            copy = {key: value.detach().clone() for key, value in weights.items()}
-            self.best = {"loss": loss, "epoch": epoch, "weights": copy}
+        """Keep a copy of the weights if their validation loss is the lowest so far; raises as `better_of`."""
+        self.best = better_of(self.best, loss, epoch, weights)
 
     def save_if_due(self, make_state: Callable[[], dict], write_outputs: Callable[[], None]) -> None:
         """Write the outputs so far and the state, unless the last save is too recent to be worth it."""

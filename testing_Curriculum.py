@@ -23,6 +23,8 @@ import arguments
 import curriculum
 import runtime
 
+FEW = "; these are few, so read it as a rough one"
+
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this stage."""
@@ -78,9 +80,15 @@ def find_regressor(args: argparse.Namespace) -> Path:
     return others[0]
 
 
-def interval(truth, prediction, speakers: list[str], names: list[str], seed: int) -> tuple[tuple[float, float], str]:
-    """The 95 % bootstrap interval, by speaker where any is known, and one line that says so."""
-    import metrics
+def bootstrap_groups(speakers: list[str], names: list[str]) -> tuple[list[str] | None, str, bool]:
+    """What a bootstrap draws: speakers where any is known, else utterances.
+
+    Args:
+        speakers: speaker of each utterance.
+        names: file name of each utterance.
+    Returns:
+        (group of each utterance, or None to draw utterances; what is drawn, in words; whether that is few).
+    """
     import utils
 
     known = {speaker for speaker in speakers if speaker != utils.UNKNOWN_SPEAKER}
@@ -92,9 +100,17 @@ def interval(truth, prediction, speakers: list[str], names: list[str], seed: int
         drawn = f"{len(known)} speakers and their utterances"
         drawn += f" and {unknown} utterances of unknown speakers" if unknown else ""
         few = len(known) < 10
+    return groups, drawn, few
+
+
+def interval(truth, prediction, speakers: list[str], names: list[str], seed: int) -> tuple[tuple[float, float], str]:
+    """The 95 % bootstrap interval, by speaker where any is known, and one line that says so."""
+    import metrics
+
+    groups, drawn, few = bootstrap_groups(speakers, names)
     low, high = metrics.bootstrap_interval(truth, prediction, groups, seed=seed)
     line = f"95 % bootstrap interval: {low:.3f} .. {high:.3f} (2000 resamples of {drawn})"
-    return (low, high), line + ("; these are few, so read it as a rough one" if few else "")
+    return (low, high), line + (FEW if few else "")
 
 
 @dataclass
@@ -269,9 +285,7 @@ def table_of(tests: list[TestCorpus], results: list[dict]) -> list[str]:
         bounds = " .. ".join(map(number, result["interval_95"]))
         count = f"{result['n']:,}"
         rows.append([test.name, test.split, count, scale, str(test.norm_dir), number(result["ccc"]), bounds])
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    rows.insert(1, ["-" * width for width in widths])
-    return ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
+    return arguments.markdown_table(rows)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import arguments
@@ -38,6 +39,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "for first bins of few cells, whose labels have hardly any spread); or as controls random, low DeepMI "
         "(reverse), all at once (none)",
     )
+    arguments.add_pacing_argument(parser)
     arguments.add_corpus_arguments(parser)
     arguments.add_model_dir_argument(parser)
     arguments.add_compute_arguments(
@@ -126,9 +128,40 @@ def load_order(args: argparse.Namespace, names: list[str], labels) -> tuple:
     return curriculum.training_order(args.order, names, values, args.seed, levels), metric, key
 
 
+def train_epochs(learner: Learner, rows, train, held_out_rows, held_out, order, args, first: int = 0) -> Iterator[dict]:
+    """Train on more and more of the training set.
+
+    Args:
+        learner: what is trained.
+        rows: `batches.Rows` of the training set.
+        train: its `utils.LabeledSet`.
+        held_out_rows: those of the validation set.
+        held_out: its `utils.LabeledSet`.
+        order: positions in the training set, the first to be trained first, int64, shape (N,).
+        args: with epoch (how many), order and pacing.
+        first: epoch to begin with, counted from 0.
+    Yields:
+        The record of each epoch, for the log.
+    Raises:
+        UserError: a loss is not finite.
+    """
+    import torch
+
+    targets = torch.from_numpy(train.targets).to(learner.device)
+    order = torch.from_numpy(order).to(learner.device)
+    for epoch in range(first, args.epoch):
+        begin = time.monotonic()
+        record = {"epoch": epoch, "lr": curriculum.learning_rate(epoch)}
+        record["utterances"] = curriculum.training_size(args.order, epoch, len(order), args.pacing)
+        subset = order[: record["utterances"]]
+        record["ccc_loss"] = learner.train_epoch(rows, targets, subset, train.names, epoch)
+        record["validation_ccc_loss"] = learner.validation_loss(held_out_rows, held_out.targets)
+        record["seconds"] = round(time.monotonic() - begin, 3)
+        yield record
+
+
 def main(args: argparse.Namespace) -> None:
     """Train, keeping the best regressor."""
-    import torch
     from tqdm import tqdm
 
     import plots
@@ -148,7 +181,7 @@ def main(args: argparse.Namespace) -> None:
         counts = {"Train": len(train.names), "Validation": len(held_out.names)}
         details = {"corpus": str(args.corpus), "counts": counts, "device": str(device), "metric": metric}
         details["ranks"] = runtime.num_ranks()
-        run = runtime.TrainingRun(target, arguments.chosen(args, "order"), keys, details, args.resume)
+        run = runtime.TrainingRun(target, arguments.chosen(args, "order", "pacing"), keys, details, args.resume)
         finished = run.is_finished()
         state = None if finished else run.start()
     run.refuse_unlike_ranks(finished)
@@ -163,10 +196,9 @@ def main(args: argparse.Namespace) -> None:
     if state is not None:
         runtime.load_optimizer(learner.adam, state["optimizer"])
     rows, held_out_rows = Rows(train.rows, device, args.precision), Rows(held_out.rows, device, args.precision)
-    targets, order = torch.from_numpy(train.targets).to(device), torch.from_numpy(order).to(device)
     sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
     print(f"{sizes} utterances of {corpus.num_features} features, on {device}")
-    last = curriculum.training_size(args.order, args.epoch - 1, len(train.names))
+    last = curriculum.training_size(args.order, args.epoch - 1, len(train.names), args.pacing)
     if last < len(train.names):
         print(f"note: -ep {args.epoch} ends within the curriculum, at {last} of {len(train.names)} Train utterances.")
 
@@ -178,19 +210,13 @@ def main(args: argparse.Namespace) -> None:
         return {"weights": model.state_dict(), "optimizer": runtime.optimizer_state(learner.adam)}
 
     first = len(run.history)
-    for epoch in tqdm(range(first, args.epoch), initial=first, total=args.epoch, unit="epoch", disable=None):
-        begin = time.monotonic()
-        record = {"epoch": epoch, "lr": curriculum.learning_rate(epoch)}
-        record["utterances"] = curriculum.training_size(args.order, epoch, len(train.names))
-        subset = order[: record["utterances"]]
-        record["ccc_loss"] = learner.train_epoch(rows, targets, subset, train.names, epoch)
-        record["validation_ccc_loss"] = learner.validation_loss(held_out_rows, held_out.targets)
-        record["seconds"] = round(time.monotonic() - begin, 3)
+    epochs = train_epochs(learner, rows, train, held_out_rows, held_out, order, args, first)
+    for record in tqdm(epochs, initial=first, total=args.epoch, unit="epoch", disable=None):
         run.end_epoch(record)
-        run.keep_if_best(record["validation_ccc_loss"], epoch, model.state_dict())
+        run.keep_if_best(record["validation_ccc_loss"], record["epoch"], model.state_dict())
         tqdm.write(
-            f"epoch {epoch:3d}: {record['utterances']} utterances, CCC loss {record['ccc_loss']:.4f}, validation CCC "
-            f"loss {record['validation_ccc_loss']:.4f}, {record['seconds']:.2f} s"
+            f"epoch {record['epoch']:3d}: {record['utterances']} utterances, CCC loss {record['ccc_loss']:.4f}, "
+            f"validation CCC loss {record['validation_ccc_loss']:.4f}, {record['seconds']:.2f} s"
         )
         run.save_if_due(make_state, write_outputs)
     run.finish(write_outputs)

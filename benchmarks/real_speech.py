@@ -87,18 +87,15 @@ def chain(args: argparse.Namespace, corpus: Path, pool: Path, attribute: str, se
 
 def ridge(args: argparse.Namespace, corpus: Path, attribute: str) -> float:
     """Test1 CCC of scikit-learn's RidgeCV on the same normalised features."""
-    import numpy as np
-    from sklearn.linear_model import RidgeCV
-
     import metrics
     import utils
+    from tools.trials import ridge_predictions
 
     opened = utils.LabeledCorpus(
         utils.find_corpus(corpus), attribute, args.work / "NormTerm", args.work / "feature_cache", arguments.cpu_count()
     )
     train, test = opened.load("Train"), opened.load("Test1")
-    model = RidgeCV(alphas=np.logspace(0, 6, 25)).fit(train.rows, train.labels)
-    return metrics.concordance_cc(test.labels, model.predict(test.rows))
+    return metrics.concordance_cc(test.labels, *ridge_predictions(train.rows, train.labels, test.rows))
 
 
 def table(args: argparse.Namespace, results: dict[str, list[dict]], ridges: dict[str, float], seconds: float) -> str:

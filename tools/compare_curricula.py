@@ -1,0 +1,360 @@
+"""Does the curriculum help? The same regressor under several orders and seeds: one table, two pictures.
+
+    python -m tools.compare_curricula -emo Val --seeds 5 --orders deepmi reverse random none --corpus CORPUS
+
+trains the regressor of training_Curriculum.py once an order and seed, on the DeepMI file that stage 2 wrote, and tests
+it. With --ssl-epochs each seed has a DeepEmoCluster and a DeepMI of its own, so that the differences between seeds are
+those of the whole method:
+
+    python -m tools.compare_curricula -emo Val --seeds 5 --ssl-epochs 200 --unlabeled UNLABELED --corpus CORPUS \\
+        --orders deepmi deepmi-balanced reverse random none agreement selftaught prediction ridge --label-noise 0.3
+
+Orders, the first to be trained first:
+
+    deepmi           highest DeepMI                  (Lin, Sridhar & Busso 2024)
+    deepmi-balanced  highest DeepMI within each emotion level, every level with the same share of every bin
+    reverse          lowest DeepMI
+    random           drawn by the seed, same pacing: the control
+    none             all from the start: the baseline
+    agreement        least standard deviation between raters; needs labels_detailed  (Lotfian & Busso 2018)
+    selftaught       least error of a regressor without curriculum that was trained on other utterances
+                     (Hacohen & Weinshall 2019, cross-fitted over five folds)
+    prediction       least error of DeepEmoCluster's own regressor: what the clusters add to DeepMI is missing here
+    ridge            no order: scikit-learn's RidgeCV on the same features, the yardstick
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+from pathlib import Path
+
+import arguments
+import runtime
+from tools import trials
+
+CONTROLS = ("random", "none")  # what the other orders are compared with
+RESAMPLES = 2000
+
+
+def share(text: str) -> float:
+    """A number of at least 0 and below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"expected a share from 0 to below 1, found {text}")
+    return value
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The command line of this tool."""
+    parser = arguments.new_parser(__doc__)
+    arguments.add_training_arguments(parser, epochs=70)
+    arguments.add_clusters_argument(parser, "clusters of DeepEmoCluster: those of the DeepMI file, or to be made")
+    parser.add_argument(
+        "--seeds", type=arguments.positive_int, default=5, metavar="N", help="number of seeds, counted from --seed"
+    )
+    parser.add_argument(
+        "--orders",
+        nargs="+",
+        choices=trials.ORDERS,
+        default=["deepmi", "deepmi-balanced", "reverse", "random", "none", "ridge"],
+        metavar="ORDER",
+        help="what to compare: " + ", ".join(trials.ORDERS),
+    )
+    arguments.add_pacing_argument(parser)
+    parser.add_argument(
+        "--label-noise",
+        type=share,
+        default=0.0,
+        metavar="P",
+        help="share of the Train labels to replace by draws from all Train labels, anew for each seed; needs "
+        "--ssl-epochs where an order goes by DeepMI, which must not have seen the true labels",
+    )
+    arguments.add_metric_dir_argument(parser)
+    parser.add_argument("--metric", type=Path, metavar="FILE", help="DeepMI file, whatever -nc and --metric-dir say")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="DeepEmoCluster checkpoint of that DeepMI file, for the order prediction",
+    )
+    parser.add_argument(
+        "--paired-test",
+        choices=("t", "wilcoxon"),
+        default="t",
+        help="test of the differences over seeds; Wilcoxon's signed ranks need six seeds to fall below .05",
+    )
+    parser.add_argument("--split", default="Test1", metavar="NAME", help="split to test on")
+    parser.add_argument(
+        "--testing",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="CORPUS",
+        help="other corpora to test on, whole, for mismatched conditions; their features must be of the same set",
+    )
+    arguments.add_corpus_arguments(parser)
+    trials.add_trial_arguments(parser)
+    arguments.add_compute_arguments(parser, "the first seed; each seeds weights, batches, dropout, order and noise")
+    return parser
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise `UserError` where flags do not fit together; nothing has been computed then."""
+    import curriculum
+
+    args.orders = list(dict.fromkeys(args.orders))
+    by_metric = [order for order in args.orders if order in (*curriculum.METRIC_ORDERS, "prediction")]
+    if args.ssl_epochs:
+        return
+    if args.label_noise and by_metric:
+        raise runtime.UserError(
+            f"--label-noise {args.label_noise:g}: {', '.join(by_metric)} would go by a DeepMI that has seen the true "
+            "labels. Add --ssl-epochs N, so that each seed makes its own from the noisy ones."
+        )
+    if "prediction" in args.orders and args.checkpoint is None:
+        raise runtime.UserError(
+            "the order prediction needs a DeepEmoCluster checkpoint: name it with --checkpoint FILE, or have one "
+            "trained for each seed with --ssl-epochs N."
+        )
+
+
+def run_trials(args: argparse.Namespace) -> list[dict]:
+    """Train everything that is not there yet; the results as from `trials.run_trial`, one an order and seed."""
+    import curriculum
+
+    seeds = [args.seed + number for number in range(args.seeds)]
+    by_seed = [trials.with_changes(args, seed=seed) for seed in seeds]
+    if args.label_noise:
+        for task in by_seed:
+            task.labels = trials.noisy_labels(task)
+            task.variant = f"_noise{100 * args.label_noise:g}"
+    if args.ssl_epochs and set(args.orders) & {*curriculum.METRIC_ORDERS, "prediction"}:
+        trials.make_metrics(by_seed, args.jobs)
+    if "selftaught" in args.orders:
+        for task, scores in trials.side_by_side(trials.self_taught, by_seed, args.jobs, "self-taught scores"):
+            task.scores = scores
+    tasks = []
+    for task, order in itertools.product(by_seed, args.orders):
+        if order == trials.RIDGE and not args.label_noise and task.seed != args.seed:
+            continue  # the same for all seeds
+        tasks.append(trials.with_changes(task, order=order))
+    return [result for _, result in trials.side_by_side(trials.run_trial, tasks, args.jobs, "regressors")]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Statistics
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """p-values corrected for their number by Holm's step-down method; NaN stays NaN and does not count.
+
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979).
+    """
+    ranked = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
+    corrected, highest = list(p_values), 0.0
+    for rank, (p, place) in enumerate(ranked):
+        highest = max(highest, min(1.0, p * (len(ranked) - rank)))
+        corrected[place] = highest
+    return corrected
+
+
+def paired_p(differences, test: str) -> float:
+    """p-value (two-sided) of paired differences over seeds, NaN where there are too few or none differs.
+
+    Args:
+        differences: shape (S,).
+        test: `t` (paired t) or `wilcoxon` (signed ranks; six seeds at least, or no result can be below .05).
+    """
+    import numpy as np
+    from scipy import stats
+
+    if len(differences) < 2 or np.ptp(differences) == 0:
+        return float("nan")
+    if test == "t":
+        return float(stats.ttest_1samp(differences, 0).pvalue)
+    return float(stats.wilcoxon(differences).pvalue)
+
+
+def order_means(cccs, seed: int):
+    """Mean CCC of each order in each bootstrap sample, the seeds drawn anew too.
+
+    Args:
+        cccs: shape (resamples, orders, S).
+        seed: of the draws.
+    Returns:
+        Shape (resamples, orders). A sample has the same utterances and seeds for all orders, so that differences
+        between its columns are paired.
+    """
+    import numpy as np
+
+    resamples, _, seeds = cccs.shape
+    drawn = np.random.default_rng(seed).integers(0, seeds, (resamples, 1, seeds))
+    return np.take_along_axis(cccs, drawn, axis=2).mean(axis=2)
+
+
+def compare(args: argparse.Namespace, test: str, part, results: dict[tuple[str, int], dict]):
+    """Statistics of every order on one test set.
+
+    Args:
+        test: its name in the results.
+        part: its `trials.Part`.
+        results: by order and seed.
+    Returns:
+        (table, one row an order; what the bootstrap draws, in words).
+    """
+    import numpy as np
+    import pandas as pd
+
+    import metrics
+    import testing_Curriculum
+
+    data = part.data
+    seeds = [args.seed + number for number in range(args.seeds)]
+    predictions = [
+        [results[order, seed]["tests"][test][name] for name in data.names] for order in args.orders for seed in seeds
+    ]
+    groups, drawn, few = testing_Curriculum.bootstrap_groups(data.speakers, data.names)
+    samples = metrics.bootstrap_cccs(data.labels, predictions, groups, RESAMPLES, args.seed)
+    samples = order_means(samples.reshape(RESAMPLES, len(args.orders), len(seeds)), args.seed)
+    cccs = np.reshape([metrics.concordance_cc(data.labels, one) for one in predictions], (-1, len(seeds)))
+
+    rows = []
+    for place, order in enumerate(args.orders):
+        low, high = metrics.percentile_interval(samples[:, place])
+        runs = [results[order, seed] for seed in seeds]
+        has_curve = runs[0]["curve"] is not None
+        row = {
+            "order": order,
+            "test": test,
+            "utterances": len(data.names),
+            "ccc": cccs[place].mean(),
+            "sd": cccs[place].std(ddof=1) if len(seeds) > 1 else float("nan"),
+            "low": low,
+            "high": high,
+            "best_epoch": np.mean([run["best_epoch"] for run in runs]) if has_curve else float("nan"),
+            "validation_area": np.mean([run["curve"] for run in runs]) if has_curve else float("nan"),
+        }
+        for control in CONTROLS:
+            if control in args.orders and order != control:
+                other = args.orders.index(control)
+                difference = cccs[place] - cccs[other]
+                row[f"minus_{control}"] = difference.mean()
+                bounds = metrics.percentile_interval(samples[:, place] - samples[:, other])
+                row[f"minus_{control}_low"], row[f"minus_{control}_high"] = bounds
+                row[f"p_{control}"] = paired_p(difference, args.paired_test)
+        row |= {f"ccc_seed{seed}": ccc for seed, ccc in zip(seeds, cccs[place])}
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    columns = [f"p_{control}" for control in CONTROLS if f"p_{control}" in table]
+    corrected = holm(table[columns].to_numpy().ravel().tolist())
+    for place, column in enumerate(columns):
+        table.insert(table.columns.get_loc(column) + 1, f"{column}_holm", corrected[place :: len(columns)])
+    return table, drawn + (testing_Curriculum.FEW if few else "")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Outputs
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A figure without its leading zero; `-` where there is none."""
+    if value is None or math.isnan(value):
+        return "-"
+    text = f"{value:.{digits}f}"
+    return text.replace("0.", ".", 1) if abs(value) < 1 and digits else text
+
+
+def markdown(table, controls: list[str]) -> list[str]:
+    """The statistics of one test set as a Markdown table."""
+    header = ["order", "CCC", "sd", "95 % interval", "best epoch", "validation CCC, mean of epochs"]
+    header += [f"minus {control} [95 %], p" for control in controls]
+    rows = [header]
+    for row in table.to_dict("records"):
+        cells = [row["order"], number(row["ccc"]), number(row["sd"]), f"{number(row['low'])} .. {number(row['high'])}"]
+        cells += [number(row["best_epoch"], 0), number(row["validation_area"])]
+        for control in controls:
+            difference = row.get(f"minus_{control}", float("nan"))
+            if math.isnan(difference):
+                cells.append("-")
+                continue
+            low, high = (number(row[f"minus_{control}_{end}"]) for end in ("low", "high"))
+            p = row[f"p_{control}_holm"]
+            cells.append(f"{number(difference)} [{low} .. {high}]" + ("" if math.isnan(p) else f", p {number(p)}"))
+        rows.append(cells)
+    return arguments.markdown_table(rows)
+
+
+def describe(args: argparse.Namespace, data: trials.Data, drawn: dict[str, str]) -> list[str]:
+    """What was compared, for whoever finds the table without its command."""
+    noise = f", {100 * args.label_noise:g} % of the Train labels drawn anew" if args.label_noise else ""
+    metric = f"a DeepEmoCluster of {args.ssl_epochs} epochs for each seed" if args.ssl_epochs else "one DeepMI file"
+    names = {"t": "paired t test", "wilcoxon": "Wilcoxon signed-rank test"}
+    lines = [
+        f"{args.emo_attr}: {len(data.train.data.names)} Train, {len(data.held_out.data.names)} Validation utterances"
+        f"{noise}; -ep {args.epoch} -batch {args.batch_size} -nc {args.num_clusters}, pacing {args.pacing}, {metric}, "
+        f"seeds {args.seed} to {args.seed + args.seeds - 1}.",
+    ]
+    lines += [f"{test}: bootstrap over seeds and {words}." for test, words in drawn.items()]
+    lines.append(
+        f"Intervals: {RESAMPLES} resamples, differences paired by seed and utterance. p: {names[args.paired_test]} "
+        "over seeds, corrected by Holm over all comparisons of a table."
+    )
+    return lines
+
+
+def output_stem(args: argparse.Namespace) -> Path:
+    """results/compare_Val, with what is not the default in the name."""
+    noise = f"_noise{100 * args.label_noise:g}" if args.label_noise else ""
+    pacing = f"_{args.pacing}" if args.pacing != "paper" else ""
+    return args.results_dir / f"compare_{args.emo_attr}{noise}{pacing}"
+
+
+def main(args: argparse.Namespace) -> None:
+    """Train, compare, write table and pictures."""
+    import pandas as pd
+
+    import plots
+
+    check_arguments(args)
+    trials.prepare(args)
+    args.testing = tuple(args.testing)
+    data = trials.load_data(args)
+    results = {(result["order"], result["seed"]): result for result in run_trials(args)}
+    for seed in range(args.seed, args.seed + args.seeds):
+        if trials.RIDGE in args.orders:
+            results.setdefault((trials.RIDGE, seed), results[trials.RIDGE, args.seed])
+
+    tables, drawn, lines = {}, {}, []
+    controls = [control for control in CONTROLS if control in args.orders]
+    for test, part in data.tests.items():
+        tables[test], drawn[test] = compare(args, test, part, results)
+        lines += [f"{args.emo_attr} on {test}, {len(part.data.names)} utterances:", ""]
+        lines += [*markdown(tables[test], controls), ""]
+    lines += describe(args, data, drawn)
+    print("\n".join(lines))
+
+    stem = output_stem(args)
+    files = [stem.with_name(stem.name + ending) for ending in (".md", ".csv", "_curves.png", "_orders.png")]
+    runtime.write_text(files[0], "\n".join(lines) + "\n")
+    runtime.write_text(files[1], pd.concat(tables.values()).to_csv(index=False))
+    curves = {
+        order: [results[order, seed]["curve"] for seed in range(args.seed, args.seed + args.seeds)]
+        for order in args.orders
+        if order != trials.RIDGE
+    }
+    title = f"{args.emo_attr}, {args.seeds} seeds" + (
+        f", {args.label_noise:.0%} label noise" if args.label_noise else ""
+    )
+    plots.draw_validation_curves(curves, files[2], title)
+    plots.draw_orders(tables, files[3], title)
+    print("\n".join(f"wrote {file}" for file in files))
+
+
+if __name__ == "__main__":
+    arguments.run(main, get_args_parser())

@@ -1,0 +1,415 @@
+"""The same training many times, side by side: DeepEmoCluster and DeepMI by seed, the regressor by order and seed.
+
+A trial runs on one thread of a CPU, so its bytes do not depend on how many run at a time; all of them share the packed
+features through the memory map. A trial that is finished is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import arguments
+import curriculum
+import runtime
+
+FOLDS = 5  # of the self-taught scores
+RIDGE = "ridge"  # no order: scikit-learn's regression in place of the network
+ORDERS = (*curriculum.ORDERS, *curriculum.RIVAL_ORDERS, RIDGE)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Side by side
+
+
+def add_trial_arguments(parser: argparse.ArgumentParser) -> None:
+    """--ssl-epochs, --jobs, --results-dir and the unlabeled set, for tools that train many times."""
+    parser.add_argument(
+        "--ssl-epochs",
+        type=arguments.positive_int,
+        metavar="N",
+        help="train a DeepEmoCluster of N epochs for each seed, and take its DeepMI",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=arguments.positive_int,
+        metavar="N",
+        help="trainings at a time, each on one thread of a CPU; by default as many as cores, and one on a GPU",
+    )
+    parser.add_argument(
+        "--results-dir",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="folder of tables and pictures; finished trainings are kept in its folder trials and not run again",
+    )
+    arguments.add_unlabeled_arguments(parser)
+
+
+def side_by_side(work: Callable, tasks: Sequence[argparse.Namespace], jobs: int, title: str) -> Iterator[tuple]:
+    """(task, `work(task)`) of every task, as they end, with a progress bar.
+
+    Args:
+        work: a function of a module; what it prints is dropped.
+        tasks: what it takes.
+        jobs: how many at a time, each in a process of its own where there are several.
+        title: of the progress bar.
+    """
+    from joblib import Parallel, delayed
+    from tqdm import tqdm
+
+    pool = Parallel(n_jobs=min(jobs, max(len(tasks), 1)), return_as="generator_unordered", batch_size=1)
+    results = pool(delayed(_alone)(work, task, number) for number, task in enumerate(tasks))
+    for number, result in tqdm(results, desc=title, total=len(tasks), unit="run", disable=None):
+        yield tasks[number], result
+
+
+def _alone(work: Callable, task: argparse.Namespace, number: int) -> tuple:
+    """(number, what `work` returns), on one thread where it computes on a CPU, and silently."""
+    import clustering
+
+    on_cpu = runtime.choose_device(task.device).type == "cpu"
+    silence = io.StringIO()
+    with clustering.on_one_thread() if on_cpu else contextlib.nullcontext():
+        with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+            return number, work(task)
+
+
+def with_changes(args: argparse.Namespace, **changes: object) -> argparse.Namespace:
+    """A copy of the arguments with some of them changed."""
+    return argparse.Namespace(**vars(args) | changes)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Settle device, precision and number of jobs, and make the folders; `variant` and `labels` may change later."""
+    import utils
+
+    device = runtime.choose_device(args.device)
+    args.precision = runtime.choose_precision(device, args.precision)
+    args.jobs = args.jobs or (arguments.cpu_count() if device.type == "cpu" else 1)
+    args.variant = ""
+    utils.make_output_folders(args.results_dir, trial_folder(args), args.cache_dir)
+
+
+def trial_folder(args: argparse.Namespace) -> Path:
+    """Where finished trials are kept."""
+    return args.results_dir / "trials"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# DeepEmoCluster and DeepMI
+
+
+def make_metric(args: argparse.Namespace) -> Path:
+    """Stages 1 and 2 with the seed, clusters, unlabeled size and labels of `args`, in a folder of their own.
+
+    Args:
+        args: arguments of those stages; ssl_epochs is the number of epochs, variant (text) tells apart folders of one
+            seed.
+    Returns:
+        The DeepMI file; the checkpoint lies beside it.
+    Raises:
+        UserError: as the stages.
+    """
+    import extract_DeepMI
+    import training_DeepEmoCluster
+    import utils
+
+    folder = trial_folder(args) / f"{args.emo_attr}_seed{args.seed}_unlabeled{args.unlabeled_size}{args.variant}"
+    stage = with_changes(
+        args, epoch=args.ssl_epochs, model_dir=folder, metric_dir=folder, alpha=None, resume=True, workers=1
+    )
+    training_DeepEmoCluster.main(stage)
+    extract_DeepMI.main(stage)
+    return utils.metric_file(folder, args.num_clusters, args.emo_attr)
+
+
+def make_metrics(tasks: Sequence[argparse.Namespace], jobs: int) -> None:
+    """`make_metric` for every task; each then has its metric (the DeepMI file) and checkpoint."""
+    import torch
+
+    import training_DeepEmoCluster
+    import utils
+
+    for task in tasks:  # what is wrong with the input comes to light here, and all cores pack
+        training_DeepEmoCluster.load_parts(task, torch.device("cpu"))
+    for task, task.metric in side_by_side(make_metric, tasks, jobs, "DeepEmoCluster"):
+        names = task.ssl_epochs, task.batch_size, task.num_clusters, task.emo_attr
+        task.checkpoint = utils.ssl_checkpoint(task.metric.parent, *names)
+
+
+def noisy_labels(args: argparse.Namespace) -> Path:
+    """A label file in which a share of the Train labels is drawn anew from all Train labels.
+
+    Args:
+        args: corpus, labels, emo_attr, label_noise (share 0..1) and seed.
+    Returns:
+        The file, in the folder of the trials; the other splits stay as they are.
+    Raises:
+        UserError: as `utils.read_labels`, or no Train labels.
+    """
+    import utils
+
+    source = args.labels or utils.find_label_file(args.corpus)
+    table = utils.read_labels(source)
+    labels = utils.attribute_labels(utils.select_split(table, "Train", source), args.emo_attr, source)
+    rng = np.random.default_rng(runtime.derived_seed(args.seed, 2))
+    chosen = rng.choice(len(labels), size=round(args.label_noise * len(labels)), replace=False)
+    drawn = dict(zip(labels.index[chosen], rng.choice(labels.to_numpy(), size=len(chosen))))
+    column = f"Emo{args.emo_attr}"
+    table[column] = [
+        f"{drawn[name]:.10g}" if name in drawn else text for name, text in zip(table["FileName"], table[column])
+    ]
+    target = trial_folder(args) / f"labels_{args.emo_attr}_seed{args.seed}_noise{100 * args.label_noise:g}.csv"
+    runtime.write_text(target, table.to_csv(index=False))
+    return target
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The regressor
+
+
+@dataclass
+class Part:
+    """A set of utterances, ready to compute on: its `utils.LabeledSet` and its `batches.Rows`."""
+
+    data: object
+    rows: object
+
+
+@dataclass
+class Data:
+    """What the regressors of one label file train and test on."""
+
+    corpus: object
+    train: Part
+    held_out: Part
+    tests: dict[str, Part]
+
+
+def load_data(args: argparse.Namespace) -> Data:
+    """Train, Validation, the test split and the other corpora; kept for the next trial with the same labels.
+
+    Args:
+        args: those of DATA_ARGUMENTS: of a corpus, and split (its name), testing (tuple of other corpora), device and
+            precision.
+    Raises:
+        UserError: as the stages.
+    """
+    return _load_data(*(getattr(args, name) for name in DATA_ARGUMENTS))
+
+
+DATA_ARGUMENTS = (
+    *("corpus", "labels", "features", "norm_dir", "cache_dir", "workers", "skip_missing"),
+    *("emo_attr", "split", "testing", "device", "precision"),
+)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_data(*values: object) -> Data:
+    import testing_Curriculum
+    import utils
+    from batches import Rows
+
+    args = argparse.Namespace(**dict(zip(DATA_ARGUMENTS, values)))
+    device = runtime.choose_device(args.device)
+
+    def part(corpus, split: str) -> Part:
+        data = corpus.load(split)
+        return Part(data, Rows(data.rows, device, args.precision))
+
+    corpus = arguments.open_corpus(args)
+    tests = {args.split: part(corpus, args.split)}
+    names = testing_Curriculum.distinct_names([args.corpus, *args.testing])[1:] if args.testing else []
+    for name, folder in zip(names, args.testing):
+        scale, _ = testing_Curriculum.label_scale(utils.find_label_file(folder), None)
+        other = arguments.open_corpus(with_changes(args, corpus=folder, labels=None, features=None), scale)
+        tests[name] = part(other, "all")
+    return Data(corpus, part(corpus, "Train"), part(corpus, "Validation"), tests)
+
+
+def fit(args: argparse.Namespace, data: Data, order: NDArray[np.int64]) -> tuple:
+    """Train a regressor as training_Curriculum.py does.
+
+    Args:
+        args: epoch, batch_size, seed, order, pacing, precision, device.
+        data: what to train and validate on.
+        order: positions in Train, the first to be trained first; the others are left out.
+    Returns:
+        (the regressor of the best epoch, that epoch, validation CCC of every epoch).
+    Raises:
+        UserError: a loss is not finite.
+    """
+    import training_Curriculum
+    from model import DenseNet
+
+    runtime.seed_everything(runtime.derived_seed(args.seed, 0))
+    model = DenseNet(data.corpus.num_features)
+    learner = training_Curriculum.Learner(model, runtime.choose_device(args.device), args)
+    train, held_out = data.train, data.held_out
+    best, curve = runtime.NO_BEST, []
+    for record in training_Curriculum.train_epochs(
+        learner, train.rows, train.data, held_out.rows, held_out.data, order, args
+    ):
+        best = runtime.better_of(best, record["validation_ccc_loss"], record["epoch"], model.state_dict())
+        curve.append(1 - record["validation_ccc_loss"])
+    model.load_state_dict(best["weights"])
+    return model, best["epoch"], curve
+
+
+def predict(model, rows, precision: str) -> NDArray[np.float32]:
+    """The regressor's z-normed predictions, shape (N,)."""
+    from batches import in_batches
+
+    return in_batches(model, model, rows, precision)[0].cpu().numpy()
+
+
+def self_taught(args: argparse.Namespace) -> Path:
+    """Score every training utterance by a regressor that was trained without it.
+
+    Five folds are drawn; a regressor without curriculum is trained on four of them, and scores the fifth.
+
+    Returns:
+        A file like a DeepMI file: file name -> minus the absolute error, z-normed.
+    Raises:
+        UserError: as the stages.
+    Source: Hacohen & Weinshall, ICML 2019; cross-fitted so that no utterance is scored by what has learned it.
+    """
+    import deepmi
+
+    data = load_data(args)
+    train = data.train.data
+    identity = runtime.digest(_settings(args), train.key, data.held_out.data.key)
+    target = trial_folder(args) / f"selftaught_{args.emo_attr}_seed{args.seed}_{identity[:12]}.json"
+    if target.is_file():
+        return target
+    fold = np.random.default_rng(runtime.derived_seed(args.seed, 3)).permutation(len(train.names)) % FOLDS
+    scores = np.empty(len(train.names))
+    for number in range(FOLDS):
+        model, _, _ = fit(with_changes(args, order="none"), data, np.flatnonzero(fold != number))
+        error = np.abs(predict(model, data.train.rows, args.precision) - train.targets)
+        scores[fold == number] = -error[fold == number]
+    deepmi.write_metric(target, dict(zip(train.names, scores.tolist())))
+    return target
+
+
+def _settings(args: argparse.Namespace) -> dict:
+    return {name: getattr(args, name) for name in ("epoch", "batch_size", "emo_attr", "seed", "precision")} | {
+        "version": runtime.__version__
+    }
+
+
+def order_of(args: argparse.Namespace, data: Data) -> NDArray[np.int64]:
+    """The training order of a trial.
+
+    Args:
+        args: order; for those by DeepMI its file as in stage 3; scores (the file of `self_taught`) or checkpoint (of
+            DeepEmoCluster) for the rivals that need them.
+        data: what is trained on.
+    Returns:
+        Positions in Train, int64, shape (N,).
+    Raises:
+        UserError: what the order goes by is missing or unreadable.
+    """
+    import deepmi
+    import training_Curriculum
+    import utils
+
+    train = data.train.data
+    if args.order in curriculum.ORDERS:
+        return training_Curriculum.load_order(args, train.names, train.labels)[0]
+    if args.order == "agreement":
+        file = utils.find_detailed_file(args.corpus)
+        if file is None:
+            raise runtime.UserError(
+                f"{args.corpus}: no labels_detailed file, which the order agreement needs; leave that order out."
+            )
+        spread = utils.rater_spread(file, args.emo_attr)
+        # One rating says nothing about agreement: such utterances come last.
+        values = -spread.reindex(train.names).fillna(np.inf).to_numpy()
+    elif args.order == "selftaught":
+        values = curriculum.match_metric(deepmi.read_metric(args.scores), train.names, args.scores)
+    else:
+        values = -np.abs(_cluster_predictions(args, data) - train.targets)
+    return curriculum.training_order(args.order, train.names, values, args.seed)
+
+
+def _cluster_predictions(args: argparse.Namespace, data: Data) -> NDArray[np.float32]:
+    """What the regressor of the DeepEmoCluster checkpoint predicts for Train, z-normed, shape (N,)."""
+    from batches import in_batches
+    from model import load_ssl_checkpoint
+
+    model, info = load_ssl_checkpoint(
+        args.checkpoint, data.corpus.num_features, args.num_clusters, args.emo_attr, data.corpus.feature_set
+    )
+    data.corpus.tell_if_other_terms(args.checkpoint, info)
+    rows = data.train.rows
+    return in_batches(model.to(rows.device), model.predict_attribute, rows, args.precision)[0].cpu().numpy()
+
+
+def ridge_predictions(train_rows: NDArray, labels: NDArray, *test_rows: NDArray) -> list[NDArray]:
+    """What scikit-learn's RidgeCV predicts from the same normalised features, in label units.
+
+    Args:
+        train_rows: shape (N, D).
+        labels: shape (N,).
+        test_rows: sets of features, shape (M, D) each.
+    Returns:
+        Predictions for each set, shape (M,).
+    """
+    from sklearn.linear_model import RidgeCV
+
+    model = RidgeCV(alphas=np.logspace(0, 6, 25)).fit(train_rows, labels)
+    return [model.predict(rows) for rows in test_rows]
+
+
+def run_trial(args: argparse.Namespace) -> dict:
+    """Train and test one regressor, unless that is done.
+
+    Args:
+        args: those of `load_data`, `fit` and `order_of`.
+    Returns:
+        order, seed, best_epoch and curve (validation CCC by epoch; None each for the ridge regression) and tests: for
+        each test set file name -> prediction in label units.
+    Raises:
+        UserError: as the stages.
+    """
+    import utils
+
+    data = load_data(args)
+    parts = {"train": data.train, "held_out": data.held_out, **data.tests}
+    keys = {name: part.data.key for name, part in parts.items()}
+    train = data.train.data
+    settings = _settings(args) | {"order": args.order, "pacing": args.pacing}
+    if args.order == RIDGE:
+        order = np.arange(len(train.names))
+    else:
+        order = order_of(args, data)
+    identity = runtime.digest(settings, keys, order.tobytes())
+    target = trial_folder(args) / f"{args.emo_attr}_{args.order}_seed{args.seed}_{identity[:12]}.json"
+    if target.is_file():
+        return json.loads(runtime.read_text(target))
+    result = {"order": args.order, "seed": args.seed, "best_epoch": None, "curve": None}
+    if args.order == RIDGE:
+        found = ridge_predictions(train.rows, train.labels, *(part.data.rows for part in data.tests.values()))
+    else:
+        model, result["best_epoch"], result["curve"] = fit(args, data, order)
+        found = [
+            utils.in_label_units(predict(model, part.rows, args.precision), data.corpus.label_norm, "a trial")
+            for part in data.tests.values()
+        ]
+    result["tests"] = {
+        name: dict(zip(part.data.names, predictions.tolist()))
+        for (name, part), predictions in zip(data.tests.items(), found)
+    }
+    runtime.write_text(target, json.dumps(result))
+    return result
