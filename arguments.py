@@ -166,20 +166,21 @@ def add_training_arguments(parser: argparse.ArgumentParser, epochs: int, trained
     add_attribute_argument(parser)
 
 
-def add_clusters_argument(parser: argparse.ArgumentParser, what: str = "") -> None:
-    """-nc/--num_clusters, with what it chooses where that is not the number itself."""
+def add_clusters_argument(parser: argparse.ArgumentParser, what: str = "", several: bool = False) -> None:
+    """-nc/--num_clusters, with what it chooses where that is not the number itself; a list where it takes several."""
     parser.add_argument(
         "-nc",
         "--num_clusters",
         type=positive_int,
-        default=50,
+        default=[50] if several else 50,
         metavar="K",
         help=what or "number of acoustic clusters; fewer for a small corpus (10 for some hundred utterances)",
+        **({"nargs": "+"} if several else {}),
     )
 
 
-def add_unlabeled_arguments(parser: argparse.ArgumentParser) -> None:
-    """--unlabeled, --unlabeled-size."""
+def add_unlabeled_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """--unlabeled, --unlabeled-size; the size is a list where it takes several."""
     group = parser.add_argument_group("unlabeled set")
     group.add_argument(
         "--unlabeled",
@@ -192,9 +193,10 @@ def add_unlabeled_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--unlabeled-size",
         type=non_negative_int,
-        default=90000,
+        default=[90000] if several else 90000,
         metavar="N",
         help="utterances drawn from it at random (all, where there are fewer); 0 trains on the labeled set only",
+        **({"nargs": "+"} if several else {}),
     )
 
 

@@ -101,7 +101,7 @@ def draw_validation_curves(curves: dict[str, list[list[float]]], path: Path, tit
         line.set_linewidth(1.5)
     axes.set(xlabel="epoch", ylabel="validation CCC, mean and range over seeds", title=title)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
     _save(figure, path)
 
 

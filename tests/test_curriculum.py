@@ -74,6 +74,24 @@ def test_a_tiny_corpus_still_has_an_utterance_in_its_first_bin():
     assert curriculum.training_size("deepmi", 0, 7) == 1
 
 
+@pytest.mark.parametrize("pacing", curriculum.PACINGS)
+def test_every_pacing_grows_from_a_tenth_to_all_at_epoch_45(pacing):
+    sizes = [curriculum.training_size("random", epoch, 1000, pacing) for epoch in range(70)]
+    assert sizes[0] == 100 and sizes == sorted(sizes)
+    assert sizes[44] < 1000 and set(sizes[45:]) == {1000}
+
+
+def test_pacing_families_are_those_of_wu_dyer_and_neyshabur():
+    # epoch 9 of 45 is a share of .2: .1 + .9 g(.2)
+    expected = {"linear": 280, "quadratic": 136, "root": 502, "exponential": 100, "log": 855, "step": 100}
+    assert {name: curriculum.training_size("random", 9, 1000, name) for name in expected} == expected
+
+
+def test_rivals_have_their_highest_value_first():
+    for order in curriculum.RIVAL_ORDERS:
+        assert ordered(order) == ordered("deepmi")
+
+
 def test_learning_rate_halves_at_the_papers_epochs():
     rates = [curriculum.learning_rate(epoch) for epoch in range(70)]
     assert rates[:4] == [1e-3] * 4

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from metrics import bootstrap_interval, ccc_loss, concordance_cc
+from metrics import bootstrap_cccs, bootstrap_interval, ccc_loss, concordance_cc
 
 
 @pytest.fixture
@@ -76,3 +76,12 @@ def test_speakers_that_differ_widen_the_interval():
     by_utterance = bootstrap_interval(truth, prediction)
     by_speaker = bootstrap_interval(truth, prediction, groups=[f"s{s}" for s in speakers])
     assert by_speaker[1] - by_speaker[0] > 2 * (by_utterance[1] - by_utterance[0])
+
+
+def test_predictions_are_compared_on_the_same_samples(pair):
+    truth, prediction = pair
+    values = bootstrap_cccs(truth, [prediction, prediction, prediction - 2], resamples=200)
+    assert values.shape == (200, 3)
+    assert (values[:, 0] == values[:, 1]).all() and (values[:, 0] > values[:, 2]).all()
+    low, high = bootstrap_interval(truth, prediction, resamples=200)
+    assert (low, high) == pytest.approx(tuple(np.percentile(values[:, 0], [2.5, 97.5])), abs=1e-12)

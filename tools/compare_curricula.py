@@ -95,6 +95,13 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="other corpora to test on, whole, for mismatched conditions; their features must be of the same set",
     )
     arguments.add_corpus_arguments(parser)
+    parser.add_argument(
+        "--ssl-epochs",
+        type=arguments.positive_int,
+        metavar="N",
+        help="train a DeepEmoCluster of N epochs for each seed, and take its DeepMI",
+    )
+    arguments.add_unlabeled_arguments(parser)
     trials.add_trial_arguments(parser)
     arguments.add_compute_arguments(parser, "the first seed; each seeds weights, batches, dropout, order and noise")
     return parser

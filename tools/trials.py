@@ -11,6 +11,8 @@ import contextlib
 import functools
 import io
 import json
+import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +34,7 @@ ORDERS = (*curriculum.ORDERS, *curriculum.RIVAL_ORDERS, RIDGE)
 
 
 def add_trial_arguments(parser: argparse.ArgumentParser) -> None:
-    """--ssl-epochs, --jobs, --results-dir and the unlabeled set, for tools that train many times."""
-    parser.add_argument(
-        "--ssl-epochs",
-        type=arguments.positive_int,
-        metavar="N",
-        help="train a DeepEmoCluster of N epochs for each seed, and take its DeepMI",
-    )
+    """--jobs and --results-dir, for tools that train many times."""
     parser.add_argument(
         "--jobs",
         type=arguments.positive_int,
@@ -52,7 +48,6 @@ def add_trial_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of tables and pictures; finished trainings are kept in its folder trials and not run again",
     )
-    arguments.add_unlabeled_arguments(parser)
 
 
 def side_by_side(work: Callable, tasks: Sequence[argparse.Namespace], jobs: int, title: str) -> Iterator[tuple]:
@@ -68,15 +63,20 @@ def side_by_side(work: Callable, tasks: Sequence[argparse.Namespace], jobs: int,
     from tqdm import tqdm
 
     pool = Parallel(n_jobs=min(jobs, max(len(tasks), 1)), return_as="generator_unordered", batch_size=1)
-    results = pool(delayed(_alone)(work, task, number) for number, task in enumerate(tasks))
-    for number, result in tqdm(results, desc=title, total=len(tasks), unit="run", disable=None):
-        yield tasks[number], result
+    here = Path.cwd()
+    results = pool(delayed(_alone)(work, task, number, here) for number, task in enumerate(tasks))
+    with warnings.catch_warnings():
+        # It renews processes that have grown, which those that train do at first, and would tell of each.
+        warnings.filterwarnings("ignore", "A worker stopped", UserWarning)
+        for number, result in tqdm(results, desc=title, total=len(tasks), unit="run", disable=None):
+            yield tasks[number], result
 
 
-def _alone(work: Callable, task: argparse.Namespace, number: int) -> tuple:
+def _alone(work: Callable, task: argparse.Namespace, number: int, folder: Path) -> tuple:
     """(number, what `work` returns), on one thread where it computes on a CPU, and silently."""
     import clustering
 
+    os.chdir(folder)  # joblib may hand on a process that was started elsewhere
     on_cpu = runtime.choose_device(task.device).type == "cpu"
     silence = io.StringIO()
     with clustering.on_one_thread() if on_cpu else contextlib.nullcontext():

@@ -1,0 +1,190 @@
+"""tools.compare_curricula: orders against their controls, the same whoever runs them and however often."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import run_script
+from scipy import stats
+
+import curriculum
+import deepmi
+import utils
+from runtime import UserError
+from tools import compare_curricula, trials
+
+ORDERS = ["deepmi", "reverse", "random", "none", "deepmi-balanced", "agreement", "selftaught", "prediction", "ridge"]
+
+
+def write_detailed(bench) -> None:
+    """Three raters a clip, further apart with every clip."""
+    rows = ["FileName,WorkerID,EmoClass_Major,EmoClass_Second,EmoAct,EmoVal,EmoDom"]
+    for number, name in enumerate(utils.read_labels(bench.labels)["FileName"]):
+        rows += [f"{name},{rater},N,,4,{4 + number / 100 * step},4" for rater, step in (("a", -1), ("b", 0), ("c", 1))]
+    (bench.corpus / "Labels" / "labels_detailed.csv").write_text("\n".join(rows))
+
+
+def compare(bench, *more):
+    given = ["--corpus", bench.corpus, "-emo", "Val", "-nc", 5, "-batch", 16, "-ep", 3, "--seeds", 2, *more]
+    return bench.run("tools.compare_curricula", *given)
+
+
+def task(bench, **changes):
+    """Arguments of a trial on the bench."""
+    args = compare_curricula.get_args_parser().parse_args(
+        [*map(str, ["--corpus", bench.corpus, "-emo", "Val", "-nc", 5, "-batch", 16, "-ep", 3])]
+    )
+    trials.prepare(args)
+    args.testing = ()
+    return trials.with_changes(args, **changes)
+
+
+def test_every_order_in_one_table_and_again_without_training(trained):
+    write_detailed(trained)
+    more = ["--orders", *ORDERS, "--checkpoint", trained.ssl_checkpoint, "--testing", trained.corpus]
+    code, out, err = compare(trained, *more)
+    assert code == 0, err
+    assert [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("|")][2 : 2 + 9] == ORDERS
+    results = trained.folder / "results"
+    table = pd.read_csv(results / "compare_Val.csv")
+    assert table["order"].tolist() == ORDERS * 2
+    assert set(table["utterances"]) == {24, 108}  # Test1; all of the other corpus
+    assert np.allclose(table["ccc"], table[["ccc_seed31", "ccc_seed32"]].mean(axis=1))
+    assert (table["low"] <= table["ccc"]).all() and (table["ccc"] <= table["high"]).all()
+    random = table["ccc"][table["order"] == "random"].to_numpy()
+    assert np.allclose(table["minus_random"].dropna(), (table["ccc"] - np.repeat(random, 9)).drop([2, 11]))
+    for ending in ("_curves.png", "_orders.png"):
+        assert (results / f"compare_Val{ending}").stat().st_size > 10_000
+
+    files = {file: file.stat().st_mtime_ns for file in (results / "trials").iterdir()}
+    assert len(files) == 8 * 2 + 1 + 2  # ridge has no seed; two files of self-taught scores
+    before = (results / "compare_Val.md").read_bytes()
+    lost = next(file for file in files if "reverse_seed32" in file.name)
+    content = lost.read_bytes()
+    lost.unlink()
+    assert compare(trained, *more, "--jobs", 1)[0] == 0
+    assert lost.read_bytes() == content  # in this process, with the bytes of another one
+    assert {f: f.stat().st_mtime_ns for f in files if f != lost} == {f: t for f, t in files.items() if f != lost}
+    assert (results / "compare_Val.md").read_bytes() == before
+
+
+def test_each_seed_has_a_deepmi_of_its_own_and_noise_reaches_it(bench):
+    bench.stage(0)
+    more = ["--orders", "deepmi", "prediction", "--ssl-epochs", 1, "--unlabeled-size", 0, "--jobs", 1]
+    assert compare(bench, *more)[0] == 0
+    code, out, err = compare(bench, *more, "--label-noise", 0.5)
+    assert code == 0, err
+    assert "50 % of the Train labels drawn anew" in out
+    folder = bench.folder / "results" / "trials"
+    names = ["Val_seed31_unlabeled0", "Val_seed32_unlabeled0", "Val_seed31_unlabeled0_noise50"]
+    metrics = [(folder / name / "DeepMI_5clusters@_Val.json").read_bytes() for name in names]
+    assert len(set(metrics)) == 3
+    assert (bench.folder / "results" / "compare_Val_noise50.md").is_file()
+
+
+def test_noise_replaces_its_share_of_train_labels_and_nothing_else(bench):
+    truth = utils.read_labels(bench.labels)
+    found = [utils.read_labels(trials.noisy_labels(task(bench, label_noise=0.3, seed=s))) for s in (1, 1, 2)]
+    assert found[0].equals(found[1]) and not found[0].equals(found[2])
+    train = (truth["Split_Set"] == "Train").to_numpy()
+    changed = pd.to_numeric(truth["EmoVal"]) != pd.to_numeric(found[0]["EmoVal"])
+    assert 0 < changed.sum() <= 18 and changed[train].sum() == changed.sum()  # .3 of 60; a draw may hit its own label
+    assert set(pd.to_numeric(found[0]["EmoVal"])) <= set(pd.to_numeric(truth["EmoVal"]))
+    assert found[0].drop(columns="EmoVal").equals(truth.drop(columns="EmoVal"))
+
+
+def test_noise_without_a_deepmi_of_its_own_is_refused(trained):
+    trained.refuses(compare(trained, "--label-noise", 0.3), "--ssl-epochs", "deepmi, deepmi-balanced, reverse")
+
+
+def test_a_trial_is_stage_3(trained):
+    # A process that starts with one thread computes as a trial does.
+    done = run_script(
+        "training_Curriculum.py",
+        *("--corpus", trained.corpus, "-emo", "Val", "-nc", 5, "-batch", 16, "-ep", 3, "--order", "reverse"),
+        *("--pacing", "root"),
+        cwd=trained.folder,
+        OMP_NUM_THREADS="1",
+    )
+    assert done.returncode == 0, done.stderr
+    log = (trained.folder / "Models" / "SimpleEmoRegressor_reverse@_Val.log.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["validation_ccc_loss"] for line in log[1:-1]]
+    tasks = [task(trained, order="reverse", pacing="root")]
+    ((_, result),) = trials.side_by_side(trials.run_trial, tasks, 1, "")
+    assert result["curve"] == [1 - loss for loss in losses]
+
+
+def test_no_utterance_is_scored_by_what_has_learned_it(trained, monkeypatch):
+    learned, fit, predict = [], trials.fit, trials.predict
+
+    def watched_fit(args, data, order):
+        assert args.order == "none"
+        learned.append(set(order.tolist()))
+        return fit(args, data, order)
+
+    monkeypatch.setattr(trials, "fit", watched_fit)
+    monkeypatch.setattr(trials, "predict", lambda *more: predict(*more) * 0 + len(learned))
+    args = task(trained)
+    train = trials.load_data(args).train.data
+    scores = deepmi.read_metric(trials.self_taught(args))
+    assert len(learned) == 5 and set.intersection(*learned) == set()
+    for position, name in enumerate(train.names):
+        fold = round(-scores[name] + train.targets[position]), round(scores[name] + train.targets[position])
+        by = next(number for number in fold if abs(abs(number - train.targets[position]) + scores[name]) < 1e-5)
+        assert position not in learned[by - 1]
+
+
+def test_agreement_starts_with_raters_who_agree_and_ends_with_single_ones(trained):
+    with pytest.raises(UserError, match="labels_detailed"):
+        trials.order_of(task(trained, order="agreement"), trials.load_data(task(trained)))
+    write_detailed(trained)
+    data = trials.load_data(task(trained))
+    order = trials.order_of(task(trained, order="agreement"), data)
+    assert order.tolist() == list(range(60))  # names are numbered as the spread grows
+    detailed = trained.corpus / "Labels" / "labels_detailed.csv"
+    lines = detailed.read_text().splitlines()
+    detailed.write_text("\n".join(lines[:2] + lines[4:]))  # the first clip keeps one rating
+    assert trials.order_of(task(trained, order="agreement"), data).tolist() == [*range(1, 60), 0]
+
+
+def test_prediction_starts_with_the_least_error_of_deepemocluster(trained):
+    data = trials.load_data(task(trained))
+    args = task(trained, order="prediction", checkpoint=trained.ssl_checkpoint)
+    errors = np.abs(trials._cluster_predictions(args, data) - data.train.data.targets)
+    assert (np.diff(errors[trials.order_of(args, data)]) >= 0).all()
+    trained.refuses(compare(trained, "--orders", "prediction"), "--checkpoint", "--ssl-epochs")
+
+
+def test_spread_of_raters_is_the_population_deviation(tmp_path):
+    file = tmp_path / "labels_detailed.csv"
+    file.write_text(
+        "FileName,EmoDetail\na.wav,W1; N; ; A:1; V:3;\na.wav,W2; N; ; A:3; V:nan;\nb.wav,W1; N; ; A:5; V:1;"
+    )
+    assert utils.rater_spread(file, "Act").to_dict() == {"a.wav": 1.0}
+    with pytest.raises(UserError, match="no utterance has two ratings of Val"):
+        utils.rater_spread(file, "Val")
+
+
+def test_holm_steps_down_and_passes_over_what_has_no_p():
+    assert compare_curricula.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    found = compare_curricula.holm([0.3, float("nan"), 0.6])
+    assert found[0] == pytest.approx(0.6) and np.isnan(found[1]) and found[2] == pytest.approx(0.6)
+
+
+def test_p_is_that_of_the_paired_tests():
+    first, second = np.array([0.3, 0.35, 0.32, 0.4, 0.31, 0.37]), np.array([0.28, 0.3, 0.33, 0.33, 0.27, 0.31])
+    assert compare_curricula.paired_p(first - second, "t") == pytest.approx(stats.ttest_rel(first, second).pvalue)
+    assert compare_curricula.paired_p(first - second, "wilcoxon") == pytest.approx(stats.wilcoxon(first, second).pvalue)
+    assert np.isnan(compare_curricula.paired_p(np.zeros(5), "t"))
+
+
+def test_means_of_orders_are_over_the_same_seeds():
+    cccs = np.tile(np.arange(4.0), (50, 3, 1)) + np.arange(3)[None, :, None] * 10
+    means = compare_curricula.order_means(cccs, 1)
+    assert np.allclose(np.diff(means, axis=1), 10)
+    assert len(np.unique(means[:, 0])) > 3
+
+
+def test_orders_are_those_of_the_parts(monkeypatch):
+    assert set(ORDERS) == set(trials.ORDERS) == {*curriculum.ORDERS, *curriculum.RIVAL_ORDERS, "ridge"}

@@ -1,0 +1,74 @@
+"""tools.compare_metrics: how far DeepMI files agree."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tools import compare_metrics
+
+NAMES = [f"{number:02d}.wav" for number in range(20)]
+
+
+def write(path, values):
+    path.write_text(json.dumps(dict(zip(NAMES, values))))
+    return path
+
+
+def test_rank_correlation_is_scipys():
+    rng = np.random.default_rng(1)
+    first, second = rng.integers(0, 8, 40), rng.integers(0, 8, 40)
+    found = compare_metrics.rank_correlation(first, second)
+    assert found == pytest.approx(stats.spearmanr(first, second).statistic)
+    assert np.isnan(compare_metrics.rank_correlation(first, np.ones(40)))
+
+
+def test_bins_of_opposite_curricula_share_what_they_must():
+    values = np.arange(20.0)
+    assert compare_metrics.bin_overlap(NAMES, values, values * 2 + 1) == [1.0] * 9
+    # the upper m of 20 and the lower m share 2 m - 20 of m, if that is more than none
+    expected = [max(0, 2 * size - 20) / size for size in range(2, 20, 2)]
+    assert compare_metrics.bin_overlap(NAMES, values, -values) == pytest.approx(expected)
+
+
+def test_those_that_moved_most_come_first():
+    first, second = np.arange(5.0), np.array([4.0, 1.0, 2.0, 3.0, 0.0])
+    moved = compare_metrics.moved_most(NAMES[:5], first, second, 3)
+    assert [row[0] for row in moved] == ["00.wav", "04.wav", "01.wav"]
+    assert moved[0][1:] == (0.0, 0.0, 4.0, 1.0)
+
+
+def test_files_are_joined_by_name(bench):
+    first = write(bench.folder / "a.json", range(20))
+    second = bench.folder / "b.json"
+    second.write_text(json.dumps({name: value for value, name in reversed(list(enumerate(NAMES[:15])))} | {"x.wav": 3}))
+    code, out, err = bench.run("tools.compare_metrics", first, second, "--out", "both.csv", "--moved", 2)
+    assert code == 0, err
+    assert "15 utterances in common" in out and "only in the first: 5, only in the second: 1" in out
+    assert "Spearman's rank correlation: 1.000" in out
+    rows = (bench.folder / "both.csv").read_text().splitlines()
+    assert len(rows) == 22 and rows[1] == "00.wav,0.0,0.0,0.0,0.0"
+
+
+def test_files_without_a_common_utterance_are_refused(bench):
+    first, second = write(bench.folder / "a.json", range(20)), bench.folder / "b.json"
+    second.write_text('{"x.wav": 1, "y.wav": 2}')
+    bench.refuses(bench.run("tools.compare_metrics", first, second), "0 utterances in common")
+    bench.refuses(bench.run("tools.compare_metrics", first), "1 DeepMI files given")
+    bench.refuses(bench.run("tools.compare_metrics", first, "--seeds", 2), "leave out files")
+
+
+def test_stability_compares_seeds_within_and_across_settings(bench):
+    bench.stage(0)
+    given = ["--seeds", 2, "-ep", 1, "-batch", 16, "-emo", "Val", "-nc", 3, 5, "--corpus", bench.corpus]
+    given += ["--unlabeled", f"{bench.corpus}_unlabeled", "--unlabeled-size", 0, "--jobs", 1]
+    code, out, err = bench.run("tools.compare_metrics", *given)
+    assert code == 0, err
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in out.splitlines() if line.startswith("| K")]
+    assert rows == [
+        ["K 3, no unlabeled", "another seed", "1"],
+        ["K 3, no unlabeled", "K 5, no unlabeled", "2"],
+        ["K 5, no unlabeled", "another seed", "1"],
+    ]
+    assert (bench.folder / "results" / "compare_metrics_Val.md").read_text() in out

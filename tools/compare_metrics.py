@@ -1,0 +1,236 @@
+"""Do DeepMI files agree, and how stable is DeepMI over seeds, clusters and the unlabeled set?
+
+    python -m tools.compare_metrics A.json B.json
+
+compares two or more files in pairs: Spearman's rank correlation of their values, the share of utterances that each
+cumulative bin of the curriculum has in common (by chance as much as the bin is large), and the utterances whose rank
+moved most.
+
+    python -m tools.compare_metrics --seeds 5 -ep 200 -emo Val -nc 20 50 --unlabeled-size 0 90000 \\
+        --corpus CORPUS --unlabeled UNLABELED
+
+trains a DeepEmoCluster for each seed, number of clusters and size of the unlabeled set, and compares their DeepMI:
+files of one setting over seeds, and files of two settings, always of different seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+
+import arguments
+import curriculum
+import runtime
+from tools import trials
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The command line of this tool."""
+    parser = arguments.new_parser(__doc__)
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE.json", help="two or more DeepMI files")
+    parser.add_argument(
+        "--moved", type=arguments.non_negative_int, default=10, metavar="N", help="utterances to list that moved most"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.csv", help="write value and rank of every utterance in every file"
+    )
+    group = parser.add_argument_group("stability, in place of files")
+    group.add_argument(
+        "--seeds", type=arguments.positive_int, metavar="N", help="number of seeds, at least 2, counted from --seed"
+    )
+    trials.add_trial_arguments(group)
+    arguments.add_training_arguments(group, epochs=200)
+    arguments.add_clusters_argument(group, "numbers of clusters to compare", several=True)
+    arguments.add_unlabeled_arguments(parser, several=True)
+    arguments.add_corpus_arguments(parser)
+    arguments.add_compute_arguments(parser, "the first seed")
+    return parser
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Agreement
+
+
+def joined(first: dict[str, float], second: dict[str, float]) -> tuple:
+    """Names that both files have, sorted, and their values in each, shape (N,).
+
+    Raises:
+        UserError: they have fewer than two in common.
+    """
+    import numpy as np
+
+    names = sorted(first.keys() & second.keys())
+    if len(names) < 2:
+        raise runtime.UserError(f"the files have {len(names)} utterances in common; expected DeepMI of one corpus.")
+    return names, *(np.array([values[name] for name in names]) for values in (first, second))
+
+
+def rank_correlation(first, second) -> float:
+    """Spearman's correlation, ties with their mean rank; NaN where all values of one are the same."""
+    import numpy as np
+    from scipy.stats import rankdata
+
+    ranks = rankdata(first), rankdata(second)
+    if min(np.ptp(rank) for rank in ranks) == 0:
+        return float("nan")
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def bin_overlap(names: list[str], first, second) -> list[float]:
+    """Share of the utterances of each cumulative bin, the last aside, that the curricula of both files have in it.
+
+    Args:
+        names: file names, N of them.
+        first, second: their DeepMI, shape (N,) each.
+    Returns:
+        Nine numbers in 0..1; by chance .1, .2, ..., .9.
+    """
+    orders = [curriculum.training_order("deepmi", names, values, 0).tolist() for values in (first, second)]
+    shares = []
+    for level in range(1, curriculum.NUM_BINS):
+        size = curriculum.training_size("deepmi", (level - 1) * curriculum.EPOCHS_PER_BIN, len(names))
+        shares.append(len(set(orders[0][:size]) & set(orders[1][:size])) / size)
+    return shares
+
+
+def percentiles(values):
+    """Rank of each value as a share of all, ties with their mean; 0 is the lowest, 1 the highest, shape (N,)."""
+    from scipy.stats import rankdata
+
+    return (rankdata(values) - 1) / (len(values) - 1)
+
+
+def moved_most(names: list[str], first, second, count: int) -> list[tuple]:
+    """(name, value and percentile in the first file, the same in the second) of those that moved most."""
+    import numpy as np
+
+    before, after = percentiles(first), percentiles(second)
+    order = np.lexsort((names, -np.abs(after - before)))[:count]
+    return [(names[i], first[i], before[i], second[i], after[i]) for i in order]
+
+
+def pair_lines(titles: tuple[str, str], metrics: tuple[dict, dict], moved: int) -> list[str]:
+    """How two files agree, as text."""
+    names, first, second = joined(*metrics)
+    lines = [f"{titles[0]} and {titles[1]}: {len(names)} utterances in common"]
+    only = [len(metric) - len(names) for metric in metrics]
+    if any(only):
+        lines.append(f"only in the first: {only[0]}, only in the second: {only[1]}; these are left out")
+    lines.append(f"Spearman's rank correlation: {rank_correlation(first, second):.3f}")
+    lines.append(f"distinct values: {len(set(first))} and {len(set(second))}")
+    overlap = bin_overlap(names, first, second)
+    rows = [["bin", *(str(level) for level in range(1, curriculum.NUM_BINS))]]
+    rows.append(["in common", *(f"{value:.2f}" for value in overlap)])
+    rows.append(["by chance", *(f"{level / curriculum.NUM_BINS:.2f}" for level in range(1, curriculum.NUM_BINS))])
+    lines += ["", *arguments.markdown_table(rows)]
+    if moved:
+        rows = [["moved most", "value in the first", "percentile", "value in the second", "percentile"]]
+        for name, value, place, other, other_place in moved_most(names, first, second, moved):
+            rows.append([name, f"{value:g}", f"{100 * place:.0f}", f"{other:g}", f"{100 * other_place:.0f}"])
+        lines += ["", *arguments.markdown_table(rows)]
+    return lines
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stability
+
+
+def setting_name(task: argparse.Namespace) -> str:
+    """Clusters and unlabeled size of a training, in words."""
+    return f"K {task.num_clusters}, {task.unlabeled_size or 'no'} unlabeled"
+
+
+def stability_rows(metrics: dict[str, dict[int, dict[str, float]]]) -> list[list[str]]:
+    """A table: how files of one setting agree over seeds, and those of two settings.
+
+    Args:
+        metrics: by setting and seed, a DeepMI file's content.
+    Returns:
+        Header and rows. Two settings are compared by files of different seeds, so that their rows say what another
+        setting changes on top of another seed.
+    """
+    import numpy as np
+
+    shown = (1, 3, 5)
+    header = ["DeepMI of", "and of", "pairs", "Spearman, mean", "lowest .. highest"]
+    rows = [header + [f"bin {level} in common (by chance {level / 10:.1f})" for level in shown]]
+    for one, other in itertools.combinations_with_replacement(metrics, 2):
+        seeds = itertools.combinations if one == other else itertools.permutations
+        pairs = [joined(metrics[one][a], metrics[other][b]) for a, b in seeds(metrics[one], 2)]
+        correlations = [rank_correlation(first, second) for _, first, second in pairs]
+        overlaps = np.mean([bin_overlap(*pair) for pair in pairs], axis=0)
+        bounds = f"{np.nanmin(correlations):.2f} .. {np.nanmax(correlations):.2f}"
+        row = [
+            one,
+            "another seed" if one == other else other,
+            str(len(pairs)),
+            f"{np.nanmean(correlations):.2f}",
+            bounds,
+        ]
+        rows.append(row + [f"{overlaps[level - 1]:.2f}" for level in shown])
+    return rows
+
+
+def measure_stability(args: argparse.Namespace) -> list[str]:
+    """Train for every seed and setting; the table, with what it compares."""
+    import deepmi
+
+    if args.seeds < 2:
+        raise runtime.UserError("--seeds 1: expected at least 2, to compare them.")
+    trials.prepare(args)
+    args.ssl_epochs = args.epoch
+    tasks = [
+        trials.with_changes(args, seed=args.seed + number, num_clusters=clusters, unlabeled_size=size)
+        for clusters, size, number in itertools.product(args.num_clusters, args.unlabeled_size, range(args.seeds))
+    ]
+    trials.make_metrics(tasks, args.jobs)
+    metrics: dict[str, dict[int, dict[str, float]]] = {}
+    for task in tasks:
+        metrics.setdefault(setting_name(task), {})[task.seed] = deepmi.read_metric(task.metric)
+    count = len(next(iter(metrics.values()))[args.seed])
+    title = (
+        f"{args.emo_attr}, {count} Train utterances, DeepEmoCluster -ep {args.epoch} -batch {args.batch_size}, "
+        f"seeds {args.seed} to {args.seed + args.seeds - 1}:"
+    )
+    return [title, "", *arguments.markdown_table(stability_rows(metrics))]
+
+
+def main(args: argparse.Namespace) -> None:
+    """Compare files, or train and compare."""
+    import deepmi
+
+    if args.seeds:
+        if args.files or args.out:
+            raise runtime.UserError("--seeds makes the DeepMI files itself; leave out files and --out.")
+        lines = measure_stability(args)
+        target = args.results_dir / f"compare_metrics_{args.emo_attr}.md"
+        runtime.write_text(target, "\n".join(lines) + "\n")
+        print("\n".join([*lines, f"wrote {target}"]))
+        return
+    if len(args.files) < 2:
+        raise runtime.UserError(f"{len(args.files)} DeepMI files given; expected two or more, or --seeds N.")
+    metrics = {str(file): deepmi.read_metric(file) for file in args.files}
+    if len(metrics) < len(args.files):
+        raise runtime.UserError("a DeepMI file is given twice; expected each once.")
+    for titles in itertools.combinations(metrics, 2):
+        print("\n".join(pair_lines(titles, tuple(metrics[title] for title in titles), args.moved)), end="\n\n")
+    if args.out:
+        write_values(args.out, metrics)
+        print(f"wrote {args.out}")
+
+
+def write_values(target: Path, metrics: dict[str, dict[str, float]]) -> None:
+    """A CSV with a row an utterance: its value and percentile in each file, empty where it is not there."""
+    import pandas as pd
+
+    columns = {}
+    for title, metric in metrics.items():
+        values = pd.Series(metric)
+        columns[title] = values
+        columns[f"{title} percentile"] = pd.Series(percentiles(values.to_numpy()), values.index)
+    runtime.write_text(target, pd.DataFrame(columns).rename_axis("FileName").sort_index().to_csv())
+
+
+if __name__ == "__main__":
+    arguments.run(main, get_args_parser())
