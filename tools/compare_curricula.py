@@ -300,7 +300,7 @@ def markdown(table, controls: list[str]) -> list[str]:
 def describe(args: argparse.Namespace, data: trials.Data, drawn: dict[str, str]) -> list[str]:
     """What was compared, for whoever finds the table without its command."""
     noise = f", {100 * args.label_noise:g} % of the Train labels drawn anew" if args.label_noise else ""
-    metric = f"a DeepEmoCluster of {args.ssl_epochs} epochs for each seed" if args.ssl_epochs else "one DeepMI file"
+    metric = f"a DeepEmoCluster of {args.ssl_epochs} epochs" if args.ssl_epochs else "one DeepMI for all seeds"
     names = {"t": "paired t test", "wilcoxon": "Wilcoxon signed-rank test"}
     lines = [
         f"{args.emo_attr}: {len(data.train.data.names)} Train, {len(data.held_out.data.names)} Validation utterances"
