@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, ClassVar
 
 __version__ = "0.2.0"
 
@@ -637,6 +638,30 @@ def refuse_divergence(losses, batches, names: list[str], title: str) -> None:
         )
 
 
+def _lock(path: Path):
+    """An open file that no other process can lock until it is closed or this process ends, however that happens.
+
+    None where another process has locked it; without effect where system or file system know no such locks.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return io.StringIO()
+    stream = open(path, "a")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.close()
+        return None
+    except OSError:
+        return stream
+    # While this waited for the file to open, its owner may have put another one in its place.
+    if os.path.samestat(os.fstat(stream.fileno()), os.stat(path)):
+        return stream
+    stream.close()
+    return None
+
+
 NO_BEST: dict = {"loss": None, "epoch": None, "weights": None}
 
 
@@ -666,7 +691,11 @@ class TrainingRun:
 
     A state is saved whenever ten times the cost of a save has passed, so saving takes a tenth of a run at most and a
     kill costs seconds. Training that resumes from a state repeats the epochs after it with the same seeds.
+
+    The log is locked while a run writes it, so that no second one writes the same files; a killed run leaves no lock.
     """
+
+    _locks: ClassVar[dict[Path, IO]] = {}  # of the runs of this process, by their log
 
     def __init__(self, checkpoint: Path, arguments: dict, inputs: dict, details: dict, resume: bool):
         """
@@ -726,9 +755,12 @@ class TrainingRun:
         """Begin the log; return the saved state (on the CPU) to go on from, or None.
 
         Raises:
-            UserError: an unfinished run with other arguments or data lies here.
+            UserError: another process is writing this run's files, or an unfinished run with other arguments or data
+                lies here.
         """
         state = None
+        if rank() == 0:
+            self._refuse_second_writer()
         if not self.resume:
             if rank() == 0:
                 self.resume_file.unlink(missing_ok=True)  # given up now, or a kill before the first save revives it
@@ -737,10 +769,33 @@ class TrainingRun:
             print(f"going on after {len(self.history)} epochs, saved in {self.resume_file}")
         else:
             self._tell_what_is_replaced()
-        first = {"run": self.identity, **self.details, "versions": _versions(), "git_commit": _git_commit()}
         if rank() == 0:
-            write_text(self.log_file, "".join(json.dumps(line) + "\n" for line in [first, *self.history]))
+            first = {"run": self.identity, **self.details, "versions": _versions(), "git_commit": _git_commit()}
+            started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+            first["process"] = {"id": os.getpid(), "host": socket.gethostname(), "started": started}
+            with write_atomically(self.log_file) as temporary:
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in [first, *self.history]))
+                lock = _lock(temporary)  # before it takes the other one's place: at no moment is there none
+            self._unlock()
+            self._locks[self.log_file] = lock
         return state
+
+    def _refuse_second_writer(self) -> None:
+        self._unlock()  # an earlier run of this process
+        lock = _lock(self.log_file)
+        if lock is None:
+            lines = self._log_lines()
+            first = lines[0].get("process") if lines else None
+            who = "process {id} on {host}, since {started}".format(**first) if first else "not known which"
+            raise UserError(
+                f"{self.checkpoint}: another run is writing it ({who}). Wait for that one to end, or name another "
+                "--model-dir."
+            )
+        self._locks[self.log_file] = lock
+
+    def _unlock(self) -> None:
+        if lock := self._locks.pop(self.log_file, None):
+            lock.close()
 
     def _tell_what_is_replaced(self) -> None:
         lines = self._log_lines()
@@ -820,6 +875,7 @@ class TrainingRun:
         write_outputs()
         self.end_epoch({"finished": True, "best_epoch": self.best["epoch"], "validation_loss": self.best["loss"]})
         self.resume_file.unlink(missing_ok=True)
+        self._unlock()
         print(f"best validation loss {self.best['loss']:.4f} at epoch {self.best['epoch']}")
         print("\n".join(f"wrote {path}" for path in (self.checkpoint, self.log_file, self.picture)))
 

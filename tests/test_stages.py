@@ -354,7 +354,7 @@ def test_a_run_killed_after_every_epoch_ends_with_the_same_bytes(trained_here, m
 
     def log():
         lines = [json.loads(line) for line in target.with_name(f"{stem}.log.jsonl").read_text().splitlines()]
-        return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+        return [{key: value for key, value in line.items() if key not in ("seconds", "process")} for line in lines]
 
     expected_log = log()
     for file in target.parent.iterdir():
@@ -387,6 +387,27 @@ def test_a_run_killed_after_every_epoch_ends_with_the_same_bytes(trained_here, m
     assert [file.read_bytes() for file in files] == expected
     assert log() == expected_log
     assert not list(target.parent.glob("*.resume"))
+
+
+def test_a_second_run_of_the_same_checkpoint_stops_and_names_the_first(trained):
+    command = [sys.executable, str(ROOT / "training_Curriculum.py"), "--corpus", str(trained.corpus)]
+    command += ["-ep", "100000", "-batch", "16", "-emo", "Val", "-nc", "5", "--order", "none"]
+    log = trained.folder / "Models/SimpleEmoRegressor_none@_Val.log.jsonl"
+    first = subprocess.Popen(command, cwd=trained.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not (log.exists() and len(log.read_text().splitlines()) > 2) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        trained.refuses(
+            trained.stage(3, "--order", "none"), "none@_Val.pt.tar: another run is writing it", f"process {first.pid} "
+        )
+        assert trained.stage(3, "--order", "random")[0] == 0  # another checkpoint in the same folder
+    finally:
+        first.kill()
+        first.wait()
+    before = log.read_text()
+    assert trained.stage(3, "--order", "none", "--no-resume")[0] == 0  # a killed run leaves no lock
+    assert log.read_text() != before
 
 
 def test_sigkill_and_the_same_command_again_end_with_the_same_bytes(bench):
