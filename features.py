@@ -17,7 +17,7 @@ import os
 import struct
 import sys
 import time
-import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,18 +40,21 @@ START_UP = 1.0  # seconds until worker processes stand ready (measured); one pro
 TASK_SECONDS = 0.04  # of work that a worker is given at a time
 BAR_DELAY = 0.5  # seconds; what takes less needs no progress bar
 
-# Types of a MATLAB v5 data element, and the class of a matrix of doubles (MAT-File Format, tables 1-1 and 1-3)
-MI_INT8, MI_INT32, MI_UINT32, MI_DOUBLE, MI_MATRIX = 1, 5, 6, 9, 14
-MX_DOUBLE = 6
-# Description, version and byte order; then tags (type, bytes) and content: the matrix, its flags, its dimensions, the
-# tag of its name.
-MATRIX_HEADER = struct.Struct("<10s 114x 4s 2I 4I 4I 2I")
-ELEMENT_TAG = struct.Struct("<2I")
-MATRIX_TAG_END = 136  # bytes that precede what the matrix's tag counts
+# Types of a MATLAB v5 data element and classes of a real matrix, as numpy calls them (MAT-File Format, tables 1-1, 1-3)
+ELEMENT_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+MATRIX_CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}
+MI_INT8, MI_INT32, MI_UINT32, MI_MATRIX, MI_COMPRESSED = 1, 5, 6, 14, 15
+COMPLEX = 0x800  # among the flags of a matrix
+MAT_HEADER = 128  # bytes before the first element
+LARGEST_MAT = 2**26  # bytes of a file or a variable; a vector of features has some 50 KB
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One .mat file
+
+
+class _Damaged(Exception):
+    """What is wrong with the bytes of a .mat file."""
 
 
 def read_mat(path: Path, key: str) -> NDArray:
@@ -63,90 +66,113 @@ def read_mat(path: Path, key: str) -> NDArray:
     Returns:
         The variable as stored.
     Raises:
-        UserError: missing, empty, damaged, without the key, or not numeric.
+        UserError: missing, empty, damaged, without the key, too large, or not numeric.
+    Source: MAT-File Format (MathWorks), chapter "Level 5 MAT-Files". scipy's reader takes ten times as long over a
+        feature file, and damaged bytes can crash the process in it.
     """
-    plain = _read_plain_matrix(path, key)
-    return _read_any_mat(path, key) if plain is None else plain
-
-
-def _read_plain_matrix(path: Path, key: str) -> NDArray[np.float64] | None:
-    """The matrix in a file that holds nothing else; None for any other file, or none that can be read."""
     try:
         with open(path, "rb", buffering=0) as stream:
-            data = np.empty(os.fstat(stream.fileno()).st_size, np.uint8)
-            whole = stream.readinto(data) == data.size
-    except OSError:
-        return None
-    return _plain_matrix(data, key) if whole else None
-
-
-def _plain_matrix(data: NDArray[np.uint8], key: str) -> NDArray[np.float64] | None:
-    """The matrix of a v5 file that holds it alone and as it lies in memory; None for any other file.
-
-    Feature files are such files, and scipy's reader takes ten times as long over one. Whatever is not exactly as
-    expected, to the last byte, is left to that reader, and so is what to say about it.
-
-    Args:
-        data: the file.
-        key: the name that the matrix must have.
-    Returns:
-        float64, two-dimensional, a view of `data`.
-    Source: MAT-File Format (MathWorks), chapter "Level 5 MAT-Files".
-    """
-    end = MATRIX_HEADER.size
-    if data.size < end:
-        return None
-    description, mark, *fields, rows, columns, name_type, name_bytes = MATRIX_HEADER.unpack_from(data)
-    matrix_bytes, unused = fields[1], fields[5]
-    plain = [MI_MATRIX, matrix_bytes, MI_UINT32, 8, MX_DOUBLE, unused, MI_INT32, 8]  # complex, global, logical: flags
-    if mark != b"\x00\x01IM" or fields != plain:
-        return None
-    if 0 in description[:4] or description.startswith((b"MATLAB 7.3", b"\x89HDF")):  # v4, v7.3
-        return None
-    if name_type == MI_INT8:
-        name = data[end : end + name_bytes]
-        end += -(-name_bytes // 8) * 8
-    else:  # up to four bytes stand within the tag, their number in the type's upper half
-        name_bytes = name_type >> 16
-        if name_type & 0xFFFF != MI_INT8 or name_bytes > 4:
-            return None
-        name = data[end - 4 : end - 4 + name_bytes]
-    start, size = end + ELEMENT_TAG.size, 8 * rows * columns
-    if not data.size == MATRIX_TAG_END + matrix_bytes == start + size or size == 0:
-        return None
-    if ELEMENT_TAG.unpack_from(data, end) != (MI_DOUBLE, size) or not key or name.tobytes().decode("latin1") != key:
-        return None
-    return data[start:].view("<f8").reshape((rows, columns), order="F")
-
-
-def _read_any_mat(path: Path, key: str) -> NDArray:
-    from scipy.io import loadmat
-
-    path = Path(path)
-    try:
-        data = path.read_bytes()
+            size = os.fstat(stream.fileno()).st_size
+            if size > LARGEST_MAT:
+                raise UserError(f"{path}: {size:,} bytes; expected one vector of features.")
+            data = np.empty(size, np.uint8)
+            stream.readinto(data)
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror}).") from None
-    if not data:
+    if not size:
         raise UserError(f"{path}: empty (0 bytes); extract it again.")
-    if data.startswith((b"MATLAB 7.3", b"\x89HDF")):
-        raise UserError(f"{path}: MATLAB v7.3 (HDF5); save it as v5 (`save -v6` or `-v7` in MATLAB).")
+    found: dict[str, NDArray | None] = {}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # loadmat warns about oddities that the checks below name better
-            content = loadmat(io.BytesIO(data), variable_names=[key])
-    except Exception as error:  # scipy's reader raises whatever the damaged bytes lead it to
-        reason = (str(error).splitlines() or [""])[0][:100] or type(error).__name__
-        raise UserError(f"{path}: damaged, not a MATLAB v5 file ({reason}); extract it again.") from None
-    if key not in content:
-        from scipy.io import whosmat
-
-        found = ", ".join(name for name, *_ in whosmat(io.BytesIO(data))) or "nothing"
-        raise UserError(f"{path}: no variable {key!r}; found {found}.")
-    value = content[key]
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
+        for name, value in _variables(memoryview(data)):
+            found.setdefault(name, value)
+            if name == key:
+                break
+    except _Damaged as error:
+        raise UserError(f"{path}: {error}") from None
+    if key not in found:
+        raise UserError(f"{path}: no variable {key!r}; found {', '.join(found) or 'nothing'}.")
+    if found[key] is None:
         raise UserError(f"{path}: variable {key!r} is not a matrix of real numbers.")
-    return value
+    return found[key]
+
+
+def _variables(data: memoryview) -> Iterator[tuple[str, NDArray | None]]:
+    """Name and value of each variable of a file; None for what is no matrix of real numbers.
+
+    Raises:
+        _Damaged: the bytes are not those of a v5 file.
+    """
+    if bytes(data[:10]) == b"MATLAB 7.3" or bytes(data[:4]) == b"\x89HDF":
+        raise _Damaged("MATLAB v7.3 (HDF5); save it as v5 (`save -v6` or `-v7` in MATLAB).")
+    order = {b"\x00\x01IM": "<", b"\x01\x00MI": ">"}.get(bytes(data[124:MAT_HEADER]))
+    if order is None:
+        raise _damaged_at("no version in its header")
+    place = MAT_HEADER
+    while place < len(data):
+        kind, content, place = _element(data, place, order)
+        if kind == MI_COMPRESSED:
+            kind, content, _ = _element(_inflate(content), 0, order)
+        if kind == MI_MATRIX:
+            yield _matrix(content, order)
+
+
+def _damaged_at(what: str) -> _Damaged:
+    return _Damaged(f"damaged, not a MATLAB v5 file ({what}); extract it again.")
+
+
+def _element(data: memoryview, place: int, order: str) -> tuple[int, memoryview, int]:
+    """Type and content of the data element at a place, and the place of the next."""
+    if place + 8 > len(data):
+        raise _damaged_at("cut off within a tag")
+    kind, size = struct.unpack_from(f"{order}2I", data, place)
+    if kind >> 16:  # up to four bytes stand within the tag, their number in the type's upper half
+        kind, size, start, following = kind & 0xFFFF, kind >> 16, place + 4, place + 8
+        if size > 4:
+            raise _damaged_at("a tag that contradicts itself")
+    else:
+        start = place + 8
+        following = start + (size if kind == MI_COMPRESSED else -(-size // 8) * 8)
+    if start + size > len(data):
+        raise _damaged_at("cut off")
+    return kind, data[start : start + size], following
+
+
+def _inflate(content: memoryview) -> memoryview:
+    unpacker = zlib.decompressobj()
+    try:
+        unpacked = unpacker.decompress(content, LARGEST_MAT)
+    except zlib.error:
+        raise _damaged_at("its compressed part can't be unpacked") from None
+    if unpacker.unconsumed_tail or not unpacker.eof:
+        raise _damaged_at("its compressed part is cut off or too large")
+    return memoryview(unpacked)
+
+
+def _matrix(content: memoryview, order: str) -> tuple[str, NDArray | None]:
+    """Name and value of a matrix; None for one that is not of real numbers."""
+    kind, flags, place = _element(content, 0, order)
+    if kind != MI_UINT32 or len(flags) != 8:
+        raise _damaged_at("a matrix without flags")
+    (flags,) = struct.unpack_from(f"{order}I", flags)
+    kind, shape, place = _element(content, place, order)
+    if kind != MI_INT32 or len(shape) % 4:  # an object of MATLAB's has none
+        return "", None
+    shape = struct.unpack(f"{order}{len(shape) // 4}i", shape)
+    kind, name, place = _element(content, place, order)
+    if kind != MI_INT8:
+        raise _damaged_at("a matrix without a name")
+    name = bytes(name).decode("latin1")
+    target = MATRIX_CLASSES.get(flags & 0xFF)
+    if target is None or flags & COMPLEX:
+        return name, None
+    kind, numbers, _ = _element(content, place, order)
+    source = ELEMENT_TYPES.get(kind)
+    if source is None or not 2 <= len(shape) <= 32 or min(shape) < 0:
+        raise _damaged_at("a matrix without a shape or numbers")
+    if math.prod(shape) * int(source[1]) != len(numbers):
+        raise _damaged_at(f"{len(numbers)} bytes of numbers for a matrix of shape {shape}")
+    values = np.frombuffer(numbers, order + source).astype(target, copy=False)  # small integers may stand for doubles
+    return name, values.reshape(shape, order="F")
 
 
 def write_mat(path: Path, key: str, value: NDArray) -> None:

@@ -24,7 +24,14 @@ __version__ = "0.2.0"
 
 
 class UserError(Exception):
-    """Something the user can mend. The message says which file, what was found, what was expected and what to do."""
+    """Something the user can mend. The message says which file, what was found, what was expected and what to do.
+
+    It stays one line of readable length, whatever a file name or a label that it cites holds.
+    """
+
+    def __init__(self, message: str):
+        message = re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], message)
+        super().__init__(message if len(message) <= 1000 else f"{message[:700]} [...] {message[-250:]}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -70,6 +70,20 @@ def test_unusable_recordings_are_listed_and_the_rest_is_done(audio, tmp_path, be
     ]
 
 
+@pytest.mark.parametrize(
+    ("samples", "rate", "words"),
+    [
+        (np.zeros(1), 48000, "no samples"),  # none is left at 16 kHz
+        (np.full((10, 2), 3e38, np.float32), RATE, "no numbers"),
+        (np.zeros(100), 1, "1 samples a second"),
+    ],
+)
+def test_recordings_that_hold_no_speech_are_refused(tmp_path, samples, rate, words):
+    soundfile.write(tmp_path / "a.wav", samples, rate, subtype="FLOAT")
+    with pytest.raises(UserError, match=words):
+        feature_sets.read_signal(feature_sets.Clip(tmp_path / "a.wav"))
+
+
 def test_a_name_of_no_encoding_is_no_hindrance(audio, tmp_path):
     strange = audio / os.fsdecode(b"caf\xe9.wav")
     strange.write_bytes((audio / "plain.wav").read_bytes())

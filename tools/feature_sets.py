@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from runtime import UserError, choose_device
 
+LOWEST_RATE = 1000  # Hz; below, there is no speech, and a short file would become hours at 16 kHz
 SAMPLING_RATE = 16000  # Hz; the features depend on the bandwidth, and MSP-Podcast is at this rate
 BATCH_SECONDS = 64  # of audio that an encoder hears together, with the silence that fills shorter clips up
 LONGEST_PIECE = 60  # seconds that an encoder hears at once: the memory that it needs grows with their square
@@ -56,18 +57,21 @@ def read_signal(clip: Clip) -> NDArray[np.float32]:
         # Opened by Python: soundfile takes no name that is not UTF-8.
         with clip.recording.open("rb") as raw, soundfile.SoundFile(raw.fileno(), closefd=False) as stream:
             rate = stream.samplerate
+            if rate < LOWEST_RATE:
+                raise UserError(f"{rate} samples a second; expected {LOWEST_RATE} or more")
             stream.seek(min(round(clip.start * rate), stream.frames) if clip.start else 0)
             frames = -1 if clip.stop is None else round(clip.stop * rate) - stream.tell()
             signal = stream.read(frames, dtype="float32", always_2d=True)  # (samples, channels)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise UserError(f"not readable as audio ({str(error).rsplit(':', 1)[-1].strip()})") from None
-    if len(signal) == 0:
-        raise UserError("no samples in it")
-    if not np.isfinite(signal).all():
-        raise UserError("samples that are no numbers in it")
-    mono = signal.mean(axis=1)
-    if rate != SAMPLING_RATE:
+    with np.errstate(over="ignore", invalid="ignore"):  # told below
+        mono = signal.mean(axis=1)
+    if rate != SAMPLING_RATE and len(mono):
         mono = audresample.resample(mono, rate, SAMPLING_RATE)[0]
+    if len(mono) == 0:
+        raise UserError("no samples in it")
+    if not np.isfinite(mono).all():  # of samples near the end of float32's range the sum is none
+        raise UserError("samples that are no numbers in it")
     # opensmile makes 16-bit numbers of samples, which wrap round at full scale; resampling overshoots.
     return mono.clip(-1, 1 - 2**-15)
 

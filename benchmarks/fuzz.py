@@ -1,0 +1,383 @@
+"""Whatever bytes a file holds: a right result or a message, never a traceback, a hang or a wrong number.
+
+    python -m benchmarks.fuzz --inputs 20000
+    python -m benchmarks.fuzz --targets labels_csv --engine atheris
+
+feeds every reader of files from elsewhere with damaged copies of good files: bytes changed, cut, repeated, mixed with
+others, numbers made extreme. The engine atheris (pip install atheris) is led by the code that its inputs reach;
+`random` needs nothing. A find stops the target and is written to --finds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import arguments
+import runtime
+
+SECONDS = 10  # that one input may take
+MEGABYTES = 500  # that it may add to the process's memory
+NASTY = (
+    b"nan",
+    b"inf",
+    b"-1",
+    b"1e309",
+    b"99999999999999999999",
+    b"\x00",
+    b"\xff\xff\xff\x7f",
+    b"\xff" * 8,
+    b'"',
+    b",",
+)
+
+
+class Wrong(Exception):
+    """A reader returned what it must not return."""
+
+
+def expect(condition: object, what: str) -> None:
+    """Raise `Wrong` unless the condition holds."""
+    if not condition:
+        raise Wrong(what)
+
+
+@dataclass
+class Target:
+    """A reader of files.
+
+    Attributes:
+        ending: of its files.
+        good: makes the content of good files, to start from.
+        read: reads one and checks what comes out; `runtime.UserError` is a good answer.
+    """
+
+    ending: str
+    good: Callable[[], list[bytes]]
+    read: Callable[[Path], None]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Targets
+
+
+def _label_rows() -> list[dict[str, str]]:
+    fields = ("FileName", "EmoClass", "EmoAct", "EmoVal", "EmoDom", "SpkrID", "Gender", "Split_Set")
+    values = [
+        ("a.wav", "N", "4.2", "1.5", "6.9", "1", "Female", "Train"),
+        ("b.flac", "A", "", "7", "1", "Unknown", "Male", "Test1"),
+    ]
+    return [dict(zip(fields, row)) for row in values]
+
+
+def _csv(rows: list[dict[str, str]]) -> bytes:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue().encode()
+
+
+def _labels(path: Path) -> None:
+    import numpy as np
+
+    import utils
+
+    table = utils.read_labels(path)
+    for name in table["FileName"]:
+        expect(name and "/" not in name and "\0" not in name and name not in (".", ".."), f"file name {name!r}")
+    expect(table["FileName"].is_unique, "a file name twice")
+    for attribute in arguments.ATTRIBUTES:
+        with contextlib.suppress(runtime.UserError):
+            values = utils.attribute_labels(table, attribute, path).to_numpy()
+            expect(np.isfinite(values).all() and values.min() >= 1 and values.max() <= 7, f"labels {values}")
+
+
+def _detailed(path: Path) -> None:
+    import utils
+
+    table = utils.read_detailed_labels(path)
+    expect(len(table) and all(isinstance(name, str) and name for name in table["FileName"]), "rows without a name")
+    for attribute in arguments.ATTRIBUTES:
+        with contextlib.suppress(runtime.UserError):
+            expect((utils.rater_spread(path, attribute) >= 0).all(), "a spread that is no number")
+
+
+def _metric(path: Path) -> None:
+    import deepmi
+
+    values = deepmi.read_metric(path)
+    expect(
+        all(isinstance(value, float) and abs(value) < 1e300 for value in values.values()), "a value that is no number"
+    )
+
+
+def _feature(path: Path) -> None:
+    import features
+
+    vector = features.read_feature(path)
+    expect(vector.ndim == 1 and vector.size and vector.dtype == "float64", f"{vector.shape}, {vector.dtype}")
+
+
+def _mats() -> list[bytes]:
+    import numpy as np
+    from scipy.io import savemat
+
+    found = []
+    for value, pressed in ((np.linspace(-1, 1, 12)[None], False), (np.ones((1, 5), np.float32), True)):
+        stream = io.BytesIO()
+        savemat(stream, {"Audio_data": value}, do_compression=pressed)
+        found.append(stream.getvalue())
+    return found
+
+
+def _checkpoint(path: Path) -> None:
+    import torch
+
+    from model import load_regressor
+
+    network, info = load_regressor(path, 12)
+    expect(network.num_features == 12 and isinstance(info, dict), "another network")
+    with torch.inference_mode():
+        expect(network(torch.zeros(2, 12)).shape == (2,), "another shape of predictions")
+
+
+def _checkpoints() -> list[bytes]:
+    import torch
+
+    from model import DenseNet, save_regressor
+
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.pt.tar"
+        save_regressor(path, DenseNet(12, width=4).state_dict(), {"epoch": 1, "emo_attr": "Val"})
+        return [path.read_bytes()]
+
+
+def _signal(path: Path) -> None:
+    import numpy as np
+
+    from tools.feature_sets import Clip, read_signal
+
+    samples = read_signal(Clip(path))
+    expect(samples.ndim == 1 and samples.size and np.isfinite(samples).all(), "samples that are no numbers")
+    expect(abs(samples).max() <= 1, f"samples up to {abs(samples).max()}")
+
+
+def _sounds() -> list[bytes]:
+    import numpy as np
+    import soundfile
+
+    time_axis = np.arange(800) / 8000
+    found = []
+    for kind, subtype in (("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("WAV", "FLOAT")):
+        stream = io.BytesIO()
+        soundfile.write(stream, 0.3 * np.sin(2 * np.pi * 200 * time_axis), 8000, format=kind, subtype=subtype)
+        found.append(stream.getvalue())
+    return found
+
+
+def _detailed_texts() -> list[bytes]:
+    separate = {"FileName": "a.wav", "WorkerID": "W1", "EmoClass_Major": "Happy", "EmoClass_Second": "", "EmoAct": "3"}
+    detail = (
+        'FileName,EmoDetail\na.wav,"WORKER1; Happy; Joy,Calm; A:3; V:nan; D:2.5;"\na.wav,WORKER2; Sad; A:4; V:1; D:2;\n'
+    )
+    return [detail.encode(), _csv([separate | {"EmoVal": "nan", "EmoDom": "7"}])]
+
+
+TARGETS = {
+    "labels_csv": Target(".csv", lambda: [_csv(_label_rows())], _labels),
+    "labels_json": Target(
+        ".json", lambda: [json.dumps({row.pop("FileName"): row for row in _label_rows()}).encode()], _labels
+    ),
+    "detailed_csv": Target(".csv", _detailed_texts, _detailed),
+    "detailed_json": Target(
+        ".json",
+        lambda: [b'{"a.wav": {"W1": {"EmoClass_Major": "N", "EmoAct": "3", "EmoVal": 2.5, "EmoDom": null}}}'],
+        _detailed,
+    ),
+    "metric": Target(".json", lambda: [b'{"a.wav": 0.01031, "b.wav": -0.5, "c.wav": 3}'], _metric),
+    "mat": Target(".mat", _mats, _feature),
+    "checkpoint": Target(".pt.tar", _checkpoints, _checkpoint),
+    "sound": Target(".wav", _sounds, _signal),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One input
+
+
+def feed(target: Target, data: bytes, folder: Path) -> str:
+    """Let a target read these bytes.
+
+    Returns:
+        `read`, or `refused` where it said what is wrong.
+    Raises:
+        Exception: whatever is a find: `Wrong`, or what the reader let through.
+    """
+    path = folder / f"input{target.ending}"
+    path.write_bytes(data)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(errors):
+            target.read(path)
+    except runtime.UserError as error:
+        expect(0 < len(str(error)) < 2000, f"a message of {len(str(error))} characters")
+        return "refused"
+    return "read"
+
+
+@contextlib.contextmanager
+def within_limits() -> Iterator[None]:
+    """Raise `Wrong` where the block takes longer, or more memory, than an input may."""
+
+    def too_long(signum: int, frame: object) -> None:
+        raise Wrong(f"takes more than {SECONDS} s")
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+    more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    expect(more < MEGABYTES, f"takes {more:.0f} MB")
+
+
+def damaged(good: list[bytes], rng: random.Random) -> bytes:
+    """A good file with one to eight things done to it."""
+    data = bytearray(rng.choice(good))
+    for _ in range(rng.randint(1, 8)):
+        place, length = rng.randint(0, len(data)), rng.choice((1, 2, 4, 8, 64))
+        kind = rng.randrange(6)
+        if kind == 0 and data:
+            data[place % len(data)] = rng.randrange(256)
+        elif kind == 1:
+            data[place : place + length] = rng.randbytes(length)
+        elif kind == 2:
+            data[place : place + rng.choice((0, 1, 4, 8))] = rng.choice(NASTY)
+        elif kind == 3:
+            del data[place : place + length]
+        elif kind == 4:
+            data[place:place] = data[place : place + length] * rng.choice((1, 3, 50))
+        elif rng.random() < 0.3:
+            del data[place:]
+        else:
+            other = rng.choice(good)
+            data[place:] = other[rng.randint(0, len(other)) :]
+    return bytes(data)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Engines
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The command line of this benchmark."""
+    parser = arguments.new_parser(__doc__)
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="what to feed")
+    parser.add_argument("--inputs", type=arguments.positive_int, default=20_000, metavar="N", help="inputs a target")
+    parser.add_argument("--engine", choices=("random", "atheris"), default="random", help="what makes the inputs")
+    parser.add_argument("--seed", type=arguments.non_negative_int, default=1, metavar="N", help="seed of the inputs")
+    parser.add_argument(
+        "--finds", type=Path, default=Path("fuzz_finds"), metavar="DIR", help="folder of the inputs that did harm"
+    )
+    return parser
+
+
+def run_random(name: str, args: argparse.Namespace, folder: Path) -> tuple[dict[str, int], str]:
+    """(inputs by answer, the find or an empty text) of a target."""
+    from tqdm import tqdm
+
+    target, rng = TARGETS[name], random.Random(f"{args.seed} {name}")
+    good, counts = target.good(), {"read": 0, "refused": 0}
+    for data in good:  # libraries load themselves now, and good files must be read
+        expect(feed(target, data, folder) == "read", f"{name}: a good file is refused")
+    for _ in tqdm(range(args.inputs), desc=name, disable=None):
+        data = damaged(good, rng)
+        try:
+            with within_limits():
+                counts[feed(target, data, folder)] += 1
+        except Exception as error:
+            args.finds.mkdir(parents=True, exist_ok=True)
+            (args.finds / f"{name}{target.ending}").write_bytes(data)
+            return counts, f"{type(error).__name__}: {error}"
+    return counts, ""
+
+
+def run_atheris(name: str, args: argparse.Namespace, folder: Path) -> tuple[dict[str, int], str]:
+    """The same, in a process of its own: atheris ends the one that it runs in."""
+    counts = {"read": 0, "refused": 0}
+    seeds, report = folder / "seeds", folder / "report.json"
+    seeds.mkdir(exist_ok=True)
+    for number, data in enumerate(TARGETS[name].good()):
+        (seeds / str(number)).write_bytes(data)
+    child = os.fork()
+    if child == 0:
+        _fuzz_here(name, args, folder, seeds, report)
+    _, status = os.waitpid(child, 0)
+    found = json.loads(report.read_text()) if report.exists() else {}
+    return counts | found.get("counts", {}), found.get("find", "" if status == 0 else f"ended with status {status}")
+
+
+def _fuzz_here(name: str, args: argparse.Namespace, folder: Path, seeds: Path, report: Path) -> None:
+    import atheris
+
+    with atheris.instrument_imports(include=["utils", "features", "deepmi", "model"]):
+        import deepmi  # noqa: F401
+        import features  # noqa: F401
+        import model  # noqa: F401
+        import utils  # noqa: F401
+    target, counts, last = TARGETS[name], {"read": 0, "refused": 0}, time.monotonic()
+
+    def one(data: bytes) -> None:
+        nonlocal last
+        find = ""
+        try:
+            with within_limits():
+                counts[feed(target, data, folder)] += 1
+        except Exception as error:
+            args.finds.mkdir(parents=True, exist_ok=True)
+            (args.finds / f"{name}{target.ending}").write_bytes(data)
+            find = f"{type(error).__name__}: {error}"
+        if find or time.monotonic() - last > 1 or sum(counts.values()) >= args.inputs:
+            report.write_text(json.dumps({"counts": counts, "find": find}))
+            last = time.monotonic()
+        if find or sum(counts.values()) >= args.inputs:
+            os._exit(0)
+
+    atheris.Setup([sys.argv[0], f"-seed={args.seed + 1}", "-rss_limit_mb=0", str(seeds)], one)
+    atheris.Fuzz()
+
+
+def main(args: argparse.Namespace) -> int:
+    """Feed every target; 1 where something was found."""
+    engine = {"random": run_random, "atheris": run_atheris}[args.engine]
+    rows, finds = [["target", "inputs", "read", "refused", "found"]], 0
+    for name in args.targets:
+        with tempfile.TemporaryDirectory() as folder:
+            counts, find = engine(name, args, Path(folder))
+        finds += bool(find)
+        rows.append(
+            [name, f"{sum(counts.values()):,}", f"{counts['read']:,}", f"{counts['refused']:,}", find[:200] or "-"]
+        )
+    print("\n".join(arguments.markdown_table(rows)))
+    return int(finds > 0)
+
+
+if __name__ == "__main__":
+    arguments.run(main, get_args_parser())
