@@ -28,7 +28,7 @@ from pathlib import Path
 
 import arguments
 import runtime
-from benchmarks.real_speech import ROOT, machine, split_section
+from benchmarks.real_speech import ROOT, machine, replace_section, split_section
 
 WIDTH = 6373
 CLUSTERS = 50
@@ -556,8 +556,7 @@ def main(args: argparse.Namespace) -> None:
     lines += ["", f"{counts}, {WIDTH:,} features, K {CLUSTERS}, batch {BATCH}, {precision}, on {on_machine(device)}."]
     print("\n".join(lines[-2:]))
     if args.results:
-        before, after = split_section(args.results, section)
-        runtime.write_text(args.results, before + "\n" + "\n".join(lines) + "\n" + after)
+        replace_section(args.results, section, "\n".join(lines))
 
 
 def on_machine(device) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import arguments
 import runtime
-from benchmarks.real_speech import ROOT, machine, split_section
+from benchmarks.real_speech import ROOT, machine, replace_section, split_section
 
 CLIPS = {"Train": 60, "Development": 24, "Test1": 24, "Unlabeled": 40}
 TRAINING = ("-batch", "16", "-emo", "Val")
@@ -277,8 +277,7 @@ def main(args: argparse.Namespace) -> int:
         text = table(counts, unlike)
     print(text)
     if args.results:
-        before, after = split_section(args.results, "kill_test")
-        runtime.write_text(args.results, f"{before}\n{text}\n{after}")
+        replace_section(args.results, "kill_test", text)
     return int(bool(unlike) or any(count.faults for count in counts.values()))
 
 

@@ -145,6 +145,12 @@ def split_section(path: Path, name: str) -> tuple[str, str]:
     return content.split(begin)[0] + begin, end + content.split(end)[1]
 
 
+def replace_section(path: Path, name: str, text: str) -> None:
+    """Put a text into a section of a Markdown file; raises as `split_section`."""
+    before, after = split_section(path, name)
+    runtime.write_text(path, f"{before}\n{text}\n{after}")
+
+
 def main(args: argparse.Namespace) -> None:
     """Run everything and print the table."""
     from tqdm import tqdm
@@ -163,8 +169,7 @@ def main(args: argparse.Namespace) -> None:
     text = table(args, results, ridges, time.monotonic() - begin)
     print(text)
     if args.results:
-        before, after = split_section(args.results, "real_speech")
-        runtime.write_text(args.results, f"{before}\n{text}\n{after}")
+        replace_section(args.results, "real_speech", text)
 
 
 if __name__ == "__main__":
