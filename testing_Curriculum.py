@@ -231,6 +231,8 @@ def test_on(test: TestCorpus, model_file: Path, device, precision: str, args: ar
     (z,) = in_batches(model.to(device), model, Rows(data.rows, device, precision), precision)
     prediction = utils.in_label_units(z.cpu().numpy(), corpus.label_norm, model_file)
     ccc = metrics.concordance_cc(data.labels, prediction)
+    if min(data.labels) == max(data.labels):
+        print(f"note: all labels of {test.split} are the same; their CCC is 0 whatever is predicted.")
     bounds, interval_line = interval(data.labels, prediction, data.speakers, data.names, args.seed)
     result = {
         "attribute": args.emo_attr,

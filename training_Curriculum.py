@@ -175,7 +175,7 @@ def main(args: argparse.Namespace) -> None:
     utils.make_output_folders(args.model_dir, args.cache_dir)
     with runtime.first_rank_first():
         corpus = arguments.open_corpus(args)
-        train, held_out = corpus.load("Train"), corpus.load("Validation")
+        train, held_out = corpus.load("Train"), corpus.load_validation()
         order, metric, metric_key = load_order(args, train.names, train.labels)
         keys = {"Train": train.key, "Validation": held_out.key, "metric": metric_key}
         counts = {"Train": len(train.names), "Validation": len(held_out.names)}

@@ -207,8 +207,7 @@ def load_parts(args: argparse.Namespace, device) -> tuple[dict[str, Part], dict[
         raise runtime.UserError(utils.NO_UNLABELED)
     corpus = arguments.open_corpus(args)
     parts, keys, facts = {}, {}, corpus.facts()
-    for split in ("Train", "Validation"):
-        data = corpus.load(split)
+    for split, data in (("Train", corpus.load("Train")), ("Validation", corpus.load_validation())):
         rows = Rows(data.rows, device, args.precision)
         parts[split] = Part(rows, data.names, torch.from_numpy(data.targets).to(device))
         keys[split] = data.key

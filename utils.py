@@ -774,6 +774,20 @@ class LabeledCorpus:
             features.digest(packed.key, values.tobytes()),
         )
 
+    def load_validation(self) -> LabeledSet:
+        """The Validation split, for choosing the best epoch.
+
+        Raises:
+            UserError: as `load`; or all labels are the same, so that its CCC is 0 whatever is predicted.
+        """
+        data = self.load("Validation")
+        if np.ptp(data.labels) == 0:
+            raise UserError(
+                f"{self.corpus.labels}: all {len(data.labels)} Emo{self.emo_attr} labels of Validation are "
+                f"{data.labels[0]:g}, so no epoch would be better than another; expected labels that differ."
+            )
+        return data
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What the program's files are called

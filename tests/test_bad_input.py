@@ -346,3 +346,43 @@ def test_a_log_that_is_no_log_is_written_anew(trained):
 def test_argument_of_the_wrong_kind(bench, argv):
     code, _, err = bench.run("training_DeepEmoCluster", *argv)
     assert code == 2 and argv[0] in err and "Traceback" not in err
+
+
+def keep_first(bench, rows, split):
+    """Move all utterances of a split but its first into another."""
+    first = next(row for row in rows if row[-1] == split)
+    rewrite(bench, [row if row[-1] != split or row is first else [*row[:-1], "Test2"] for row in rows])
+
+
+def test_a_validation_set_without_spread_is_refused_before_any_training(bench, rows):
+    keep_first(bench, rows, "Development")
+    bench.stage(0)
+    bench.refuses(bench.stage(1), "all 1 EmoVal labels of Validation", "no epoch would be better")
+
+
+def test_train_labels_without_spread_are_refused(bench, rows):
+    keep_first(bench, rows, "Train")
+    assert bench.stage(0)[0] == 0
+    bench.refuses(bench.stage(1), "std 0", "Train labels the same")
+
+
+def test_a_test_of_one_utterance_says_what_its_ccc_is_worth(trained, rows):
+    keep_first(trained, rows, "Test1")
+    code, out, _ = trained.stage(4)
+    assert code == 0 and "Val (CCC): 0.000" in out and "0 whatever is predicted" in out
+
+
+def test_features_that_are_all_the_same_leave_one_cluster(bench):
+    for file in bench.feature_files:
+        features.write_mat(file, features.FEATURE_KEY, np.arange(40.0)[None])
+    for number in range(5):
+        code, _, err = bench.stage(number, *(["--unlabeled-size", 0] if number == 1 else []))
+        assert code == 0, err
+    assert "I(X;Y)  = 0.00000" in bench.stage(2)[1]
+
+
+@pytest.mark.parametrize("batch", [59, 5000])
+def test_a_last_batch_of_one_and_a_batch_larger_than_the_set(bench, batch):
+    for number in range(5):
+        code, _, err = bench.stage(number, *(["-batch", batch] if number else []))
+        assert code == 0, err

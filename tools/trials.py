@@ -223,18 +223,17 @@ def _load_data(*values: object) -> Data:
     args = argparse.Namespace(**dict(zip(DATA_ARGUMENTS, values)))
     device = runtime.choose_device(args.device)
 
-    def part(corpus, split: str) -> Part:
-        data = corpus.load(split)
+    def part(data) -> Part:
         return Part(data, Rows(data.rows, device, args.precision))
 
     corpus = arguments.open_corpus(args)
-    tests = {args.split: part(corpus, args.split)}
+    tests = {args.split: part(corpus.load(args.split))}
     names = testing_Curriculum.distinct_names([args.corpus, *args.testing])[1:] if args.testing else []
     for name, folder in zip(names, args.testing):
         scale, _ = testing_Curriculum.label_scale(utils.find_label_file(folder), None)
         other = arguments.open_corpus(with_changes(args, corpus=folder, labels=None, features=None), scale)
-        tests[name] = part(other, "all")
-    return Data(corpus, part(corpus, "Train"), part(corpus, "Validation"), tests)
+        tests[name] = part(other.load("all"))
+    return Data(corpus, part(corpus.load("Train")), part(corpus.load_validation()), tests)
 
 
 def fit(args: argparse.Namespace, data: Data, order: NDArray[np.int64]) -> tuple:
