@@ -68,13 +68,13 @@ def joined(first: dict[str, float], second: dict[str, float]) -> tuple:
 
 def rank_correlation(first, second) -> float:
     """Spearman's correlation, ties with their mean rank; NaN where all values of one are the same."""
-    import numpy as np
-    from scipy.stats import rankdata
+    import warnings
 
-    ranks = rankdata(first), rankdata(second)
-    if min(np.ptp(rank) for rank in ranks) == 0:
-        return float("nan")
-    return float(np.corrcoef(*ranks)[0, 1])
+    from scipy import stats
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        return float(stats.spearmanr(first, second).statistic)
 
 
 def bin_overlap(names: list[str], first, second) -> list[float]:
