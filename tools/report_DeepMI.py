@@ -4,8 +4,8 @@
 
 reads curriculum_metric/DeepMI_50clusters@_Val.json and the corpus' label file, and writes
 results/DeepMI_report_Val.html, which needs no network, and each of its pictures as results/DeepMI_report_Val_*.png.
-Where the checkpoint that the values came from is there too (with its features and norm terms), clusters, information and
-acoustic features are added: by -ep, -batch and -nc, or by --checkpoint.
+Where the checkpoint that the values came from is there too (with its features and norm terms), clusters, information
+and acoustic features are added: by -ep, -batch and -nc, or by --checkpoint.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def stem_of(name: str) -> tuple[str, str]:
     """(name without its audio ending, that ending), the ending empty where there is none."""
     from features import AUDIO_ENDINGS
 
-    stem, ending = os.path.splitext(name)
-    return (stem, ending) if ending.lower() in AUDIO_ENDINGS else (name, "")
+    ending = Path(name).suffix
+    return (name[: -len(ending)], ending) if ending.lower() in AUDIO_ENDINGS else (name, "")
 
 
 def _endings_in(folder: Path) -> dict[str, str]:

@@ -229,8 +229,8 @@ def page(found: Evidence, report: Report, corpus: str, metric: str, audio) -> st
     playable = sum(code >= 0 for code in recordings["codes"])
     note = (
         f"All {len(columns[0]['data']):,} utterances that have a label; DeepMI, its place in the order, the first bin "
-        "that trains on it and the cluster are those of the Train split. Click a heading, or press Enter on it, to sort. "
-        f"{playable:,} have a recording to play."
+        "that trains on it and the cluster are those of the Train split. To sort, click a heading or press Enter "
+        f"on it. {playable:,} have a recording to play."
     )
     parts = {
         "policy": escape(policy(audio.base, (plotly, table_script, script))),
@@ -248,9 +248,9 @@ def page(found: Evidence, report: Report, corpus: str, metric: str, audio) -> st
         "sections": "".join(map(_section, report.sections)),
         "table_note": _paragraphs([note]),
         "footer": escape(
-            "Values say what the clusters of one network say about the ratings of one corpus. They are no quality score "
-            "of a speaker or a rater, and no claim that the curriculum helps. Method: Lin, Sridhar & Busso, IEEE/ACM "
-            "TASLP 32 (2024) 5117-5130."
+            "Values say what the clusters of one network say about the ratings of one corpus. They are no quality "
+            "score of a speaker or a rater, and no claim that the curriculum helps. Method: Lin, Sridhar & Busso, "
+            "IEEE/ACM TASLP 32 (2024) 5117-5130."
         ),
         "figures": "".join(
             f'<script type="application/json" id="figure-{panel.name}">{as_json(plotly_figure(panel))}</script>'

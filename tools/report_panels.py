@@ -1,7 +1,7 @@
 """The DeepMI report's numbers: from values, labels and clusters to panels, tables and sentences. Reads no files.
 
-N is the number of training utterances, sorted by file name; entry i of each array belongs to names[i]. K is the number of
-clusters.
+N is the number of training utterances, sorted by file name; entry i of each array belongs to names[i]. K is the number
+of clusters.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ DISPUTED_SHARE = 0.15  # of the utterances, where the corpus does not say which 
 MOST_POINTS = 5000  # of a scatter plot: more are slow to draw and hide each other
 MOST_SPEAKERS = 40
 TYPICAL_FEATURES = 5  # named for each cluster
-RESAMPLES = 2000
+FEWEST_MEMBERS = 5  # of a cluster whose features are named: the mean of fewer says more of them than of it
+RESAMPLES = 1000
 SAME_VALUE = 1.5e-5  # how far a recomputed DeepMI may be from one that was rounded to 5 decimals
 BLOCK = 4096  # utterances whose features are in memory at a time
 
@@ -250,19 +251,6 @@ def five_numbers(values: NDArray[np.float64]) -> FiveNumbers:
     return FiveNumbers(float(low), float(q1), float(median), float(q3), float(high), float(values.mean()), len(values))
 
 
-def _weighted_ranks(positions: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mid-rank of each utterance in a sample that has it `weights` times."""
-    mass = np.bincount(positions, weights)
-    return (np.cumsum(mass) - mass / 2)[positions]
-
-
-def _weighted_correlation(x: NDArray, y: NDArray, weights: NDArray) -> float:
-    total = weights.sum()
-    x, y = x - (weights @ x) / total, y - (weights @ y) / total
-    scale = np.sqrt((weights @ (x * x)) * (weights @ (y * y)))
-    return float(weights @ (x * y) / scale) if scale > 0 else float("nan")
-
-
 @dataclass
 class Interval:
     """An estimate with its 95 % bootstrap interval."""
@@ -293,18 +281,27 @@ def spearman(x: ArrayLike, y: ArrayLike, seed: int, resamples: int = RESAMPLES) 
         `Interval`; NaN where one of them is constant.
     Source: Davison & Hinkley, Bootstrap Methods and their Application (1997), section 5.3.
     """
-    # A resample is how often it has each utterance: ranks of weighted values need no sorting of their own.
+    # A resample is how often it has each pair of values: ranks of weighted values need no sorting of their own.
     first, second = (np.unique(values, return_inverse=True)[1] for values in (x, y))
-    rng = np.random.default_rng(derived_seed(seed, len(first)))
+    pairs, counts = np.unique(np.column_stack([first, second]), axis=0, return_counts=True)
+    draws = np.random.default_rng(derived_seed(seed, len(first))).multinomial
+    total = int(counts.sum())
+    chances = counts / total
+    drawn = [_rank_correlation(pairs, draws(total, chances)) for _ in range(resamples)]
+    return _interval(_rank_correlation(pairs, counts), drawn)
 
-    def correlation(weights: NDArray) -> float:
-        return _weighted_correlation(_weighted_ranks(first, weights), _weighted_ranks(second, weights), weights)
 
-    n = len(first)
-    value = correlation(np.ones(n))
-    return _interval(
-        value, [correlation(np.bincount(rng.integers(0, n, n), minlength=n).astype(float)) for _ in range(resamples)]
-    )
+def _rank_correlation(pairs: NDArray[np.int64], counts: NDArray[np.int64]) -> float:
+    """Spearman's correlation of pairs of positions 0, 1, ..., shape (m, 2), that occur so often, shape (m,)."""
+    total = counts.sum()
+    deviations = []
+    for positions in pairs.T:
+        mass = np.bincount(positions, counts)
+        ranks = np.cumsum(mass) - mass / 2  # mid-ranks, less a half, which the mean takes away
+        deviations.append((ranks - mass @ ranks / total)[positions])
+    x, y = deviations
+    scale = np.sqrt((counts @ (x * x)) * (counts @ (y * y)))
+    return float(counts @ (x * y) / scale) if scale > 0 else float("nan")
 
 
 def auc_lower(values: ArrayLike, marked: ArrayLike, seed: int, resamples: int = RESAMPLES) -> Interval:
@@ -397,8 +394,43 @@ def sample(count: int, seed: int, most: int = MOST_POINTS) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(derived_seed(seed, count)).choice(count, most, replace=False))
 
 
+def gather_places(
+    x: NDArray[np.float64], y: NDArray[np.float64], colour: NDArray[np.float64], names: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], list[str]]:
+    """Utterances at one place as one point.
+
+    Args:
+        x: shape (n,).
+        y: shape (n,).
+        colour: shape (n,).
+        names: n of them.
+    Returns:
+        (x, y, mean colour, number of utterances of each place, shape (places,); what each place is called).
+    """
+    places, first, of, counts = np.unique(
+        np.column_stack([x, y]), axis=0, return_index=True, return_inverse=True, return_counts=True
+    )
+    mean = np.bincount(of.ravel(), colour) / counts
+    texts = [
+        names[row] if count == 1 else f"{count:,} utterances, such as {names[row]}" for row, count in zip(first, counts)
+    ]
+    return places[:, 0], places[:, 1], mean, counts, texts
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Panels
+
+
+def _places(
+    x_title: str, y_title: str, x: NDArray, y: NDArray, levels: NDArray[np.int64], names: Sequence[str]
+) -> Points:
+    """Points whose size says how many utterances lie there, and whose colour their mean level, 1 to 6."""
+    x, y, colour, counts, texts = gather_places(x, y, levels + 1.0, names)
+    return Points(x_title, y_title, x, y, texts, colour, (), "mean level, 1 to 6", counts)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _points_note(total: int) -> str:
@@ -486,8 +518,8 @@ def distribution_section(found: Evidence, edges: list[Edge]) -> Section:
         Panel(
             "groups",
             "Groups of utterances with one value and level",
-            "Each point is a group of utterances with the same DeepMI and the same level, coloured by log10 of its "
-            "size. Where alpha is 0, such a group is a cell of the joint table"
+            "Each point is a group of utterances with the same DeepMI and the same level, as large as their number. "
+            "Where alpha is 0, such a group is a cell of the joint table"
             + (
                 f"; for {ATTRIBUTE_NAMES[found.emo_attr]} it is a cell of cluster, predicted level and level."
                 if found.alpha > 0
@@ -502,6 +534,7 @@ def distribution_section(found: Evidence, edges: list[Edge]) -> Section:
                 np.log10(pair_sizes),
                 (),
                 "log10 of utterances",
+                pair_sizes,
             ),
         ),
         Panel(
@@ -576,8 +609,8 @@ def curriculum_section(found: Evidence, bins: dict[str, list[Bin]]) -> Section:
             "all.",
             HeatMap(
                 "bin",
-                "order and level",
-                [f"{order} {name}" for order in bins for name in LEVEL_NAMES],
+                "level and order",
+                [f"{name} {order}" for order in bins for name in LEVEL_NAMES],
                 [str(number) for number in numbers],
                 np.vstack([np.column_stack([part.shares for part in of]) for of in bins.values()]),
                 "share",
@@ -618,7 +651,10 @@ def _by_mean(found: Evidence, groups: pd.Series) -> list[str]:
     return sorted(mean.index, key=lambda name: (-mean[name], name))
 
 
-BOX_NOTE = " Box: quartiles and median; diamond or dashes: mean; whiskers to 1.5 interquartile ranges; in brackets: n."
+BOX_NOTE = (
+    " Box: quartiles and median; dashes (in the files a diamond): mean; whiskers to 1.5 interquartile ranges; in "
+    "brackets: n."
+)
 
 
 def groups_section(found: Evidence) -> Section:
@@ -672,19 +708,17 @@ def disagreement_section(found: Evidence, correlation: Interval | None, auc: Int
             Panel(
                 "disagreement",
                 "DeepMI against rater disagreement",
-                f"Standard deviation of the single {attribute} ratings of each utterance. Spearman correlation "
+                f"Standard deviation of the single {attribute} ratings of each utterance; a point is as large as the "
+                f"number of utterances there. Spearman correlation "
                 f"{correlation} over {len(names):,} utterances, 95 % bootstrap interval of utterances; those of one "
                 f"speaker or rater are not independent, so it is rather too narrow.{_points_note(len(names))}",
-                Points(
+                _places(
                     "standard deviation of the ratings",
                     "DeepMI, nats",
                     found.spread[rows].to_numpy(),
                     values[rows].to_numpy(),
-                    rows,
                     levels[rows].to_numpy(),
-                    LEVEL_NAMES,
-                    "level",
-                    LEVEL_COLOURS,
+                    rows,
                 ),
             )
         )
@@ -721,19 +755,16 @@ def attributes_section(found: Evidence) -> Section | None:
                 Panel(
                     f"{first}_{second}".lower(),
                     f"DeepMI of {first} against {second}",
-                    f"The {len(common):,} utterances that both files have, coloured by the level of "
-                    f"{ATTRIBUTE_NAMES[found.emo_attr]}. Spearman correlation {correlation}."
-                    + _points_note(len(common)),
-                    Points(
+                    f"The {len(common):,} utterances that both files have. A point is as large as the number of "
+                    f"utterances there, coloured by their mean level of {ATTRIBUTE_NAMES[found.emo_attr]}. Spearman "
+                    f"correlation {correlation}." + _points_note(len(common)),
+                    _places(
                         f"DeepMI of {first}, nats",
                         f"DeepMI of {second}, nats",
                         series[first][rows].to_numpy(),
                         series[second][rows].to_numpy(),
-                        rows.tolist(),
                         levels[rows].to_numpy(),
-                        LEVEL_NAMES,
-                        "level",
-                        LEVEL_COLOURS,
+                        rows.tolist(),
                     ),
                 )
             )
@@ -813,7 +844,8 @@ def clusters_section(found: Evidence) -> Section:
     for cluster in clusters:
         members = np.flatnonzero(network.clusters == cluster)
         difference = network.differences[cluster]
-        typical = typical_features(difference, network.feature_names, TYPICAL_FEATURES)
+        enough = len(members) >= FEWEST_MEMBERS
+        typical = typical_features(difference, network.feature_names, TYPICAL_FEATURES) if enough else []
         first_features += typical[:1]
         means = [numbers[attribute][members] for attribute in columns]
         rows.append(
@@ -822,7 +854,9 @@ def clusters_section(found: Evidence) -> Section:
                 f"{len(members):,}",
                 *(f"{np.nanmean(mean):.2f}" if np.isfinite(mean).any() else "" for mean in means),
                 f"{values[members].mean():.4f}",
-                [f"{difference[at]:+.2f} {network.feature_names[at]}" for at in typical],
+                [f"{difference[at]:+.2f} {network.feature_names[at]}" for at in typical]
+                if enough
+                else f"fewer than {FEWEST_MEMBERS} utterances",
             ]
         )
     sizes = {
@@ -900,9 +934,9 @@ def mismatch(found: Evidence) -> str:
         return ""
     return (
         f"{other:,} of {len(difference):,} values of the DeepMI file differ from those computed from "
-        f"{found.network.source}, by up to {difference.max():.5f} nats: the file is of another checkpoint, alpha or label "
-        "file, or of the original program, whose dropout stays on and makes values random. DeepMI is shown as the file "
-        "has it, clusters and information as the checkpoint has them; they do not belong together."
+        f"{found.network.source}, by up to {difference.max():.5f} nats: the file is of another checkpoint, alpha or "
+        "label file, or of the original program, whose dropout stays on and makes values random. DeepMI is shown as the "
+        "file has it, clusters and information as the checkpoint has them; they do not belong together."
     )
 
 
@@ -923,7 +957,7 @@ def _findings(
         )
     first, even = bins["deepmi"][0], bins["deepmi-balanced"][0]
     lines.append(
-        f"The first bin of the published order has {first.size:,} utterances from {first.cells} cells and "
+        f"The first bin of the published order has {first.size:,} utterances from {_counted(first.cells, 'cell')} and "
         f"{int((first.shares > 0).sum())} of {int((bins['deepmi'][-1].shares > 0).sum())} levels; its labels have a "
         f"standard deviation of {first.label_sd:.2f}, those of the balanced order {even.label_sd:.2f}, those of the "
         f"whole split {bins['deepmi'][-1].label_sd:.2f}."
@@ -936,8 +970,8 @@ def _findings(
     )
     if correlation is not None:
         lines.append(
-            f"DeepMI and rater disagreement: Spearman correlation {correlation}. Below 0: what raters dispute has lower "
-            "values."
+            f"DeepMI and rater disagreement: Spearman correlation {correlation}. Below 0: what raters dispute has "
+            "lower values."
         )
     if auc is not None:
         lines.append(

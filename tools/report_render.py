@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 LONGEST_LABEL = 36  # characters of a name beside an axis
+SMALLEST_POINT, LARGEST_POINT = 5, 28  # diameters in pixels
 SIGNIFICANT = 6  # digits of a number in the page
 # Colours of middle lightness, legible on white and on near-black alike.
 LEVEL_COLOURS = ("#4477bb", "#3a9ea5", "#6cae4f", "#c9a227", "#dd7f35", "#c94f4f")
@@ -106,6 +108,7 @@ class Points(Chart):
         colour: a category's position or a number each, shape (N,).
         categories: names of the categories; none where the colour is a number.
         colour_title: what the colour says.
+        counts: utterances at each place, shape (N,), which make a point larger; none where all are alike.
         palette: colours of the categories, used again from the first where they do not last.
     """
 
@@ -115,6 +118,7 @@ class Points(Chart):
     colour: NDArray
     categories: Sequence[str]
     colour_title: str
+    counts: NDArray[np.int64] | None = None
     palette: Sequence[str] = CATEGORY_COLOURS
 
 
@@ -146,6 +150,13 @@ class Panel:
 def shorten(text: str) -> str:
     """A name as long as fits beside an axis."""
     return text if len(text) <= LONGEST_LABEL else text[: LONGEST_LABEL - 1] + "…"
+
+
+def _diameters(counts: NDArray[np.int64] | None, total: int) -> NDArray[np.float64]:
+    """Diameter of each point in pixels: its area grows with its count."""
+    if counts is None:
+        return np.full(total, float(SMALLEST_POINT))
+    return np.maximum(LARGEST_POINT * np.sqrt(counts / counts.max()), SMALLEST_POINT)
 
 
 def _counted(chart: Boxes, escape: Callable[[str], str]) -> list[str]:
@@ -213,7 +224,13 @@ def _plotly_bars(chart: Bars) -> tuple[list, dict]:
         {"type": "bar", "name": plain(name), "x": positions, "y": numbers(values), "marker": {"color": colour}}
         for (name, values), colour in zip(chart.series.items(), chart.palette)
     ]
-    return traces, {"barmode": "stack", "xaxis": _names_axis(chart.labels), "showlegend": len(traces) > 1}
+    legend = {"traceorder": "normal"}
+    return traces, {
+        "barmode": "stack",
+        "xaxis": _names_axis(chart.labels),
+        "showlegend": len(traces) > 1,
+        "legend": legend,
+    }
 
 
 def _plotly_histogram(chart: Histogram) -> tuple[list, dict]:
@@ -253,7 +270,14 @@ def _plotly_boxes(chart: Boxes) -> tuple[list, dict]:
     return [trace], {"yaxis": axis, "showlegend": False}
 
 
+def _scale() -> list[tuple[float, str]]:
+    """Colours of numbers at points: unlike those of areas, none may come near the paper's."""
+    return [(step / (len(LEVEL_COLOURS) - 1), colour) for step, colour in enumerate(LEVEL_COLOURS)]
+
+
 def _plotly_points(chart: Points) -> tuple[list, dict]:
+    diameters = _diameters(chart.counts, len(chart.x))
+
     def trace(chosen: NDArray, marker: dict, **more) -> dict:
         texts = [plain(chart.texts[row]) for row in np.flatnonzero(chosen)] if len(chart.texts) else []
         return {
@@ -262,15 +286,13 @@ def _plotly_points(chart: Points) -> tuple[list, dict]:
             "x": numbers(chart.x[chosen]),
             "y": numbers(chart.y[chosen]),
             "text": texts,
-            "marker": {"size": 5, "opacity": 0.75} | marker,
+            "marker": {"size": numbers(diameters[chosen]), "opacity": 0.75, "line": {"width": 0}} | marker,
             "hovertemplate": ("%{text}<br>" if texts else "") + "%{x:.4g}, %{y:.4g}<extra>%{fullData.name}</extra>",
         } | more
 
     if not chart.categories:
         bar = {"title": {"text": plain(chart.colour_title), "side": "right"}, "thickness": 12}
-        marker = {"color": numbers(chart.colour), "autocolorscale": True, "colorbar": bar}
-        if (chart.colour < 0).any():
-            marker["cmid"] = 0
+        marker = {"color": numbers(chart.colour), "colorscale": _scale(), "colorbar": bar}
         return [trace(np.ones(len(chart.x), dtype=bool), marker, name="")], {"showlegend": False}
     traces = [
         trace(chart.colour == code, {"color": chart.palette[code % len(chart.palette)]}, name=plain(shorten(name)))
@@ -378,20 +400,21 @@ def _draw_boxes(chart: Boxes, axes) -> None:
 
 
 def _draw_points(chart: Points, axes) -> None:
-    style = {"s": 9, "alpha": 0.75, "linewidths": 0}
+    areas = (0.7 * _diameters(chart.counts, len(chart.x))) ** 2  # in square points of type
+    style = {"alpha": 0.75, "linewidths": 0}
     if chart.categories:
         for code, name in enumerate(chart.categories):
             chosen = chart.colour == code
             if chosen.any():
                 colour = chart.palette[code % len(chart.palette)]
-                axes.scatter(chart.x[chosen], chart.y[chosen], color=colour, label=_literal(shorten(name)), **style)
+                label = _literal(shorten(name))
+                axes.scatter(chart.x[chosen], chart.y[chosen], areas[chosen], color=colour, label=label, **style)
         columns = 1 + len(chart.categories) // 20
         place = {"bbox_to_anchor": (1.01, 1), "loc": "upper left", "fontsize": 8, "ncols": columns}
         axes.legend(title=_literal(chart.colour_title), markerscale=2, **place)
         return
-    limit = np.abs(chart.colour).max() or 1.0
-    scale = {"cmap": "coolwarm", "vmin": -limit, "vmax": limit} if (chart.colour < 0).any() else {"cmap": "viridis"}
-    drawn = axes.scatter(chart.x, chart.y, c=chart.colour, **scale, **style)
+    colours = LinearSegmentedColormap.from_list("numbers", _scale())
+    drawn = axes.scatter(chart.x, chart.y, areas, c=chart.colour, cmap=colours, **style)
     axes.figure.colorbar(drawn, label=_literal(chart.colour_title))
 
 
