@@ -58,13 +58,13 @@ function loadPlotly() {
   document.head.append(script);
 }
 
-function draw(chart) {
-  loadPlotly();
+async function draw(chart) {
   const { data, layout } = read(`figure-${chart.dataset.panel}`);
   if (chart.clientWidth < 520) narrow(data, layout);
   layout.template = template();
   const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
-  window.Plotly.react(chart, data, layout, config).then(() => { chart.dataset.drawn = "yes"; });
+  await window.Plotly.react(chart, data, layout, config);
+  chart.dataset.drawn = "yes";
 }
 
 function narrow(data, layout) {
@@ -80,14 +80,31 @@ function narrow(data, layout) {
   }
 }
 
+// One at a time, with a pause between: the page answers while they come.
+const waiting = [];
+let busy = false;
+const pause = () => new Promise((resolve) => (window.requestIdleCallback || setTimeout)(resolve, { timeout: 500 }));
+
+async function drawWaiting() {
+  if (busy) return;
+  busy = true;
+  await pause();
+  loadPlotly();
+  while (waiting.length) {
+    await pause();
+    await draw(waiting.shift());
+  }
+  busy = false;
+}
+
 const near = new IntersectionObserver((entries) => {
   for (const entry of entries) {
     if (!entry.isIntersecting) continue;
     near.unobserve(entry.target);
-    draw(entry.target);
+    waiting.push(entry.target);
   }
-}, { rootMargin: "400px" });
-for (const chart of document.querySelectorAll(".chart")) near.observe(chart);
+  if (waiting.length) drawWaiting();
+}, { rootMargin: "300px" });
 
 // Table: every string goes in as text.
 
@@ -225,4 +242,5 @@ byId("reset").addEventListener("click", () => {
   byId("search").value = "";
   table.search("").order([place.rank + 1, "asc"]).draw();
 });
-performance.mark("usable");
+performance.mark("usable"); // how long the page took to open, for whoever measures it
+for (const chart of document.querySelectorAll(".chart")) near.observe(chart);

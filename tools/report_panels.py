@@ -426,7 +426,9 @@ def _places(
 ) -> Points:
     """Points whose size says how many utterances lie there, and whose colour their mean level, 1 to 6."""
     x, y, colour, counts, texts = gather_places(x, y, levels + 1.0, names)
-    return Points(x_title, y_title, x, y, texts, colour, (), "mean level, 1 to 6", counts)
+    return Points(
+        x_title, y_title, x, y, texts, colour, (), "mean level, 1 to 6", counts, (1.0, float(deepmi.NUM_LEVELS))
+    )
 
 
 def _counted(number: int, what: str) -> str:
@@ -935,8 +937,8 @@ def mismatch(found: Evidence) -> str:
     return (
         f"{other:,} of {len(difference):,} values of the DeepMI file differ from those computed from "
         f"{found.network.source}, by up to {difference.max():.5f} nats: the file is of another checkpoint, alpha or "
-        "label file, or of the original program, whose dropout stays on and makes values random. DeepMI is shown as the "
-        "file has it, clusters and information as the checkpoint has them; they do not belong together."
+        "label file, or of the original program, whose dropout stays on and makes values random. DeepMI is shown as "
+        "the file has it, clusters and information as the checkpoint has them; they do not belong together."
     )
 
 

@@ -109,6 +109,7 @@ class Points(Chart):
         categories: names of the categories; none where the colour is a number.
         colour_title: what the colour says.
         counts: utterances at each place, shape (N,), which make a point larger; none where all are alike.
+        limits: of the colours, where the colour is a number; by default those of the numbers.
         palette: colours of the categories, used again from the first where they do not last.
     """
 
@@ -119,6 +120,7 @@ class Points(Chart):
     categories: Sequence[str]
     colour_title: str
     counts: NDArray[np.int64] | None = None
+    limits: tuple[float, float] | None = None
     palette: Sequence[str] = CATEGORY_COLOURS
 
 
@@ -293,6 +295,8 @@ def _plotly_points(chart: Points) -> tuple[list, dict]:
     if not chart.categories:
         bar = {"title": {"text": plain(chart.colour_title), "side": "right"}, "thickness": 12}
         marker = {"color": numbers(chart.colour), "colorscale": _scale(), "colorbar": bar}
+        if chart.limits:
+            marker |= {"cmin": chart.limits[0], "cmax": chart.limits[1]}
         return [trace(np.ones(len(chart.x), dtype=bool), marker, name="")], {"showlegend": False}
     traces = [
         trace(chart.colour == code, {"color": chart.palette[code % len(chart.palette)]}, name=plain(shorten(name)))
@@ -414,7 +418,8 @@ def _draw_points(chart: Points, axes) -> None:
         axes.legend(title=_literal(chart.colour_title), markerscale=2, **place)
         return
     colours = LinearSegmentedColormap.from_list("numbers", _scale())
-    drawn = axes.scatter(chart.x, chart.y, areas, c=chart.colour, cmap=colours, **style)
+    low, high = chart.limits or (None, None)
+    drawn = axes.scatter(chart.x, chart.y, areas, c=chart.colour, cmap=colours, vmin=low, vmax=high, **style)
     axes.figure.colorbar(drawn, label=_literal(chart.colour_title))
 
 
