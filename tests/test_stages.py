@@ -33,6 +33,7 @@ TOOLS = (
     "tools.make_demo_corpus",
     "tools.fetch_v18",
     "tools.draw_method",
+    "tools.report_DeepMI",
 )
 
 

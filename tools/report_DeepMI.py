@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import arguments
 from runtime import UserError
@@ -97,8 +98,10 @@ def find_audio(root: Path | None, audio_base: str | None, page_dir: Path) -> Aud
     own = next((child for child in children if child.is_dir() and child.name.casefold() in AUDIO_FOLDERS), None)
     endings = _endings_in(own) if own else None
     if audio_base and "://" in audio_base:
-        if audio_base.split("://")[0].lower() not in ("http", "https", "file"):
-            raise UserError(f"--audio-base {audio_base}: expected a URL with http, https or file, or a folder.")
+        address = urlsplit(audio_base)
+        host = re.fullmatch(r"[\w.:\[\]-]+", address.netloc)  # it goes into the page's security policy
+        if address.scheme != "file" and not (address.scheme in ("http", "https") and host):
+            raise UserError(f"--audio-base {audio_base}: expected a URL of http, https or file, or a folder.")
         return Audio(quote(audio_base.rstrip("/"), safe="/:@%?&=+,;~!$'()*[]") + "/", endings)
     if audio_base:
         own = Path(audio_base)
@@ -259,7 +262,7 @@ def gather(args: argparse.Namespace, metric_file: Path, label_file: Path):
     if marked is None and spread is not None:
         ours = spread[spread.index.isin(names)]
         marked = report_panels.most_disputed(ours)
-        marked_by = f"the {report_panels.DISPUTED_SHARE:.0%} whose raters are furthest apart"
+        marked_by = f"the {100 * report_panels.DISPUTED_SHARE:.0f} % whose raters are furthest apart"
     table = table.set_index("FileName").loc[labels.index]
     return report_panels.Evidence(
         emo_attr=args.emo_attr,
@@ -304,7 +307,7 @@ def main(args: argparse.Namespace) -> None:
     runtime.write_text(page, report_page.page(found, report, corpus_name, metric_file.name, audio))
     for line in (*(f"warning: {text}" for text in report.warnings), *report.findings):
         print(line)
-    print(f"wrote {page} and {len(written)} pictures: {', '.join(path.name for path in written)}")
+    print(f"wrote {page} and, beside it, {len(written)} pictures, {page.stem}_*.png")
 
 
 if __name__ == "__main__":

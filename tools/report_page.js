@@ -197,6 +197,7 @@ const table = new window.DataTable("#utterance-table", {
   deferRender: true,
   pageLength: 25,
   lengthMenu: [10, 25, 50, 100],
+  search: { smart: false },
   layout: { topStart: null, topEnd: null, bottomStart: ["pageLength", "info"], bottomEnd: "paging" },
 });
 const scroller = byId("utterance-table").parentElement;
@@ -233,7 +234,7 @@ table.search.fixed("filters", (_, row) =>
 let typing;
 byId("search").addEventListener("input", (event) => {
   clearTimeout(typing);
-  typing = setTimeout(() => table.search(event.target.value).draw(), 150);
+  typing = setTimeout(() => table.search(event.target.value, false, false).draw(), 150);
 });
 byId("most").addEventListener("click", () => table.order([place.rank + 1, "asc"]).draw());
 byId("least").addEventListener("click", () => table.order([place.rank + 1, "desc"]).draw());

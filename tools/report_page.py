@@ -199,9 +199,9 @@ def _summary(found: Evidence, corpus: str, metric: str) -> str:
         information = found.network.information
         facts |= {
             "checkpoint": found.network.source,
-            "I(X;Y)": f"{information['I(X;Y)']:.4f} nats",
-            "I(Y';Y)": f"{information['I(Yp;Y)']:.4f} nats",
-            "H(X)": f"{information['H(X)']:.4f} of {np.log(found.num_clusters):.4f} nats",
+            "I(X;Y)": f"{information['I(X;Y)']:.5f} nats",
+            "I(Y';Y)": f"{information['I(Yp;Y)']:.5f} nats",
+            "H(X)": f"{information['H(X)']:.5f} of {np.log(found.num_clusters):.5f} nats",
         }
     else:
         facts["checkpoint"] = "none: clusters, I(X;Y) and H(X) are not known"

@@ -435,6 +435,10 @@ def _counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
 def _points_note(total: int) -> str:
     return f" Shown: {MOST_POINTS:,} of {total:,} utterances, drawn evenly." if total > MOST_POINTS else ""
 
@@ -468,7 +472,7 @@ def joint_section(found: Evidence) -> Section:
             "contribution",
             "Each cell's part of I(X;Y)",
             "p(x,y) ln(p(x,y)/(p(x)p(y))): positive where cluster and level occur together more often than by chance. "
-            f"The cells add up to I(X;Y) = {network.information['I(X;Y)']:.4f} nats.",
+            f"The cells add up to I(X;Y) = {network.information['I(X;Y)']:.5f} nats.",
             HeatMap(rows=rows, columns=LEVEL_NAMES, values=cells, unit="nats", **axes),
         ),
     ]
@@ -479,7 +483,7 @@ def joint_section(found: Evidence) -> Section:
                 "predicted",
                 "Predicted level and level: each cell's part of I(Y';Y)",
                 f"The other {found.alpha:g} of DeepMI for {attribute}: the same for the level that the network "
-                f"predicts. The cells add up to {network.information['I(Yp;Y)']:.4f} nats.",
+                f"predicts. The cells add up to {network.information['I(Yp;Y)']:.5f} nats.",
                 HeatMap(
                     f"level of {attribute}",
                     "predicted level",
@@ -785,8 +789,8 @@ def pca_section(found: Evidence) -> Section:
     shares = pca.explained_variance_ratio_
     texts = [found.names[row] for row in rows]
     position = {
-        "x_title": f"component 1 ({shares[0]:.0%} of the variance)",
-        "y_title": f"component 2 ({shares[1]:.0%})",
+        "x_title": f"component 1 ({_percent(shares[0])} of the variance)",
+        "y_title": f"component 2 ({_percent(shares[1])})",
         "x": places[rows, 0],
         "y": places[rows, 1],
         "texts": texts,
@@ -827,8 +831,8 @@ def pca_section(found: Evidence) -> Section:
         ),
     ]
     text = [
-        f"The 256 features that k-means sees, on their first two principal components, which hold {shares.sum():.0%} "
-        "of the variance; clusters that overlap here may be apart in the others."
+        "The 256 features that k-means sees, on their first two principal components, which hold "
+        f"{_percent(shares.sum())} of the variance; clusters that overlap here may be apart in the others."
     ]
     return Section("pca", "The clustered features", text, panels)
 
@@ -951,7 +955,7 @@ def _findings(
         information = found.network.information
         levels = np.bincount(found.levels, minlength=deepmi.NUM_LEVELS) / len(found.levels)
         entropy = deepmi.entropy(levels)
-        share = f", {information['I(X;Y)'] / entropy:.0%} of it" if entropy > 0 else ""
+        share = f", {_percent(information['I(X;Y)'] / entropy)} of it" if entropy > 0 else ""
         lines.append(
             f"The clusters tell {information['I(X;Y)']:.3f} nats about the level of {attribute}, whose own entropy is "
             f"{entropy:.3f} nats{share}; the predicted level tells {information['I(Yp;Y)']:.3f} nats. On few "
