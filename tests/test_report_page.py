@@ -89,28 +89,44 @@ def browser():
         chromium.close()
 
 
-@pytest.fixture
-def opened(browser, page_file):
-    """Open the page; in the end, no error came and nothing but the page and its recordings was asked for."""
-    pages, faults = [], []
+class Reader:
+    """Opens the page, and notes every error and whatever is asked for besides the page and its recordings."""
 
-    def open_page(width: int = 1200, scheme: str = "light"):
-        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-        page.set_default_timeout(10_000)
-        page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("dialog", lambda dialog: faults.append("a name was run as a script"))
-        allowed = (page_file.as_uri(), (page_file.parents[1] / "my corpus").as_uri(), "data:")
-        page.on("request", lambda request: None if request.url.startswith(allowed) else faults.append(request.url))
-        page.goto(page_file.as_uri())
+    def __init__(self, browser, page_file):
+        self.browser, self.address, self.faults = browser, page_file.as_uri(), []
+        self.allowed = (self.address, (page_file.parents[1] / "my corpus").as_uri(), "data:")
+
+    def open(self, width: int, scheme: str):
+        page = self.browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        page.on("console", lambda message: self.faults.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: self.faults.append(str(error)))
+        page.on("dialog", lambda dialog: self.faults.append("a name was run as a script"))
+        page.on("request", lambda request: self.note(request.url))
+        page.goto(self.address)
         page.wait_for_selector("#utterance-table tbody tr")
-        pages.append(page)
         return page
 
-    yield open_page
-    for page in pages:
-        page.close()
-    assert not faults
+    def note(self, address: str) -> None:
+        if not address.startswith(self.allowed):
+            self.faults.append(f"asked for {address}")
+
+
+@pytest.fixture(scope="module")
+def reader(browser, page_file) -> Reader:
+    return Reader(browser, page_file)
+
+
+@pytest.fixture(scope="module")
+def wide_page(reader):
+    return reader.open(1200, "light")
+
+
+@pytest.fixture
+def page(reader, wide_page):
+    """The page on a wide screen, as if just opened."""
+    wide_page.get_by_role("button", name="Show all").click()
+    yield wide_page
+    assert not reader.faults
 
 
 def draw(page, chart) -> None:
@@ -137,8 +153,7 @@ def by_value(found, sign: int) -> list[str]:
     return sorted(found.names, key=lambda name: (-sign * found.values[found.names.index(name)], name))
 
 
-def test_every_picture_is_drawn_and_the_theme_reaches_it(opened):
-    page = opened()
+def test_every_picture_is_drawn_and_the_theme_reaches_it(page):
     draw_all(page)
     drawn = page.locator(".chart").evaluate_all(
         "charts => charts.map(c => [c.dataset.panel, c.querySelectorAll('.trace, .hm, .point, .bars, image').length])"
@@ -154,8 +169,7 @@ def test_every_picture_is_drawn_and_the_theme_reaches_it(opened):
     assert page.evaluate(paper) != light and page.evaluate("document.documentElement.className") == "dark"
 
 
-def test_the_most_informative_come_first_and_the_least_with_one_click(opened, found):
-    page = opened()
+def test_the_most_informative_come_first_and_the_least_with_one_click(page, found):
     assert column(page, "file") == by_value(found, 1)[:25]
     assert column(page, "place") == [str(place) for place in range(1, 26)]
     page.get_by_role("button", name="Least informative first").click()
@@ -171,8 +185,7 @@ def test_the_most_informative_come_first_and_the_least_with_one_click(opened, fo
     assert column(page, "DeepMI")[10:] == [""] * 12
 
 
-def test_filters_and_search_find_what_they_say(opened, found):
-    page = opened()
+def test_filters_and_search_find_what_they_say(page, found):
     page.locator("#filter-split").select_option("Test1")
     assert column(page, "split") == ["Test1"] * REST
     page.get_by_role("button", name="Show all").click()
@@ -196,8 +209,7 @@ def test_filters_and_search_find_what_they_say(opened, found):
     assert page.locator("#utterance-table tbody").inner_text().strip() == "No matching records found"
 
 
-def test_names_are_shown_as_text(opened):
-    page = opened()
+def test_names_are_shown_as_text(page):
     page.get_by_role("searchbox", name="Search").fill("odd & 50%")
     page.wait_for_timeout(400)
     assert column(page, "file") == [ODD]
@@ -210,9 +222,7 @@ def test_names_are_shown_as_text(opened):
 
 
 @pytest.mark.parametrize("name, seconds", [(ODD, 0.6), ("MSP-PODCAST_0001.wav", 0.9)])
-def test_a_recording_is_played(opened, name, seconds):
-    page = opened()
-    assert page.locator("audio").evaluate("player => player.src") == ""
+def test_a_recording_is_played(page, name, seconds):
     page.get_by_role("searchbox", name="Search").fill(name)
     page.wait_for_timeout(400)
     page.get_by_role("button", name=f"Play {name}").focus()
@@ -223,12 +233,13 @@ def test_a_recording_is_played(opened, name, seconds):
             break
         page.wait_for_timeout(100)
     assert audio.evaluate("player => player.duration") == pytest.approx(seconds, abs=0.05)
-    assert audio.is_visible() and page.locator("#playing").inner_text() == name
+    assert audio.is_visible() and page.locator("audio").count() == 1
+    assert page.locator("#playing").inner_text() == name
     assert page.locator("#utterance-table button").count() == 1, "only those with a recording have a button"
 
 
-def test_nothing_overflows_a_narrow_screen(opened):
-    page = opened(390, "dark")
+def test_nothing_overflows_a_narrow_screen(reader):
+    page = reader.open(390, "dark")
     assert page.evaluate("document.documentElement.className") == "dark"
     draw_all(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -238,3 +249,4 @@ def test_nothing_overflows_a_narrow_screen(opened):
     )
     assert wide == []
     assert page.locator(".dt-layout-table > div").evaluate("e => e.scrollWidth > e.clientWidth")
+    assert not reader.faults
