@@ -457,9 +457,7 @@ def joint_section(found: Evidence) -> Section:
     attribute = ATTRIBUTE_NAMES[found.emo_attr]
     axes = {"x_title": f"level of {attribute}", "y_title": "cluster · utterances"}
     table, cells = joint[clusters], deepmi.information_of_cells(joint)[clusters]
-    used = f"{len(clusters)} of {found.num_clusters} clusters have utterances" + (
-        "." if len(clusters) < found.num_clusters else ", all of them."
-    )
+    used = f"{len(clusters)} of {found.num_clusters} clusters have utterances."
     panels = [
         Panel(
             "joint",
@@ -735,8 +733,8 @@ def disagreement_section(found: Evidence, correlation: Interval | None, auc: Int
             Panel(
                 "disputed",
                 "Disputed utterances against the rest",
-                f"Disputed: {found.marked_by}. AUC {auc}: how often a disputed utterance has the lower DeepMI of a "
-                "pair with one of the rest, ties counted half; .5 would be chance. Interval: 95 % bootstrap within "
+                f"Disputed: {found.marked_by}. AUC {auc}: how often a disputed utterance has a lower DeepMI than one "
+                "of the rest, ties counted half; 0.5 is chance. Interval: 95 % bootstrap within "
                 "both groups." + BOX_NOTE,
                 _boxes(found, groups, "", [name for name in ("disputed", "the rest") if (groups == name).any()]),
             )
@@ -955,10 +953,10 @@ def _findings(
         information = found.network.information
         levels = np.bincount(found.levels, minlength=deepmi.NUM_LEVELS) / len(found.levels)
         entropy = deepmi.entropy(levels)
-        share = f", {_percent(information['I(X;Y)'] / entropy)} of it" if entropy > 0 else ""
+        share = f", {_percent(information['I(X;Y)'] / entropy)} of that level's entropy" if entropy > 0 else ""
         lines.append(
-            f"The clusters tell {information['I(X;Y)']:.3f} nats about the level of {attribute}, whose own entropy is "
-            f"{entropy:.3f} nats{share}; the predicted level tells {information['I(Yp;Y)']:.3f} nats. On few "
+            f"I(X;Y) = {information['I(X;Y)']:.3f} nats: what the clusters tell about the level of {attribute}{share} "
+            f"(H(Y) = {entropy:.3f} nats). The predicted level tells I(Y';Y) = {information['I(Yp;Y)']:.3f} nats. On few "
             "utterances both are too high: an information estimated from counts is biased upwards."
         )
     first, even = bins["deepmi"][0], bins["deepmi-balanced"][0]
@@ -981,8 +979,8 @@ def _findings(
         )
     if auc is not None:
         lines.append(
-            f"An utterance that is disputed ({found.marked_by}) has the lower DeepMI of a pair with one that is not in "
-            f"{auc} of the pairs; .5 is chance."
+            f"AUC {auc}: so often has a disputed utterance ({found.marked_by}) a lower DeepMI than one of the rest, "
+            "ties counted half; 0.5 is chance."
         )
     return lines
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 LONGEST_LABEL = 36  # characters of a name beside an axis
+LONGEST_LEGEND = 16  # categories; the pointer names those of more
 SMALLEST_POINT, LARGEST_POINT = 5, 28  # diameters in pixels
 SIGNIFICANT = 6  # digits of a number in the page
 # Colours of middle lightness, legible on white and on near-black alike.
@@ -303,7 +304,8 @@ def _plotly_points(chart: Points) -> tuple[list, dict]:
         for code, name in enumerate(chart.categories)
         if (chart.colour == code).any()
     ]
-    return traces, {"showlegend": True, "legend": {"title": {"text": plain(chart.colour_title)}}}
+    legend = {"title": {"text": plain(chart.colour_title)}, "itemsizing": "constant"}
+    return traces, {"showlegend": len(traces) <= LONGEST_LEGEND, "legend": legend}
 
 
 def _plotly_lines(chart: Lines) -> tuple[list, dict]:
@@ -364,7 +366,7 @@ def _draw_heat_map(chart: HeatMap, axes) -> None:
     image = axes.imshow(chart.values, aspect="auto", interpolation="nearest", **scale)
     axes.set_xticks(range(len(chart.columns)), _drawn_names(chart.columns))
     if max(map(len, chart.columns), default=0) * len(chart.columns) > 90:
-        axes.tick_params(axis="x", rotation=90)
+        axes.tick_params(axis="x", rotation=90, labelsize=7)
     axes.set_yticks(range(len(chart.rows)), _drawn_names(chart.rows), fontsize=8)
     axes.figure.colorbar(image, label=_literal(chart.unit))
 
@@ -376,7 +378,9 @@ def _draw_bars(chart: Bars, axes) -> None:
         axes.bar(range(len(below)), heights, bottom=below, label=_literal(name), color=colour)
         below = below + heights
     many = len(below) > 20
-    axes.set_xticks(range(len(below)), _drawn_names(chart.labels), rotation=90 if many else 0, fontsize=8)
+    axes.set_xticks(
+        range(len(below)), _drawn_names(chart.labels), rotation=90 if many else 0, fontsize=7 if many else 9
+    )
     if len(chart.series) > 1:
         axes.legend()
 
