@@ -13,7 +13,7 @@ from conftest import SHARED, needs_shared, read_rows, write_labels
 import deepmi
 import plots
 from runtime import UserError
-from tools import feature_sets, report_DeepMI, report_page, report_panels, report_render
+from tools import feature_sets, report_page, report_panels, report_render
 
 CHECKPOINT_PANELS = {
     "joint", "contribution", "predicted", "pca_cluster", "pca_level", "pca_deepmi", "cluster_sizes", "cluster_features",
@@ -184,19 +184,19 @@ def test_the_policy_lets_recordings_in_from_their_base_only():
 def test_recordings_are_found_whatever_their_ending(tmp_path):
     audios = tmp_path / "my corpus" / "Audios"
     audios.mkdir(parents=True)
-    for name in ("a.wav", "b 1.flac", "c.x.ogg", "notes.txt"):
+    for name in ("a.wav", "a.flac", "b 1.flac", "c.x.ogg", "notes.txt"):
         (audios / name).touch()
-    audio = report_DeepMI.find_audio(tmp_path / "my corpus", None, tmp_path / "results")
+    audio = report_page.find_audio(tmp_path / "my corpus", None, tmp_path / "results")
     found = report_page.audio_of(["a.wav", "b 1.wav", "c.x.wav", "d.wav"], audio)
     assert found["base"] == "../my%20corpus/Audios/"
     assert found["codes"] == [0, 1, 2, -1] and found["endings"] == [".flac", ".ogg", ".wav"]
-    away = report_DeepMI.find_audio(None, "https://example.org/my audio/", tmp_path)
+    away = report_page.find_audio(None, "https://example.org/my audio/", tmp_path)
     assert away == ("https://example.org/my%20audio/", None)
     assert report_page.audio_of(["a.wav"], away)["codes"] == [0]
-    assert report_DeepMI.find_audio(None, str(audios), tmp_path).base == "my%20corpus/Audios/"
+    assert report_page.find_audio(None, str(audios), tmp_path).base == "my%20corpus/Audios/"
     for base in ("javascript://x", "nowhere", "https://exa mple.org/;script-src"):
         with pytest.raises(UserError, match="--audio-base"):
-            report_DeepMI.find_audio(None, base, tmp_path)
+            report_page.find_audio(None, base, tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -373,5 +373,5 @@ def test_the_published_values_make_a_report():
         "44,879 utterances have 319 distinct values; 9 of 9 bin edges cut a tie group, of up to 2,765" in line
         for line in report.findings
     )
-    html = report_page.page(found, report, "MSP-PODCAST-Publish-1.8", file.name, report_DeepMI.Audio("", {}))
+    html = report_page.page(found, report, "MSP-PODCAST-Publish-1.8", file.name, report_page.Audio("", {}))
     assert data_in(html)["rank"] == list(range(1, 44880))

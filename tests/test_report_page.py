@@ -9,7 +9,7 @@ import soundfile
 from conftest import voice
 
 import deepmi
-from tools import report_DeepMI, report_page, report_panels
+from tools import report_page, report_panels
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -74,7 +74,7 @@ def page_file(tmp_path_factory, found):
     audios.mkdir(parents=True)
     soundfile.write(audios / ODD, voice(), 16000)
     soundfile.write(audios / "MSP-PODCAST_0001.flac", voice(0.9), 16000)
-    audio = report_DeepMI.find_audio(folder / "my corpus", None, folder / "results")
+    audio = report_page.find_audio(folder / "my corpus", None, folder / "results")
     (folder / "results").mkdir()
     file = folder / "results" / "page.html"
     file.write_text(report_page.page(found, report_panels.build(found), HOSTILE[0], "DeepMI.json", audio))
@@ -165,8 +165,12 @@ def test_every_picture_is_drawn_and_the_theme_reaches_it(page):
     paper = "document.querySelector('.main-svg').style.background"
     light = page.evaluate(paper)
     page.get_by_role("button", name="Change to dark colours").click()
-    page.wait_for_timeout(300)
-    assert page.evaluate(paper) != light and page.evaluate("document.documentElement.className") == "dark"
+    assert page.evaluate("document.documentElement.className") == "dark"
+    for _ in range(100):
+        if page.evaluate(paper) != light:
+            break
+        page.wait_for_timeout(100)
+    assert page.evaluate(paper) != light
 
 
 def test_the_most_informative_come_first_and_the_least_with_one_click(page, found):

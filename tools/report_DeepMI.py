@@ -11,17 +11,12 @@ and acoustic features are added: by -ep, -batch and -nc, or by --checkpoint.
 from __future__ import annotations
 
 import argparse
-import os
-import re
 import sys
 from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import quote, urlsplit
 
 import arguments
 from runtime import UserError
 
-AUDIO_FOLDERS = ("audios", "audio")  # in any case
 TRUTH = "demo_truth.csv"  # of the demo corpus: which clips it made disputed
 
 
@@ -53,68 +48,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     arguments.add_compute_arguments(parser, "seed of the bootstrap, of the random order and of what a picture samples")
     return parser
-
-
-class Audio(NamedTuple):
-    """Where the page finds the recordings.
-
-    Attributes:
-        base: what stands before a file's name, percent-encoded, with its slash; empty where there are none.
-        endings: the recordings' endings, stem -> ending; None where the names of the label file hold.
-    """
-
-    base: str
-    endings: dict[str, str] | None
-
-
-def stem_of(name: str) -> tuple[str, str]:
-    """(name without its audio ending, that ending), the ending empty where there is none."""
-    from features import AUDIO_ENDINGS
-
-    ending = Path(name).suffix
-    return (name[: -len(ending)], ending) if ending.lower() in AUDIO_ENDINGS else (name, "")
-
-
-def _endings_in(folder: Path) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name in sorted((entry.name for entry in os.scandir(folder)), reverse=True):  # .wav before .flac
-        stem, ending = stem_of(name)
-        if ending:
-            found[stem] = ending
-    return found
-
-
-def find_audio(root: Path | None, audio_base: str | None, page_dir: Path) -> Audio:
-    """Where the recordings lie, as seen from the page.
-
-    Args:
-        root: the corpus, or None.
-        audio_base: --audio-base.
-        page_dir: folder of the page.
-    Raises:
-        UserError: neither a URL that a page can play from nor a folder.
-    """
-    children = sorted(root.iterdir()) if root else []
-    own = next((child for child in children if child.is_dir() and child.name.casefold() in AUDIO_FOLDERS), None)
-    endings = _endings_in(own) if own else None
-    if audio_base and "://" in audio_base:
-        address = urlsplit(audio_base)
-        host = re.fullmatch(r"[\w.:\[\]-]+", address.netloc)  # it goes into the page's security policy
-        if address.scheme != "file" and not (address.scheme in ("http", "https") and host):
-            raise UserError(f"--audio-base {audio_base}: expected a URL of http, https or file, or a folder.")
-        return Audio(quote(audio_base.rstrip("/"), safe="/:@%?&=+,;~!$'()*[]") + "/", endings)
-    if audio_base:
-        own = Path(audio_base)
-        if not own.is_dir():
-            raise UserError(f"--audio-base {audio_base}: no such folder; expected a URL or the recordings' folder.")
-        endings = _endings_in(own)
-    if own is None:
-        return Audio("", {})
-    try:
-        relative = os.path.relpath(own.resolve(), page_dir.resolve())
-    except ValueError:  # another drive of Windows
-        return Audio(own.resolve().as_uri() + "/", endings)
-    return Audio(quote(Path(relative).as_posix()) + "/", endings)
 
 
 def read_truth(labels: Path):
@@ -294,7 +227,7 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"{args.corpus}: no such folder; --corpus (or DEEPMI_CORPUS) names a corpus.")
     metric_file = args.metric or utils.metric_file(args.metric_dir, args.num_clusters, args.emo_attr)
     label_file = args.labels or utils.find_label_file(args.corpus)
-    audio = find_audio(args.corpus, args.audio_base, args.results_dir)
+    audio = report_page.find_audio(args.corpus, args.audio_base, args.results_dir)
     utils.make_output_folders(args.results_dir)
     found = gather(args, metric_file, label_file)
     report = report_panels.build(found)

@@ -43,7 +43,10 @@ function setTheme(name) {
   root.style.colorScheme = theme;
   byId("theme").textContent = theme === "dark" ? "Light" : "Dark";
   byId("theme").setAttribute("aria-label", `Change to ${theme === "dark" ? "light" : "dark"} colours`);
-  for (const chart of document.querySelectorAll(".chart[data-drawn]")) draw(chart);
+  const drawn = document.querySelectorAll(".chart[data-drawn]");
+  if (!drawn.length) return;
+  waiting.push(...drawn);
+  drawWaiting();
 }
 byId("theme").addEventListener("click", () => setTheme(theme === "dark" ? "light" : "dark"));
 system.addEventListener("change", (event) => setTheme(event.matches ? "dark" : "light"));

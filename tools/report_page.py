@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import NamedTuple
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 import pandas as pd
@@ -23,6 +25,97 @@ from tools.report_render import height_of, numbers, plotly_figure
 
 TEMPLATE = Path(__file__).with_name("report_page.html")
 SCRIPT = Path(__file__).with_name("report_page.js")
+AUDIO_FOLDERS = ("audios", "audio")  # in any case
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Recordings
+
+
+class Audio(NamedTuple):
+    """Where the page finds the recordings.
+
+    Attributes:
+        base: what stands before a file's name, percent-encoded, with its slash; empty where there are none.
+        endings: the recordings' endings, stem -> ending; None where the names of the label file hold.
+    """
+
+    base: str
+    endings: dict[str, str] | None
+
+
+def stem_of(name: str) -> tuple[str, str]:
+    """(name without its audio ending, that ending), the ending empty where there is none."""
+    ending = Path(name).suffix
+    return (name[: -len(ending)], ending) if ending.lower() in AUDIO_ENDINGS else (name, "")
+
+
+def _endings_in(folder: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in sorted((entry.name for entry in os.scandir(folder)), reverse=True):
+        stem, ending = stem_of(name)
+        if ending:
+            found.setdefault(stem, ending)  # .wav where there is a .flac as well
+    return found
+
+
+def find_audio(root: Path | None, audio_base: str | None, page_dir: Path) -> Audio:
+    """Where the recordings lie, as seen from the page.
+
+    Args:
+        root: the corpus, or None.
+        audio_base: --audio-base.
+        page_dir: folder of the page.
+    Raises:
+        UserError: neither a URL that a page can play from nor a folder.
+    """
+    children = sorted(root.iterdir()) if root else []
+    own = next((child for child in children if child.is_dir() and child.name.casefold() in AUDIO_FOLDERS), None)
+    endings = _endings_in(own) if own else None
+    if audio_base and "://" in audio_base:
+        address = urlsplit(audio_base)
+        host = re.fullmatch(r"[\w.:\[\]-]+", address.netloc)  # it goes into the page's security policy
+        if address.scheme != "file" and not (address.scheme in ("http", "https") and host):
+            raise UserError(f"--audio-base {audio_base}: expected a URL of http, https or file, or a folder.")
+        return Audio(quote(audio_base.rstrip("/"), safe="/:@%?&=+,;~!$'()*[]") + "/", endings)
+    if audio_base:
+        own = Path(audio_base)
+        if not own.is_dir():
+            raise UserError(f"--audio-base {audio_base}: no such folder; expected a URL or the recordings' folder.")
+        endings = _endings_in(own)
+    if own is None:
+        return Audio("", {})
+    try:
+        relative = os.path.relpath(own.resolve(), page_dir.resolve())
+    except ValueError:  # another drive of Windows
+        return Audio(own.resolve().as_uri() + "/", endings)
+    return Audio(quote(Path(relative).as_posix()) + "/", endings)
+
+
+def audio_of(names: Sequence[str], audio: Audio) -> dict:
+    """Where each utterance's recording is.
+
+    Args:
+        names: file names of the label file.
+        audio: as from `find_audio`.
+    Returns:
+        `base`; `codes`, one a name: -1 no recording, 0 called as the name is, n the name's stem with the n-th of
+        `endings`; `stem`, a pattern of what the stem is without.
+    """
+    pattern = rf"({'|'.join(map(re.escape, AUDIO_ENDINGS))})$"
+    endings = sorted(set((audio.endings or {}).values()))
+    codes = [0] * len(names)
+    if audio.endings is not None:
+        code_of = {ending: number for number, ending in enumerate(endings, start=1)}
+        for row, name in enumerate(names):
+            stem = re.sub(pattern, "", name, flags=re.IGNORECASE)
+            ending = audio.endings.get(stem)
+            codes[row] = -1 if ending is None else 0 if stem + ending == name else code_of[ending]
+    return {"base": audio.base, "stem": pattern, "endings": endings, "codes": codes}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data
 
 
 def as_json(content: object) -> str:
@@ -86,26 +179,8 @@ def utterance_columns(found: Evidence) -> list[dict]:
     return columns
 
 
-def audio_of(names: Sequence[str], audio) -> dict:
-    """Where each utterance's recording is.
-
-    Args:
-        names: file names of the label file.
-        audio: as from `report_DeepMI.find_audio`.
-    Returns:
-        `base`; `codes`, one a name: -1 no recording, 0 called as the name is, n the name's stem with the n-th of
-        `endings`; `stem`, a pattern of what the stem is without.
-    """
-    pattern = rf"({'|'.join(map(re.escape, AUDIO_ENDINGS))})$"
-    endings = sorted(set((audio.endings or {}).values()))
-    codes = [0] * len(names)
-    if audio.endings is not None:
-        code_of = {ending: number for number, ending in enumerate(endings, start=1)}
-        for row, name in enumerate(names):
-            stem = re.sub(pattern, "", name, flags=re.IGNORECASE)
-            ending = audio.endings.get(stem)
-            codes[row] = -1 if ending is None else 0 if stem + ending == name else code_of[ending]
-    return {"base": audio.base, "stem": pattern, "endings": endings, "codes": codes}
+# ---------------------------------------------------------------------------------------------------------------------
+# The page
 
 
 def _hash(script: str) -> str:
@@ -209,7 +284,7 @@ def _summary(found: Evidence, corpus: str, metric: str) -> str:
     return f'<p>{escape(text)}</p><dl class="facts">{listed}</dl>'
 
 
-def page(found: Evidence, report: Report, corpus: str, metric: str, audio) -> str:
+def page(found: Evidence, report: Report, corpus: str, metric: str, audio: Audio) -> str:
     """The whole page.
 
     Args:
@@ -217,7 +292,7 @@ def page(found: Evidence, report: Report, corpus: str, metric: str, audio) -> st
         report: its panels and sentences.
         corpus: the corpus' name.
         metric: name of the DeepMI file.
-        audio: as from `report_DeepMI.find_audio`.
+        audio: as from `find_audio`.
     """
     from plotly.offline import get_plotlyjs
 

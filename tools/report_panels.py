@@ -956,8 +956,8 @@ def _findings(
         share = f", {_percent(information['I(X;Y)'] / entropy)} of that level's entropy" if entropy > 0 else ""
         lines.append(
             f"I(X;Y) = {information['I(X;Y)']:.3f} nats: what the clusters tell about the level of {attribute}{share} "
-            f"(H(Y) = {entropy:.3f} nats). The predicted level tells I(Y';Y) = {information['I(Yp;Y)']:.3f} nats. On few "
-            "utterances both are too high: an information estimated from counts is biased upwards."
+            f"(H(Y) = {entropy:.3f} nats). The predicted level tells I(Y';Y) = {information['I(Yp;Y)']:.3f} nats. On "
+            "few utterances both are too high: an information estimated from counts is biased upwards."
         )
     first, even = bins["deepmi"][0], bins["deepmi-balanced"][0]
     lines.append(
