@@ -13,7 +13,8 @@ from runtime import write_atomically
 _TRAINING, _HELD_OUT = "tab:blue", "tab:orange"
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG."""
     # A Figure without pyplot needs neither a screen nor closing.
     with write_atomically(path) as temporary:
         figure.savefig(temporary, format=Path(path).suffix[1:], dpi=120, bbox_inches="tight")
@@ -49,7 +50,7 @@ def draw_ssl_run(history: list[dict], path: Path, title: str) -> None:
     for axes in (top, middle, bottom):
         axes.grid(alpha=0.3)
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_curriculum_run(history: list[dict], path: Path, title: str) -> None:
@@ -77,7 +78,7 @@ def draw_curriculum_run(history: list[dict], path: Path, title: str) -> None:
     lines, labels = axes.get_legend_handles_labels()
     areas, names = data.get_legend_handles_labels()
     axes.legend(lines + areas, labels + names, loc="upper left", bbox_to_anchor=(1.12, 1))
-    _save(figure, path)
+    save(figure, path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -102,7 +103,7 @@ def draw_validation_curves(curves: dict[str, list[list[float]]], path: Path, tit
     axes.set(xlabel="epoch", ylabel="validation CCC, mean and range over seeds", title=title)
     axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_orders(tables: dict, path: Path, title: str) -> None:
@@ -130,7 +131,7 @@ def draw_orders(tables: dict, path: Path, title: str) -> None:
         axes.grid(alpha=0.3, axis="x")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
-    _save(figure, path)
+    save(figure, path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -166,7 +167,7 @@ def draw_method(path: Path) -> None:
     _draw_clustering(axes)
     _draw_information(axes)
     _draw_curriculum(axes)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _draw_clustering(axes: Axes) -> None:

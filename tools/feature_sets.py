@@ -108,6 +108,11 @@ class OpenSmileSet:
         self.num_features = self._smile.num_features
         warnings.filterwarnings("ignore", "Segment too short", UserWarning)  # `features_of` says it by None
 
+    @property
+    def feature_names(self) -> list[str]:
+        """openSMILE's name of each feature."""
+        return self._smile.feature_names
+
     def batches(self, clips: Sequence[Clip], size: int) -> list[list[Clip]]:
         """`size` clips a task; they gain nothing from each other."""
         return [list(clips[start : start + size]) for start in range(0, len(clips), size)]
@@ -232,6 +237,12 @@ def _digest_of(folder: Path) -> str:
     return digest.hexdigest()[:12]
 
 
+def _known_sets() -> list[str]:
+    import opensmile
+
+    return [name for name in vars(opensmile.FeatureSet) if not name.startswith("_")]
+
+
 @functools.cache  # setting up takes longer than a clip; a process keeps what it has
 def open_set(feature_set: str, device: str = "auto") -> OpenSmileSet | EncoderSet:
     """What makes the features of a set.
@@ -242,9 +253,7 @@ def open_set(feature_set: str, device: str = "auto") -> OpenSmileSet | EncoderSe
     Raises:
         UserError: no such set. It is checked here, since openSMILE ends the process over some names.
     """
-    import opensmile
-
-    names = [name for name in vars(opensmile.FeatureSet) if not name.startswith("_")]
+    names = _known_sets()
     if feature_set in names:
         return OpenSmileSet(feature_set)
     if Path(feature_set).is_dir():
@@ -253,6 +262,22 @@ def open_set(feature_set: str, device: str = "auto") -> OpenSmileSet | EncoderSe
         f"--set {feature_set}: no folder of an encoder (nothing is downloaded), and no openSMILE feature set; those "
         f"are {', '.join(names)}."
     )
+
+
+def feature_names(feature_set: str, count: int) -> list[str]:
+    """What the features of a set are called.
+
+    Args:
+        feature_set: a name in `opensmile.FeatureSet`; any other has no names.
+        count: D.
+    Returns:
+        openSMILE's names, or `feature 0`, `feature 1`, ... where the set has none or is not of D features.
+    """
+    if feature_set in _known_sets():
+        names = open_set(feature_set).feature_names
+        if len(names) == count:
+            return names
+    return [f"feature {number}" for number in range(count)]
 
 
 def features_of(clips: Sequence[Clip], feature_set: str, device: str = "auto") -> list[NDArray[np.float64] | str]:
