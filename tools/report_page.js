@@ -78,7 +78,7 @@ function narrow(data, layout) {
     if (!axis.ticktext) continue;
     const every = axis === layout.xaxis ? Math.ceil(axis.ticktext.length / 14) : 1;
     for (const ticks of ["tickvals", "ticktext"]) axis[ticks] = axis[ticks].filter((_, at) => at % every === 0);
-    axis.ticktext = axis.ticktext.map((text) => (text.length > 18 ? `${text.slice(0, 17)}…` : text));
+    axis.ticktext = axis.ticktext.map((text) => (text.length > 18 ? `${text.slice(0, 8)}…${text.slice(-9)}` : text));
   }
   for (const trace of data) {
     const bar = trace.colorbar || (trace.marker && trace.marker.colorbar);
