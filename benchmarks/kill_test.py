@@ -174,8 +174,6 @@ def fault_of(path: Path) -> str:
             matplotlib.image.imread(path)
         elif ending == ".html" and not path.read_text().rstrip().endswith("</html>"):
             raise ValueError("its end is missing")
-    except FileNotFoundError:
-        return ""
     except Exception as error:
         return f"{path}: {type(error).__name__}: {error}"
     return ""
@@ -214,11 +212,10 @@ def kill_often(step: str, folder: Path, outputs: set[Path], count: Count, kills:
                     return
                 for path in outputs:  # it has ended before its kill: from the beginning
                     (folder / path).unlink(missing_ok=True)
-            for path in sorted(outputs):
-                fault = fault_of(folder / path)
-                count.read += (folder / path).is_file()
-                count.faults += bool(fault)
-                if fault:
+            for path in sorted(path for path in outputs if (folder / path).is_file()):
+                count.read += 1
+                if fault := fault_of(folder / path):
+                    count.faults += 1
                     tqdm.write(f"{step}: {fault}")
 
 

@@ -302,9 +302,9 @@ def self_taught(args: argparse.Namespace) -> Path:
 
 
 def _settings(args: argparse.Namespace) -> dict:
-    return {name: getattr(args, name) for name in ("epoch", "batch_size", "emo_attr", "seed", "precision")} | {
-        "version": runtime.__version__
-    }
+    """What changes the outcome of a training, the data aside."""
+    chosen = {name: getattr(args, name) for name in ("epoch", "batch_size", "emo_attr", "seed", "precision")}
+    return chosen | {"device": runtime.choose_device(args.device).type, "version": runtime.__version__}
 
 
 def order_of(args: argparse.Namespace, data: Data) -> NDArray[np.int64]:
