@@ -299,23 +299,29 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def try_one(name: str, data: bytes, folder: Path, finds: Path, counts: dict[str, int]) -> str:
+    """Feed a target within the limits and count its answer; a find in words, empty where there is none."""
+    try:
+        with within_limits():
+            counts[feed(TARGETS[name], data, folder)] += 1
+    except Exception as error:
+        finds.mkdir(parents=True, exist_ok=True)
+        (finds / f"{name}{TARGETS[name].ending}").write_bytes(data)
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 def run_random(name: str, args: argparse.Namespace, folder: Path) -> tuple[dict[str, int], str]:
     """(inputs by answer, the find or an empty text) of a target."""
     from tqdm import tqdm
 
-    target, rng = TARGETS[name], random.Random(f"{args.seed} {name}")
-    good, counts = target.good(), {"read": 0, "refused": 0}
+    rng = random.Random(f"{args.seed} {name}")
+    good, counts = TARGETS[name].good(), {"read": 0, "refused": 0}
     for data in good:  # libraries load themselves now, and good files must be read
-        expect(feed(target, data, folder) == "read", f"{name}: a good file is refused")
+        expect(feed(TARGETS[name], data, folder) == "read", f"{name}: a good file is refused")
     for _ in tqdm(range(args.inputs), desc=name, disable=None):
-        data = damaged(good, rng)
-        try:
-            with within_limits():
-                counts[feed(target, data, folder)] += 1
-        except Exception as error:
-            args.finds.mkdir(parents=True, exist_ok=True)
-            (args.finds / f"{name}{target.ending}").write_bytes(data)
-            return counts, f"{type(error).__name__}: {error}"
+        if find := try_one(name, damaged(good, rng), folder, args.finds, counts):
+            return counts, find
     return counts, ""
 
 
@@ -342,18 +348,11 @@ def _fuzz_here(name: str, args: argparse.Namespace, folder: Path, seeds: Path, r
         import features  # noqa: F401
         import model  # noqa: F401
         import utils  # noqa: F401
-    target, counts, last = TARGETS[name], {"read": 0, "refused": 0}, time.monotonic()
+    counts, last = {"read": 0, "refused": 0}, time.monotonic()
 
     def one(data: bytes) -> None:
         nonlocal last
-        find = ""
-        try:
-            with within_limits():
-                counts[feed(target, data, folder)] += 1
-        except Exception as error:
-            args.finds.mkdir(parents=True, exist_ok=True)
-            (args.finds / f"{name}{target.ending}").write_bytes(data)
-            find = f"{type(error).__name__}: {error}"
+        find = try_one(name, data, folder, args.finds, counts)
         if find or time.monotonic() - last > 1 or sum(counts.values()) >= args.inputs:
             report.write_text(json.dumps({"counts": counts, "find": find}))
             last = time.monotonic()
