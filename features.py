@@ -76,24 +76,23 @@ def read_mat(path: Path, key: str) -> NDArray:
             if size > LARGEST_MAT:
                 raise UserError(f"{path}: {size:,} bytes; expected one vector of features.")
             data = np.empty(size, np.uint8)
-            stream.readinto(data)
+            whole = stream.readinto(data) == size
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror}).") from None
     if not size:
         raise UserError(f"{path}: empty (0 bytes); extract it again.")
-    found: dict[str, NDArray | None] = {}
+    others = []
     try:
-        for name, value in _variables(memoryview(data)):
-            found.setdefault(name, value)
-            if name == key:
-                break
+        for name, value in _variables(memoryview(data)) if whole else ():
+            if name != key:
+                others.append(name)
+            elif value is None:
+                raise UserError(f"{path}: variable {key!r} is not a matrix of real numbers.")
+            else:
+                return value
     except _Damaged as error:
         raise UserError(f"{path}: {error}") from None
-    if key not in found:
-        raise UserError(f"{path}: no variable {key!r}; found {', '.join(found) or 'nothing'}.")
-    if found[key] is None:
-        raise UserError(f"{path}: variable {key!r} is not a matrix of real numbers.")
-    return found[key]
+    raise UserError(f"{path}: no variable {key!r}; found {', '.join(others) or 'nothing'}.")
 
 
 def _variables(data: memoryview) -> Iterator[tuple[str, NDArray | None]]:
@@ -171,8 +170,13 @@ def _matrix(content: memoryview, order: str) -> tuple[str, NDArray | None]:
         raise _damaged_at("a matrix without a shape or numbers")
     if math.prod(shape) * int(source[1]) != len(numbers):
         raise _damaged_at(f"{len(numbers)} bytes of numbers for a matrix of shape {shape}")
+    if source[0] == "f" and target[0] != "f":
+        raise _damaged_at("fractions in a matrix of integers")
     values = np.frombuffer(numbers, order + source).astype(target, copy=False)  # small integers may stand for doubles
-    return name, values.reshape(shape, order="F")
+    try:
+        return name, values.reshape(shape, order="F")
+    except ValueError:  # without numbers a shape may be anything
+        raise _damaged_at(f"a matrix of shape {shape}") from None
 
 
 def write_mat(path: Path, key: str, value: NDArray) -> None:

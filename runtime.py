@@ -30,7 +30,9 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str):
-        message = re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], message)
+        message = re.sub(
+            r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", lambda found: ascii(found[0])[1:-1], message
+        )
         super().__init__(message if len(message) <= 1000 else f"{message[:700]} [...] {message[-250:]}")
 
 

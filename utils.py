@@ -495,7 +495,8 @@ def rater_spread(path: Path, emo_attr: str) -> pd.Series:
     Source: Lotfian & Busso, Interspeech 2018, for its use as a curriculum.
     """
     ratings = read_detailed_labels(path).groupby("FileName")[f"Emo{emo_attr}"]
-    spread = ratings.std(ddof=0)[ratings.count() >= 2]
+    # Rounded, since the same ratings in another order differ in the last bits, and ties must stay ties.
+    spread = ratings.std(ddof=0).round(9)[ratings.count() >= 2]
     if spread.empty:
         raise UserError(f"{path}: no utterance has two ratings of {emo_attr}, so raters can't be compared.")
     return spread
@@ -771,7 +772,7 @@ class LabeledCorpus:
             values,
             ((values - mean) / std).astype(np.float32),
             rows.set_index("FileName")["SpkrID"].loc[packed.names].tolist(),
-            features.digest(packed.key, values.tobytes()),
+            digest(packed.key, values.tobytes(), [mean, std]),
         )
 
     def load_validation(self) -> LabeledSet:

@@ -63,7 +63,7 @@ def test_any_json(tmp_path_factory, content):
 
 
 def test_a_message_stays_a_line_whatever_it_cites():
-    assert str(UserError("a\nb\x1b[31m é")) == r"a\nb\x1b[31m é"
+    assert str(UserError("a\nb\x1b[31m é\u2028")) == r"a\nb\x1b[31m é\u2028"
     assert 900 < len(str(UserError("x" * 5000))) < 1000
 
 

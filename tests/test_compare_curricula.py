@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import run_script
+from conftest import read_rows, run_script, write_labels
 from scipy import stats
 
 import curriculum
@@ -76,10 +76,8 @@ def test_each_seed_has_a_deepmi_of_its_own_and_noise_reaches_it(bench):
     code, out, err = compare(bench, *more, "--label-noise", 0.5)
     assert code == 0, err
     assert "50 % of the Train labels drawn anew" in out
-    folder = bench.folder / "results" / "trials"
-    names = ["Val_seed31_unlabeled0", "Val_seed32_unlabeled0", "Val_seed31_unlabeled0_noise50"]
-    metrics = [(folder / name / "DeepMI_5clusters@_Val.json").read_bytes() for name in names]
-    assert len(set(metrics)) == 3
+    files = list((bench.folder / "results" / "trials").glob("Val_seed3[12]_*/DeepMI_5clusters@_Val.json"))
+    assert len({file.read_bytes() for file in files}) == len(files) == 4
     assert (bench.folder / "results" / "compare_Val_noise50.md").is_file()
 
 
@@ -186,5 +184,55 @@ def test_means_of_orders_are_over_the_same_seeds():
     assert len(np.unique(means[:, 0])) > 3
 
 
-def test_orders_are_those_of_the_parts(monkeypatch):
+def test_every_order_of_the_stages_and_every_rival_is_offered():
     assert set(ORDERS) == set(trials.ORDERS) == {*curriculum.ORDERS, *curriculum.RIVAL_ORDERS, "ridge"}
+
+
+def test_the_controls_are_one_comparison(trained):
+    assert compare(trained, "--orders", "reverse", "random", "none", "--jobs", 1)[0] == 0
+    table = pd.read_csv(trained.folder / "results" / "compare_Val.csv").set_index("order")
+    assert table["p_none"]["random"] == table["p_random"]["none"]
+    assert table["p_none_holm"]["random"] == table["p_random_holm"]["none"]
+    raw = [table["p_random"]["reverse"], table["p_none"]["reverse"], table["p_none"]["random"]]
+    assert min(table["p_random_holm"].min(), table["p_none_holm"].min()) == pytest.approx(min(1, 3 * min(raw)))
+
+
+def test_other_norm_terms_and_other_labels_are_other_trials(trained):
+    folder = trained.folder / "results" / "trials"
+
+    def trials_after_a_run():
+        code, _, err = compare(trained, "--orders", "reverse", "none", "--jobs", 1, "--seeds", 1)
+        assert code == 0, err
+        return len(list(folder.iterdir()))
+
+    assert trials_after_a_run() == trials_after_a_run() == 2
+    utils.write_label_norm(trained.folder / "NormTerm", "Val", 4.5, 1.0)
+    assert trials_after_a_run() == 4
+    rows = read_rows(trained.labels)
+    rows[1][rows[0].index("EmoVal")] = "4.4444"
+    write_labels(trained.labels, rows[1:], rows[0])
+    assert trials_after_a_run() == 6
+
+
+def test_another_corpus_never_takes_the_place_of_the_test_split(trained):
+    other = trained.folder / "Test1"
+    trained.corpus.rename(other)
+    args = ["--corpus", other, "-emo", "Val", "-nc", 5, "-batch", 16, "-ep", 2, "--seeds", 1, "--jobs", 1]
+    code, out, err = trained.run("tools.compare_curricula", *args, "--orders", "random", "--testing", other)
+    assert code == 0, err
+    assert "Val on Test1, 24 utterances" in out and "(all), 108 utterances" in out
+
+
+def test_parts_of_a_corpus_are_enough_but_not_for_agreement(trained):
+    parts = ["--labels", trained.labels, "--features", trained.feature_files[0].parent, "-emo", "Val", "-nc", 5]
+    parts += ["-batch", 16, "-ep", 2, "--seeds", 1, "--jobs", 1]
+    code, _, err = trained.run("tools.compare_curricula", *parts, "--orders", "none", "--testing", trained.corpus)
+    assert code == 0, err
+    result = trained.run("tools.compare_curricula", *parts, "--orders", "selftaught", "agreement")
+    trained.refuses(result, "labels_detailed", "agreement")
+    assert not list((trained.folder / "results" / "trials").glob("selftaught*"))  # found before any training
+
+
+def test_flags_that_would_do_nothing_are_refused(trained):
+    result = compare(trained, "--ssl-epochs", 1, "--metric", trained.metric)
+    trained.refuses(result, "--ssl-epochs", "leave out --metric")

@@ -393,6 +393,25 @@ def test_a_wrong_byte_gives_what_scipy_reads_or_a_message(tmp_path):
     assert 300 < taken < 900  # the description and the numbers may be anything, what lies between may not
 
 
+def test_a_shape_without_numbers_may_be_anything(tmp_path):
+    savemat(tmp_path / "x.mat", {"Audio_data": np.zeros((0, 3, 4))})
+    data = (tmp_path / "x.mat").read_bytes()
+    shape = np.array([0, 3, 4], "<i4").tobytes()
+    assert data.count(shape) == 1
+    (tmp_path / "x.mat").write_bytes(data.replace(shape, np.array([0, 2**31 - 1, 2**31 - 1], "<i4").tobytes()))
+    with pytest.raises(UserError, match="shape"):
+        features.read_feature(tmp_path / "x.mat")
+
+
+def test_fractions_in_a_matrix_of_integers_are_refused(tmp_path):
+    savemat(tmp_path / "x.mat", {"Audio_data": np.array([[1e300, 2.5]])})
+    data = bytearray((tmp_path / "x.mat").read_bytes())
+    assert data[144] == 6  # the class: doubles
+    data[144] = 8
+    (tmp_path / "x.mat").write_bytes(data)
+    assert "fractions" in refused(tmp_path / "x.mat")
+
+
 def test_a_variable_that_unpacks_without_end_is_refused(tmp_path):
     import struct
     import zlib

@@ -26,6 +26,8 @@ Orders, the first to be trained first:
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import itertools
 import math
 from pathlib import Path
@@ -83,7 +85,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--paired-test",
         choices=("t", "wilcoxon"),
         default="t",
-        help="test of the differences over seeds; Wilcoxon's signed ranks need six seeds to fall below .05",
+        help="test of the differences over seeds; Wilcoxon's signed ranks need six seeds to fall below .05, and more "
+        "after the correction for the number of comparisons",
     )
     parser.add_argument("--split", default="Test1", metavar="NAME", help="split to test on")
     parser.add_argument(
@@ -111,13 +114,22 @@ def get_args_parser() -> argparse.ArgumentParser:
 # Training
 
 
-def check_arguments(args: argparse.Namespace) -> None:
-    """Raise `UserError` where flags do not fit together; nothing has been computed then."""
+def by_deepemocluster(args: argparse.Namespace) -> list[str]:
+    """Those of the orders that go by what DeepEmoCluster gives."""
     import curriculum
 
+    return [order for order in args.orders if order in (*curriculum.METRIC_ORDERS, "prediction")]
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise `UserError` where flags do not fit together; nothing has been computed then."""
     args.orders = list(dict.fromkeys(args.orders))
-    by_metric = [order for order in args.orders if order in (*curriculum.METRIC_ORDERS, "prediction")]
+    by_metric = by_deepemocluster(args)
     if args.ssl_epochs:
+        if args.metric or args.checkpoint:
+            raise runtime.UserError(
+                "--ssl-epochs makes DeepMI and checkpoint itself; leave out --metric, --checkpoint."
+            )
         return
     if args.label_noise and by_metric:
         raise runtime.UserError(
@@ -133,15 +145,12 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 def run_trials(args: argparse.Namespace) -> list[dict]:
     """Train everything that is not there yet; the results as from `trials.run_trial`, one an order and seed."""
-    import curriculum
-
     seeds = [args.seed + number for number in range(args.seeds)]
     by_seed = [trials.with_changes(args, seed=seed) for seed in seeds]
     if args.label_noise:
         for task in by_seed:
             task.labels = trials.noisy_labels(task)
-            task.variant = f"_noise{100 * args.label_noise:g}"
-    if args.ssl_epochs and set(args.orders) & {*curriculum.METRIC_ORDERS, "prediction"}:
+    if args.ssl_epochs and by_deepemocluster(args):
         trials.make_metrics(by_seed, args.jobs)
     if "selftaught" in args.orders:
         for task, scores in trials.side_by_side(trials.self_taught, by_seed, args.jobs, "self-taught scores"):
@@ -205,12 +214,12 @@ def order_means(cccs, seed: int):
     return np.take_along_axis(cccs, drawn, axis=2).mean(axis=2)
 
 
-def compare(args: argparse.Namespace, test: str, part, results: dict[tuple[str, int], dict]):
+def compare(args: argparse.Namespace, test: str, data, results: dict[tuple[str, int], dict]):
     """Statistics of every order on one test set.
 
     Args:
         test: its name in the results.
-        part: its `trials.Part`.
+        data: its `utils.LabeledSet`.
         results: by order and seed.
     Returns:
         (table, one row an order; what the bootstrap draws, in words).
@@ -221,7 +230,6 @@ def compare(args: argparse.Namespace, test: str, part, results: dict[tuple[str, 
     import metrics
     import testing_Curriculum
 
-    data = part.data
     seeds = [args.seed + number for number in range(args.seeds)]
     predictions = [
         [results[order, seed]["tests"][test][name] for name in data.names] for order in args.orders for seed in seeds
@@ -231,7 +239,7 @@ def compare(args: argparse.Namespace, test: str, part, results: dict[tuple[str, 
     samples = order_means(samples.reshape(RESAMPLES, len(args.orders), len(seeds)), args.seed)
     cccs = np.reshape([metrics.concordance_cc(data.labels, one) for one in predictions], (-1, len(seeds)))
 
-    rows = []
+    rows, p_values = [], {}
     for place, order in enumerate(args.orders):
         low, high = metrics.percentile_interval(samples[:, place])
         runs = [results[order, seed] for seed in seeds]
@@ -254,14 +262,16 @@ def compare(args: argparse.Namespace, test: str, part, results: dict[tuple[str, 
                 row[f"minus_{control}"] = difference.mean()
                 bounds = metrics.percentile_interval(samples[:, place] - samples[:, other])
                 row[f"minus_{control}_low"], row[f"minus_{control}_high"] = bounds
-                row[f"p_{control}"] = paired_p(difference, args.paired_test)
+                row[f"p_{control}"] = p_values[frozenset((order, control))] = paired_p(difference, args.paired_test)
         row |= {f"ccc_seed{seed}": ccc for seed, ccc in zip(seeds, cccs[place])}
         rows.append(row)
+    # The two controls are compared with each other twice in the table, but that is one comparison.
+    corrected = dict(zip(p_values, holm(list(p_values.values()))))
     table = pd.DataFrame(rows)
-    columns = [f"p_{control}" for control in CONTROLS if f"p_{control}" in table]
-    corrected = holm(table[columns].to_numpy().ravel().tolist())
-    for place, column in enumerate(columns):
-        table.insert(table.columns.get_loc(column) + 1, f"{column}_holm", corrected[place :: len(columns)])
+    for control in CONTROLS:
+        if f"p_{control}" in table:
+            found = [corrected.get(frozenset((order, control)), float("nan")) for order in args.orders]
+            table.insert(table.columns.get_loc(f"p_{control}") + 1, f"p_{control}_holm", found)
     return table, drawn + (testing_Curriculum.FEW if few else "")
 
 
@@ -280,11 +290,13 @@ def number(value: float, digits: int = 3) -> str:
 def markdown(table, controls: list[str]) -> list[str]:
     """The statistics of one test set as a Markdown table."""
     header = ["order", "CCC", "sd", "95 % interval", "best epoch", "validation CCC, mean of epochs"]
-    header += [f"minus {control} [95 %], p" for control in controls]
+    p_columns = [f"p_{control}" for control in controls if f"p_{control}" in table]
+    with_p = ", p" if table[p_columns].notna().any(axis=None) else ""
+    header += [f"minus {control} [95 %]{with_p}" for control in controls]
     rows = [header]
     for row in table.to_dict("records"):
         cells = [row["order"], number(row["ccc"]), number(row["sd"]), f"{number(row['low'])} .. {number(row['high'])}"]
-        cells += [number(row["best_epoch"], 0), number(row["validation_area"])]
+        cells += [number(row["best_epoch"], 1), number(row["validation_area"])]
         for control in controls:
             difference = row.get(f"minus_{control}", float("nan"))
             if math.isnan(difference):
@@ -297,29 +309,65 @@ def markdown(table, controls: list[str]) -> list[str]:
     return arguments.markdown_table(rows)
 
 
-def describe(args: argparse.Namespace, data: trials.Data, drawn: dict[str, str]) -> list[str]:
-    """What was compared, for whoever finds the table without its command."""
+def describe(args: argparse.Namespace, train: int, held_out: int, drawn: dict[str, str]) -> list[str]:
+    """What was compared, for whoever finds the table without its command.
+
+    Args:
+        train, held_out: number of utterances.
+        drawn: by test set, what the bootstrap draws.
+    """
+    import curriculum
+
     noise = f", {100 * args.label_noise:g} % of the Train labels drawn anew" if args.label_noise else ""
-    metric = f"a DeepEmoCluster of {args.ssl_epochs} epochs" if args.ssl_epochs else "one DeepMI for all seeds"
+    metric = (
+        f", DeepEmoCluster of {args.ssl_epochs} epochs for each seed" if args.ssl_epochs else ", one DeepMI for all"
+    )
+    metric = metric if by_deepemocluster(args) else ""
     names = {"t": "paired t test", "wilcoxon": "Wilcoxon signed-rank test"}
     lines = [
-        f"{args.emo_attr}: {len(data.train.data.names)} Train, {len(data.held_out.data.names)} Validation utterances"
-        f"{noise}; -ep {args.epoch} -batch {args.batch_size} -nc {args.num_clusters}, pacing {args.pacing}, {metric}, "
-        f"seeds {args.seed} to {args.seed + args.seeds - 1}.",
+        f"{args.emo_attr}: {train} Train, {held_out} Validation utterances{noise}; -ep {args.epoch} -batch "
+        f"{args.batch_size} -nc {args.num_clusters}, pacing {args.pacing}{metric}, seeds {args.seed} to "
+        f"{args.seed + args.seeds - 1}.",
     ]
     lines += [f"{test}: bootstrap over seeds and {words}." for test, words in drawn.items()]
-    lines.append(
-        f"Intervals: {RESAMPLES} resamples, differences paired by seed and utterance. p: {names[args.paired_test]} "
-        "over seeds, corrected by Holm over all comparisons of a table."
-    )
+    lines.append(f"Intervals: {RESAMPLES} resamples, differences paired by seed and utterance.")
+    if args.seeds > 1:
+        lines.append(
+            f"p: {names[args.paired_test]} over the {args.seeds} seeds, corrected by Holm over all comparisons of a "
+            "table; unlike the intervals it does not ask whether other utterances would say the same."
+        )
+    else:
+        lines.append("One seed says nothing of how far seeds differ: no p.")
+    if args.epoch <= curriculum.FULL_EPOCH:
+        last = curriculum.training_size("deepmi", args.epoch - 1, train, args.pacing)
+        lines.append(
+            f"warning: -ep {args.epoch} ends within the curriculum, at {last} of {train} Train utterances; none, ridge "
+            f"and the folds of selftaught have had all of theirs. From -ep {curriculum.FULL_EPOCH + 1} on all have."
+        )
     return lines
 
 
 def output_stem(args: argparse.Namespace) -> Path:
-    """results/compare_Val, with what is not the default in the name."""
+    """results/compare_Val, with noise and pacing in the name; other settings replace the files before."""
     noise = f"_noise{100 * args.label_noise:g}" if args.label_noise else ""
     pacing = f"_{args.pacing}" if args.pacing != "paper" else ""
     return args.results_dir / f"compare_{args.emo_attr}{noise}{pacing}"
+
+
+def look_at_input(args: argparse.Namespace) -> tuple[dict, tuple[int, int]]:
+    """(`utils.LabeledSet` of every test set, number of Train and Validation utterances).
+
+    Raises:
+        UserError: something that an order goes by is missing; hours of training are not needed to find that.
+    """
+    data = trials.load_data(args)
+    made_here = {trials.RIDGE, "selftaught", *(by_deepemocluster(args) if args.ssl_epochs else ())}
+    with contextlib.redirect_stdout(io.StringIO()):
+        for order in args.orders:
+            if order not in made_here:
+                trials.order_of(trials.with_changes(args, order=order), data)
+    sizes = len(data.train.data.names), len(data.held_out.data.names)
+    return {test: part.data for test, part in data.tests.items()}, sizes
 
 
 def main(args: argparse.Namespace) -> None:
@@ -331,7 +379,7 @@ def main(args: argparse.Namespace) -> None:
     check_arguments(args)
     trials.prepare(args)
     args.testing = tuple(args.testing)
-    data = trials.load_data(args)
+    tests, sizes = look_at_input(args)
     results = {(result["order"], result["seed"]): result for result in run_trials(args)}
     for seed in range(args.seed, args.seed + args.seeds):
         if trials.RIDGE in args.orders:
@@ -339,11 +387,11 @@ def main(args: argparse.Namespace) -> None:
 
     tables, drawn, lines = {}, {}, []
     controls = [control for control in CONTROLS if control in args.orders]
-    for test, part in data.tests.items():
-        tables[test], drawn[test] = compare(args, test, part, results)
-        lines += [f"{args.emo_attr} on {test}, {len(part.data.names)} utterances:", ""]
+    for test, data in tests.items():
+        tables[test], drawn[test] = compare(args, test, data, results)
+        lines += [f"{args.emo_attr} on {test}, {len(data.names)} utterances:", ""]
         lines += [*markdown(tables[test], controls), ""]
-    lines += describe(args, data, drawn)
+    lines += describe(args, *sizes, drawn)
     print("\n".join(lines))
 
     stem = output_stem(args)

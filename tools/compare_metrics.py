@@ -138,7 +138,7 @@ def pair_lines(titles: tuple[str, str], metrics: tuple[dict, dict], moved: int) 
 
 def setting_name(task: argparse.Namespace) -> str:
     """Clusters and unlabeled size of a training, in words."""
-    return f"K {task.num_clusters}, {task.unlabeled_size or 'no'} unlabeled"
+    return f"K {task.num_clusters}, {task.num_unlabeled or 'no'} unlabeled"
 
 
 def stability_rows(metrics: dict[str, dict[int, dict[str, float]]]) -> list[list[str]]:
@@ -160,14 +160,9 @@ def stability_rows(metrics: dict[str, dict[int, dict[str, float]]]) -> list[list
         pairs = [joined(metrics[one][a], metrics[other][b]) for a, b in seeds(metrics[one], 2)]
         correlations = [rank_correlation(first, second) for _, first, second in pairs]
         overlaps = np.mean([bin_overlap(*pair) for pair in pairs], axis=0)
-        bounds = f"{np.nanmin(correlations):.2f} .. {np.nanmax(correlations):.2f}"
-        row = [
-            one,
-            "another seed" if one == other else other,
-            str(len(pairs)),
-            f"{np.nanmean(correlations):.2f}",
-            bounds,
-        ]
+        known = [value for value in correlations if not np.isnan(value)]
+        row = [one, "another seed" if one == other else other, str(len(pairs))]
+        row += [f"{np.mean(known):.2f}", f"{min(known):.2f} .. {max(known):.2f}"] if known else ["-", "-"]
         rows.append(row + [f"{overlaps[level - 1]:.2f}" for level in shown])
     return rows
 
@@ -193,7 +188,11 @@ def measure_stability(args: argparse.Namespace) -> list[str]:
         f"{args.emo_attr}, {count} Train utterances, DeepEmoCluster -ep {args.epoch} -batch {args.batch_size}, "
         f"seeds {args.seed} to {args.seed + args.seeds - 1}:"
     )
-    return [title, "", *arguments.markdown_table(stability_rows(metrics))]
+    lines = [title, "", *arguments.markdown_table(stability_rows(metrics))]
+    flat = [f"{name}, seed {seed}" for name, of in metrics.items() for seed in of if len(set(of[seed].values())) == 1]
+    if flat:
+        lines += ["", f"One value for all utterances, so that nothing correlates with it: {'; '.join(flat)}."]
+    return lines
 
 
 def main(args: argparse.Namespace) -> None:
@@ -210,6 +209,9 @@ def main(args: argparse.Namespace) -> None:
         return
     if len(args.files) < 2:
         raise runtime.UserError(f"{len(args.files)} DeepMI files given; expected two or more, or --seeds N.")
+    for file in args.files:
+        if not file.is_file():
+            raise runtime.UserError(f"{file}: no such DeepMI file.")
     metrics = {str(file): deepmi.read_metric(file) for file in args.files}
     if len(metrics) < len(args.files):
         raise runtime.UserError("a DeepMI file is given twice; expected each once.")

@@ -90,7 +90,14 @@ def read_others(args: argparse.Namespace, folder: Path) -> dict:
         for attribute in arguments.ATTRIBUTES
         if attribute != args.emo_attr
     }
-    return {attribute: pd.Series(deepmi.read_metric(file)) for attribute, file in files.items() if file.is_file()}
+    found = {}
+    for attribute, file in files.items():
+        if file.is_file():
+            try:
+                found[attribute] = pd.Series(deepmi.read_metric(file))
+            except UserError as error:
+                print(f"warning: {error} It is left out.", file=sys.stderr)
+    return found
 
 
 def run_network(args: argparse.Namespace, checkpoint: Path):
@@ -186,9 +193,10 @@ def gather(args: argparse.Namespace, metric_file: Path, label_file: Path):
         kept = np.array([name in metric for name in names])
         if not kept.all():
             print(f"warning: {(~kept).sum()} training utterances have no DeepMI; left out.", file=sys.stderr)
+            if network is not None:
+                print("warning: the checkpoint's pictures are of all training utterances; left out.", file=sys.stderr)
+                network = None
         names = [name for name in names if name in metric]
-        if network is not None:
-            network = network.rows(kept)
     values = curriculum.match_metric(metric, names, metric_file)
     spread = read_spread(args.corpus, args.emo_attr)
     marked, marked_by = read_truth(label_file), f"the clips that {TRUTH} calls so"

@@ -166,7 +166,7 @@ function play(row, button) {
 player.addEventListener("play", () => mark(playing.button, true));
 for (const event of ["pause", "ended"]) player.addEventListener(event, () => mark(playing.button, false));
 player.addEventListener("error", () => {
-  byId("playing").textContent = `${rows[playing.row][place.file]}: can't be played from ${decodeURI(player.src)}`;
+  byId("playing").textContent = `${rows[playing.row][place.file]}: can't be played from ${player.src}`;
 });
 
 function playButton(cell, row) {

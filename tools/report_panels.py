@@ -7,7 +7,7 @@ of clusters.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -84,11 +84,6 @@ class Network:
     features: NDArray[np.float32]
     differences: NDArray[np.float64]
     feature_names: list[str]
-
-    def rows(self, kept: NDArray[np.bool_]) -> Network:
-        """The same of some of the utterances, shape (N,)."""
-        of_each = ("clusters", "predicted_levels", "values", "features")
-        return replace(self, **{name: getattr(self, name)[kept] for name in of_each})
 
 
 @dataclass

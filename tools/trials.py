@@ -1,7 +1,7 @@
 """The same training many times, side by side: DeepEmoCluster and DeepMI by seed, the regressor by order and seed.
 
 A trial runs on one thread of a CPU, so its bytes do not depend on how many run at a time; all of them share the packed
-features through the memory map. A trial that is finished is not run again.
+features, on a CPU through the memory map, on a GPU where they run one after another. A finished trial is not run again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import functools
 import io
 import json
 import os
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -60,22 +62,29 @@ def side_by_side(work: Callable, tasks: Sequence[argparse.Namespace], jobs: int,
         title: of the progress bar.
     """
     from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
     from tqdm import tqdm
 
     pool = Parallel(n_jobs=min(jobs, max(len(tasks), 1)), return_as="generator_unordered", batch_size=1)
-    here = Path.cwd()
-    results = pool(delayed(_alone)(work, task, number, here) for number, task in enumerate(tasks))
-    with warnings.catch_warnings():
-        # It renews processes that have grown, which those that train do at first, and would tell of each.
-        warnings.filterwarnings("ignore", "A worker stopped", UserWarning)
-        for number, result in tqdm(results, desc=title, total=len(tasks), unit="run", disable=None):
-            yield tasks[number], result
+    started_by = os.getpid(), Path.cwd()
+    results = pool(delayed(_alone)(work, task, number, *started_by) for number, task in enumerate(tasks))
+    try:
+        with warnings.catch_warnings():
+            # It renews processes that have grown, which those that train do at first, and would tell of each.
+            warnings.filterwarnings("ignore", "A worker stopped", UserWarning)
+            for number, result in tqdm(results, desc=title, total=len(tasks), unit="run", disable=None):
+                yield tasks[number], result
+    except BaseException:
+        get_reusable_executor().shutdown(kill_workers=True)
+        raise
 
 
-def _alone(work: Callable, task: argparse.Namespace, number: int, folder: Path) -> tuple:
+def _alone(work: Callable, task: argparse.Namespace, number: int, starter: int, folder: Path) -> tuple:
     """(number, what `work` returns), on one thread where it computes on a CPU, and silently."""
     import clustering
 
+    if os.getpid() != starter:
+        _end_with(starter)
     os.chdir(folder)  # joblib may hand on a process that was started elsewhere
     on_cpu = runtime.choose_device(task.device).type == "cpu"
     silence = io.StringIO()
@@ -84,20 +93,32 @@ def _alone(work: Callable, task: argparse.Namespace, number: int, folder: Path) 
             return number, work(task)
 
 
+@functools.cache
+def _end_with(starter: int) -> None:
+    """End this process soon after the one that started it, however that ended: it would go on and hold its files."""
+
+    def watch() -> None:
+        while os.getppid() == starter:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def with_changes(args: argparse.Namespace, **changes: object) -> argparse.Namespace:
     """A copy of the arguments with some of them changed."""
     return argparse.Namespace(**vars(args) | changes)
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Settle device, precision and number of jobs, and make the folders; `variant` and `labels` may change later."""
+    """Settle device, precision and number of jobs, and make the folders."""
     import utils
 
     device = runtime.choose_device(args.device)
     args.precision = runtime.choose_precision(device, args.precision)
     args.jobs = args.jobs or (arguments.cpu_count() if device.type == "cpu" else 1)
-    args.variant = ""
     utils.make_output_folders(args.results_dir, trial_folder(args), args.cache_dir)
+    _load_data.cache_clear()  # an earlier run of this process may have seen other files
 
 
 def trial_folder(args: argparse.Namespace) -> Path:
@@ -113,8 +134,7 @@ def make_metric(args: argparse.Namespace) -> Path:
     """Stages 1 and 2 with the seed, clusters, unlabeled size and labels of `args`, in a folder of their own.
 
     Args:
-        args: arguments of those stages; ssl_epochs is the number of epochs, variant (text) tells apart folders of one
-            seed.
+        args: arguments of those stages; ssl_epochs is the number of epochs, metric_folder where all goes.
     Returns:
         The DeepMI file; the checkpoint lies beside it.
     Raises:
@@ -124,24 +144,25 @@ def make_metric(args: argparse.Namespace) -> Path:
     import training_DeepEmoCluster
     import utils
 
-    folder = trial_folder(args) / f"{args.emo_attr}_seed{args.seed}_unlabeled{args.unlabeled_size}{args.variant}"
-    stage = with_changes(
-        args, epoch=args.ssl_epochs, model_dir=folder, metric_dir=folder, alpha=None, resume=True, workers=1
-    )
+    stage = with_changes(args, epoch=args.ssl_epochs, alpha=None, resume=True, workers=1)
+    stage.model_dir = stage.metric_dir = args.metric_folder
     training_DeepEmoCluster.main(stage)
     extract_DeepMI.main(stage)
-    return utils.metric_file(folder, args.num_clusters, args.emo_attr)
+    return utils.metric_file(args.metric_folder, args.num_clusters, args.emo_attr)
 
 
 def make_metrics(tasks: Sequence[argparse.Namespace], jobs: int) -> None:
-    """`make_metric` for every task; each then has its metric (the DeepMI file) and checkpoint."""
+    """`make_metric` for every task; each then has its metric (the DeepMI file), checkpoint and num_unlabeled."""
     import torch
 
     import training_DeepEmoCluster
     import utils
 
     for task in tasks:  # what is wrong with the input comes to light here, and all cores pack
-        training_DeepEmoCluster.load_parts(task, torch.device("cpu"))
+        parts, keys, _ = training_DeepEmoCluster.load_parts(task, torch.device("cpu"))
+        task.num_unlabeled = len(parts["unlabeled"].names) if "unlabeled" in parts else 0
+        identity = runtime.digest(_settings(task), task.ssl_epochs, task.num_clusters, keys)
+        task.metric_folder = trial_folder(task) / f"{task.emo_attr}_seed{task.seed}_{identity[:12]}"
     for task, task.metric in side_by_side(make_metric, tasks, jobs, "DeepEmoCluster"):
         names = task.ssl_epochs, task.batch_size, task.num_clusters, task.emo_attr
         task.checkpoint = utils.ssl_checkpoint(task.metric.parent, *names)
@@ -228,11 +249,16 @@ def _load_data(*values: object) -> Data:
 
     corpus = arguments.open_corpus(args)
     tests = {args.split: part(corpus.load(args.split))}
-    names = testing_Curriculum.distinct_names([args.corpus, *args.testing])[1:] if args.testing else []
+    own = args.corpus or args.labels
+    names = testing_Curriculum.distinct_names([own, *args.testing])[1:] if args.testing else []
     for name, folder in zip(names, args.testing):
+        if not folder.is_dir():
+            raise runtime.UserError(f"--testing {folder}: no such folder; expected a corpus.")
+        if args.corpus and folder.samefile(args.corpus):
+            print(f"warning: --testing {folder} is the training corpus; its Train utterances are tested too.")
         scale, _ = testing_Curriculum.label_scale(utils.find_label_file(folder), None)
         other = arguments.open_corpus(with_changes(args, corpus=folder, labels=None, features=None), scale)
-        tests[name] = part(other.load("all"))
+        tests[f"{name} (all)"] = part(other.load("all"))
     return Data(corpus, part(corpus.load("Train")), part(corpus.load_validation()), tests)
 
 
@@ -303,8 +329,7 @@ def self_taught(args: argparse.Namespace) -> Path:
 
 def _settings(args: argparse.Namespace) -> dict:
     """What changes the outcome of a training, the data aside."""
-    chosen = {name: getattr(args, name) for name in ("epoch", "batch_size", "emo_attr", "seed", "precision")}
-    return chosen | {"device": runtime.choose_device(args.device).type, "version": runtime.__version__}
+    return arguments.chosen(args) | {"device": runtime.choose_device(args.device).type, "version": runtime.__version__}
 
 
 def order_of(args: argparse.Namespace, data: Data) -> NDArray[np.int64]:
@@ -327,10 +352,11 @@ def order_of(args: argparse.Namespace, data: Data) -> NDArray[np.int64]:
     if args.order in curriculum.ORDERS:
         return training_Curriculum.load_order(args, train.names, train.labels)[0]
     if args.order == "agreement":
-        file = utils.find_detailed_file(args.corpus)
+        file = utils.find_detailed_file(args.corpus) if args.corpus else None
         if file is None:
             raise runtime.UserError(
-                f"{args.corpus}: no labels_detailed file, which the order agreement needs; leave that order out."
+                f"{args.corpus or 'no --corpus given'}: no labels_detailed file, by which the order agreement goes; "
+                "leave that order out."
             )
         spread = utils.rater_spread(file, args.emo_attr)
         # One rating says nothing about agreement: such utterances come last.
