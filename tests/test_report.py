@@ -68,9 +68,9 @@ def test_each_utterance_knows_its_place_and_its_first_bin():
     assert bins[:5].tolist() == [1, 2, 2, 1, 3] and bins[19] == 10
 
 
-def test_a_box_has_the_whiskers_of_tukey():
+def test_a_box_hides_no_value():
     box = report_panels.five_numbers(np.array([1.0, 2, 3, 4, 5, 6, 7, 8, 100]))
-    assert (box.low, box.q1, box.median, box.q3, box.high, box.count) == (1, 3, 5, 7, 8, 9)
+    assert (box.low, box.q1, box.median, box.q3, box.high, box.count) == (1, 3, 5, 7, 100, 9)
     assert box.mean == pytest.approx(136 / 9)
     alone = report_panels.five_numbers(np.array([2.0]))
     assert (alone.low, alone.q1, alone.high) == (2, 2, 2)
@@ -238,7 +238,7 @@ def test_labels_and_deepmi_are_enough_and_give_the_same_bytes_again(bench):
     shutil.rmtree(bench.corpus / "Features")
     code, out, err = report(bench)
     assert code == 0, err
-    assert "50clusters" not in out and f"{bench.ssl_checkpoint.name} (or another by --checkpoint) would add" in out
+    assert "50clusters" not in out and f"{bench.ssl_checkpoint.name}; that checkpoint" in out
     assert panels_in(bench.folder / "results") == OTHER_PANELS
     html = (bench.folder / "results/DeepMI_report_Val.html").read_text()
     data = data_in(html)
@@ -323,6 +323,15 @@ def test_disagreement_comes_from_the_demo_or_from_the_raters(bench, undrawn):
     write_labels(bench.labels.with_name("demo_truth.csv"), truth, ("FileName", "HighDisagreement"))
     code, out, err = report(bench)
     assert "(the clips that demo_truth.csv calls so)" in out and "AUC 1.000 (1.000 to 1.000)" in out
+
+
+def test_a_file_of_another_attribute_is_told(bench, undrawn):
+    write_metric(bench)
+    target = bench.metric.with_name("DeepMI_5clusters@_Act.json")
+    bench.metric.rename(target)
+    code, out, err = report(bench, "--metric", target)
+    assert code == 0, err
+    assert "by its name a file of Act, not of Val" in out
 
 
 def test_the_other_attributes_are_set_against_it(bench, undrawn):

@@ -11,6 +11,7 @@ and acoustic features are added: by -ep, -batch and -nc, or by --checkpoint.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -161,7 +162,10 @@ def find_network(args: argparse.Namespace):
         return run_network(args, args.checkpoint)
     checkpoint = utils.ssl_checkpoint(args.model_dir, args.epoch, args.batch_size, args.num_clusters, args.emo_attr)
     if not checkpoint.is_file():
-        print(f"note: {checkpoint} (or another by --checkpoint) would add clusters, information and features.")
+        print(
+            f"note: no {checkpoint}; that checkpoint (by -ep, -batch, -nc, --model-dir, or --checkpoint FILE) would "
+            "add clusters, information and features."
+        )
         return None, None
     try:
         return run_network(args, checkpoint)
@@ -245,6 +249,9 @@ def main(args: argparse.Namespace) -> None:
     for panel in report.panels:
         written.append(page.with_name(f"{page.stem}_{panel.name}.png"))
         plots.save(matplotlib_figure(panel), written[-1])
+    other = re.search(r"@_(Act|Dom|Val)\b", metric_file.name)
+    if other and other[1] != args.emo_attr:
+        report.warnings.append(f"{metric_file.name} is by its name a file of {other[1]}, not of {args.emo_attr}.")
     runtime.write_text(page, report_page.page(found, report, corpus_name, metric_file.name, audio))
     for line in (*(f"warning: {text}" for text in report.warnings), *report.findings):
         print(line)

@@ -147,7 +147,7 @@ const player = byId("audio");
 function mark(button, on) {
   if (!button) return;
   button.textContent = on ? "❚❚" : "▶";
-  button.setAttribute("aria-pressed", String(on));
+  button.setAttribute("aria-label", `${on ? "Pause" : "Play"} ${button.dataset.file}`);
 }
 
 function play(row, button) {
@@ -178,9 +178,9 @@ function playButton(cell, row) {
   }
   const button = document.createElement("button");
   button.type = "button";
+  button.dataset.file = rows[row][place.file];
   mark(button, playing.row === row && !player.paused);
   if (playing.row === row) playing.button = button;
-  button.setAttribute("aria-label", `Play ${rows[row][place.file]}`);
   button.addEventListener("click", () => play(row, button));
   cell.append(button);
 }

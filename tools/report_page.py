@@ -154,8 +154,8 @@ def utterance_columns(found: Evidence) -> list[dict]:
     level = {"key": "level", "title": "level", "kind": "level", "levels": LEVEL_NAMES}
     columns = [
         {"key": "file", "title": "file", "kind": "text", "data": rows.index.tolist()},
-        _coded("split", "split", rows["Split_Set"]),
         _number("deepmi", "DeepMI", rows["DeepMI"], deepmi.DECIMALS),
+        _coded("split", "split", rows["Split_Set"]),
         _number("rank", "place", rows["place"], 0),
         _number("bin", "first bin", rows["bin"], 0),
         level | {"data": deepmi.emotion_levels(rows["label"]).tolist()},
@@ -267,7 +267,7 @@ def _summary(found: Evidence, corpus: str, metric: str) -> str:
         "attribute": f"{attribute} ({found.emo_attr})",
         "training utterances": f"{len(found.names):,}",
         "clusters K": f"{found.num_clusters}",
-        "alpha of the paper": f"{found.alpha:g}",
+        "alpha, weight of the predicted level": f"{found.alpha:g}",
         "DeepMI file": metric,
     }
     if found.network is not None:

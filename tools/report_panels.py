@@ -238,11 +238,8 @@ def first_bins(order: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.
 
 
 def five_numbers(values: NDArray[np.float64]) -> FiveNumbers:
-    """A distribution as a box; whiskers reach the last value within 1.5 interquartile ranges of the box (Tukey)."""
-    q1, median, q3 = np.percentile(values, [25, 50, 75])
-    reach = 1.5 * (q3 - q1)
-    inside = values[(values >= q1 - reach) & (values <= q3 + reach)]
-    low, high = min(inside.min(), q1), max(inside.max(), q3)
+    """A distribution as a box; whiskers reach the lowest and the highest value, so that none is hidden."""
+    low, q1, median, q3, high = np.percentile(values, [0, 25, 50, 75, 100])
     return FiveNumbers(float(low), float(q1), float(median), float(q3), float(high), float(values.mean()), len(values))
 
 
@@ -651,8 +648,7 @@ def _by_mean(found: Evidence, groups: pd.Series) -> list[str]:
 
 
 BOX_NOTE = (
-    " Box: quartiles and median; dashes (in the files a diamond): mean; whiskers to 1.5 interquartile ranges; in "
-    "brackets: n."
+    " Box: quartiles and median; dashes (in the files a diamond): mean; whiskers: lowest and highest; in brackets: n."
 )
 
 
@@ -825,7 +821,8 @@ def pca_section(found: Evidence) -> Section:
     ]
     text = [
         "The 256 features that k-means sees, on their first two principal components, which hold "
-        f"{_percent(shares.sum())} of the variance; clusters that overlap here may be apart in the others."
+        f"{_percent(shares.sum())} of the variance"
+        + ("; clusters that overlap here may be apart in the others." if shares.sum() < 0.995 else ".")
     ]
     return Section("pca", "The clustered features", text, panels)
 
@@ -948,11 +945,19 @@ def _findings(
         information = found.network.information
         levels = np.bincount(found.levels, minlength=deepmi.NUM_LEVELS) / len(found.levels)
         entropy = deepmi.entropy(levels)
+        sizes = np.bincount(found.network.clusters)
+        used = int((sizes > 0).sum())
+        lines.append(
+            f"{used} of {_counted(found.num_clusters, 'cluster')} have training utterances; the largest has "
+            f"{_percent(sizes.max() / sizes.sum())} of them."
+            + (" DeepMI is as coarse as these clusters are." if 2 * used <= found.num_clusters else "")
+        )
         share = f", {_percent(information['I(X;Y)'] / entropy)} of that level's entropy" if entropy > 0 else ""
         lines.append(
             f"I(X;Y) = {information['I(X;Y)']:.3f} nats: what the clusters tell about the level of {attribute}{share} "
-            f"(H(Y) = {entropy:.3f} nats). The predicted level tells I(Y';Y) = {information['I(Yp;Y)']:.3f} nats. On "
-            "few utterances both are too high: an information estimated from counts is biased upwards."
+            f"(H(Y) = {entropy:.3f} nats). The predicted level tells I(Y';Y) = {information['I(Yp;Y)']:.3f} nats"
+            + (", which has no part in DeepMI here (alpha 0)" if not found.alpha else "")
+            + ". On few utterances both are too high: an information estimated from counts is biased upwards."
         )
     first, even = bins["deepmi"][0], bins["deepmi-balanced"][0]
     lines.append(

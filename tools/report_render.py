@@ -79,7 +79,7 @@ class Histogram(Chart):
 
 @dataclass
 class FiveNumbers:
-    """A distribution as a box: quartiles, whiskers to the last value within 1.5 interquartile ranges, mean, number."""
+    """A distribution as a box: lowest value, quartiles, highest value, mean, number."""
 
     low: float
     q1: float
