@@ -259,19 +259,24 @@ def main(args: argparse.Namespace) -> int:
         demo = args.demo.resolve() if args.demo else work / "demo"
         if not args.demo:
             subprocess.run([sys.executable, "-m", "tools.make_demo_corpus", str(demo)], cwd=ROOT, check=True)
-        whole, killed = work / "whole", work / "killed"
-        make_corpus(demo, whole)
-        shutil.copytree(whole, killed)
+        # One after the other in one place: file times and paths are in the names of caches and trials.
+        start_from, chain, whole = work / "start", work / "chain", work / "whole"
+        make_corpus(demo, start_from)
+        shutil.copytree(start_from, chain)
+        outputs: dict[str, set[Path]] = {}
         for step in STEPS:
-            before = files_of(whole)
-            seconds = run_whole(step, whole)
-            if step not in args.steps:
-                run_whole(step, killed)
-                continue
-            counts[step] = Count(seconds)
-            kill_often(step, killed, files_of(whole) - before, counts[step], args.kills, rng)
-        unlike = differences(whole, killed)
-        text = table(counts, unlike)
+            before = files_of(chain)
+            counts[step] = Count(run_whole(step, chain))
+            outputs[step] = files_of(chain) - before
+        chain.rename(whole)
+        shutil.copytree(start_from, chain)
+        for step in STEPS:
+            if step in args.steps:
+                kill_often(step, chain, outputs[step], counts[step], args.kills, rng)
+            else:
+                run_whole(step, chain)
+        unlike = differences(whole, chain)
+        text = table({step: counts[step] for step in args.steps}, unlike)
     print(text)
     if args.results:
         replace_section(args.results, "kill_test", text)
