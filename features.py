@@ -67,8 +67,8 @@ def read_mat(path: Path, key: str) -> NDArray:
         The variable as stored.
     Raises:
         UserError: missing, empty, damaged, without the key, too large, or not numeric.
-    Source: MAT-File Format (MathWorks), chapter "Level 5 MAT-Files". scipy's reader takes ten times as long over a
-        feature file, and damaged bytes can crash the process in it.
+    Source: MAT-File Format (MathWorks), chapter "Level 5 MAT-Files". scipy's reader takes several times as long over
+        a feature file, and damaged bytes can crash the process in it.
     """
     try:
         with open(path, "rb", buffering=0) as stream:
