@@ -259,17 +259,18 @@ def main(args: argparse.Namespace) -> int:
         demo = args.demo.resolve() if args.demo else work / "demo"
         if not args.demo:
             subprocess.run([sys.executable, "-m", "tools.make_demo_corpus", str(demo)], cwd=ROOT, check=True)
-        # One after the other in one place: file times and paths are in the names of caches and trials.
-        start_from, chain, whole = work / "start", work / "chain", work / "whole"
-        make_corpus(demo, start_from)
-        shutil.copytree(start_from, chain)
+        # One after the other on the same input files: paths and file times are in the names of caches and trials.
+        chain, whole = work / "chain", work / "whole"
+        make_corpus(demo, chain)
+        given = files_of(chain)
         outputs: dict[str, set[Path]] = {}
         for step in STEPS:
             before = files_of(chain)
             counts[step] = Count(run_whole(step, chain))
             outputs[step] = files_of(chain) - before
-        chain.rename(whole)
-        shutil.copytree(start_from, chain)
+        shutil.copytree(chain, whole)
+        for path in files_of(chain) - given:
+            (chain / path).unlink()
         for step in STEPS:
             if step in args.steps:
                 kill_often(step, chain, outputs[step], counts[step], args.kills, rng)
