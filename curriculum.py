@@ -114,6 +114,11 @@ def training_size(order: str, epoch: int, total: int, pacing: str = "paper") -> 
     return min(max(size, 1), total)
 
 
+def bin_sizes(total: int) -> list[int]:
+    """Utterances that each of the ten bins of the paper's pacing trains on, the bins before it included."""
+    return [training_size("deepmi", number * EPOCHS_PER_BIN, total) for number in range(NUM_BINS)]
+
+
 def learning_rate(epoch: int) -> float:
     """Adam's learning rate at an epoch (counted from 0): 1e-3, halved at epochs 4, 9, ..., 44."""
     return LEARNING_RATE * 0.5 ** sum(epoch >= milestone for milestone in HALVING_EPOCHS)

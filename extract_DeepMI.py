@@ -9,6 +9,7 @@ curriculum_metric/DeepMI_50clusters@_Val.json: file name -> DeepMI in nats.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import arguments
 
@@ -41,31 +42,50 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(args: argparse.Namespace) -> None:
-    """Extract and write the DeepMI values."""
-    import numpy as np
+def open_network(args: argparse.Namespace, checkpoint: Path, *folders: Path) -> tuple:
+    """A DeepEmoCluster and the Train split that it is to pass over.
 
-    import deepmi
+    Args:
+        args: corpus and computing arguments, and num_clusters and emo_attr of the checkpoint.
+        checkpoint: its file.
+        folders: made, beside that of the packed features, once the checkpoint is known to fit.
+    Returns:
+        (network on the device, what was saved with it, corpus, its Train split, `batches.Rows` of that, precision).
+    Raises:
+        UserError: corpus, norm terms or checkpoint are missing, damaged or do not fit.
+    """
     import runtime
     import utils
-    from batches import Rows, in_batches
+    from batches import Rows
     from model import load_ssl_checkpoint
 
     device = runtime.choose_device(args.device)
     precision = runtime.choose_precision(device, args.precision)
     corpus = arguments.open_corpus(args)
     corpus.select("Train")
-    checkpoint = utils.ssl_checkpoint(args.model_dir, args.epoch, args.batch_size, args.num_clusters, args.emo_attr)
     model, info = load_ssl_checkpoint(
         checkpoint, corpus.num_features, args.num_clusters, args.emo_attr, corpus.feature_set
     )
     runtime.tell_if_unfinished(checkpoint)
     corpus.tell_if_other_terms(checkpoint, info)
-    utils.make_output_folders(args.metric_dir, args.cache_dir)
+    utils.make_output_folders(*folders, args.cache_dir)
     with runtime.first_rank_first():
         train = corpus.load("Train")
+    return model.to(device), info, corpus, train, Rows(train.rows, device, precision), precision
 
-    outputs = in_batches(model.to(device), model, Rows(train.rows, device, precision), precision)
+
+def main(args: argparse.Namespace) -> None:
+    """Extract and write the DeepMI values."""
+    import numpy as np
+
+    import deepmi
+    import utils
+    from batches import in_batches
+
+    checkpoint = utils.ssl_checkpoint(args.model_dir, args.epoch, args.batch_size, args.num_clusters, args.emo_attr)
+    model, info, corpus, train, rows, precision = open_network(args, checkpoint, args.metric_dir)
+
+    outputs = in_batches(model, model, rows, precision)
     if outputs is None:
         return  # rank 0 has them
     logits, prediction = outputs

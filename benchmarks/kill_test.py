@@ -24,7 +24,7 @@ from pathlib import Path
 
 import arguments
 import runtime
-from benchmarks.real_speech import ROOT, machine, replace_section, split_section
+from benchmarks.real_speech import ROOT, demo_corpus, machine, replace_section, split_section
 
 CLIPS = {"Train": 60, "Development": 24, "Test1": 24, "Unlabeled": 40}
 TRAINING = ("-batch", "16", "-emo", "Val")
@@ -256,9 +256,7 @@ def main(args: argparse.Namespace) -> int:
     counts: dict[str, Count] = {}
     with tempfile.TemporaryDirectory() as temporary:
         work = (args.work or Path(temporary)).resolve()
-        demo = args.demo.resolve() if args.demo else work / "demo"
-        if not args.demo:
-            subprocess.run([sys.executable, "-m", "tools.make_demo_corpus", str(demo)], cwd=ROOT, check=True)
+        demo = demo_corpus(args.demo, work)
         # One after the other on the same input files: paths and file times are in the names of caches and trials.
         chain, whole = work / "chain", work / "whole"
         make_corpus(demo, chain)

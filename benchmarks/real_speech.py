@@ -123,6 +123,14 @@ def table(args: argparse.Namespace, results: dict[str, list[dict]], ridges: dict
     return "\n".join(lines)
 
 
+def demo_corpus(given: Path | None, work: Path) -> Path:
+    """The demo corpus at `given`, or where that is None a new one below `work`."""
+    if given:
+        return given.resolve()
+    run("-m", "tools.make_demo_corpus", work / "demo")
+    return work / "demo"
+
+
 def machine() -> str:
     """Processor, cores and library in words."""
     import torch

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import arguments
 import runtime
-from benchmarks.real_speech import ROOT, machine, replace_section, split_section
+from benchmarks.real_speech import ROOT, demo_corpus, machine, replace_section, split_section
 
 WARM_UP = 50  # epochs that memory may take to settle
 SLOPE = 1.0  # MB in 100 epochs that memory may grow by
@@ -97,9 +97,7 @@ def main(args: argparse.Namespace) -> int:
         split_section(args.results, "soak")
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        demo = args.demo.resolve() if args.demo else work / "demo"
-        if not args.demo:
-            subprocess.run([sys.executable, "-m", "tools.make_demo_corpus", str(demo)], cwd=ROOT, check=True)
+        demo = demo_corpus(args.demo, work)
         subprocess.run([sys.executable, str(ROOT / "norm_para.py"), "--corpus", str(demo)], cwd=work, check=True)
         checkpoint = utils.ssl_checkpoint(work / "Models", args.epochs, 64, 10, "Act")
         log = checkpoint.with_name(checkpoint.name.removesuffix(".pth.tar") + ".log.jsonl")

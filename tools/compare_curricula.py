@@ -143,10 +143,14 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
 
 
+def seeds_of(args: argparse.Namespace) -> list[int]:
+    """The seeds of a comparison."""
+    return [args.seed + number for number in range(args.seeds)]
+
+
 def run_trials(args: argparse.Namespace) -> list[dict]:
     """Train everything that is not there yet; the results as from `trials.run_trial`, one an order and seed."""
-    seeds = [args.seed + number for number in range(args.seeds)]
-    by_seed = [trials.with_changes(args, seed=seed) for seed in seeds]
+    by_seed = [trials.with_changes(args, seed=seed) for seed in seeds_of(args)]
     if args.label_noise:
         for task in by_seed:
             task.labels = trials.noisy_labels(task)
@@ -230,7 +234,7 @@ def compare(args: argparse.Namespace, test: str, data, results: dict[tuple[str, 
     import metrics
     import testing_Curriculum
 
-    seeds = [args.seed + number for number in range(args.seeds)]
+    seeds = seeds_of(args)
     predictions = [
         [results[order, seed]["tests"][test][name] for name in data.names] for order in args.orders for seed in seeds
     ]
@@ -381,7 +385,7 @@ def main(args: argparse.Namespace) -> None:
     args.testing = tuple(args.testing)
     tests, sizes = look_at_input(args)
     results = {(result["order"], result["seed"]): result for result in run_trials(args)}
-    for seed in range(args.seed, args.seed + args.seeds):
+    for seed in seeds_of(args):
         if trials.RIDGE in args.orders:
             results.setdefault((trials.RIDGE, seed), results[trials.RIDGE, args.seed])
 
@@ -399,7 +403,7 @@ def main(args: argparse.Namespace) -> None:
     runtime.write_text(files[0], "\n".join(lines) + "\n")
     runtime.write_text(files[1], pd.concat(tables.values()).to_csv(index=False))
     curves = {
-        order: [results[order, seed]["curve"] for seed in range(args.seed, args.seed + args.seeds)]
+        order: [results[order, seed]["curve"] for seed in seeds_of(args)]
         for order in args.orders
         if order != trials.RIDGE
     }

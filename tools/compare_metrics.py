@@ -87,11 +87,8 @@ def bin_overlap(names: list[str], first, second) -> list[float]:
         Nine numbers in 0..1; by chance .1, .2, ..., .9.
     """
     orders = [curriculum.training_order("deepmi", names, values, 0).tolist() for values in (first, second)]
-    shares = []
-    for level in range(1, curriculum.NUM_BINS):
-        size = curriculum.training_size("deepmi", (level - 1) * curriculum.EPOCHS_PER_BIN, len(names))
-        shares.append(len(set(orders[0][:size]) & set(orders[1][:size])) / size)
-    return shares
+    sizes = curriculum.bin_sizes(len(names))[:-1]
+    return [len(set(orders[0][:size]) & set(orders[1][:size])) / size for size in sizes]
 
 
 def percentiles(values):

@@ -207,10 +207,16 @@ def split_by_speaker(table: pd.DataFrame, fractions: Sequence[float], seed: int,
 
 def podcast_audio(root: Path) -> Path:
     """The folder of a release's recordings; raises `UserError` where there is none."""
-    for child in sorted(root.iterdir()):
-        if child.is_dir() and child.name.casefold() in ("audios", "audio"):
-            return child
-    raise UserError(f"{root}: no folder Audios in it.")
+    found = find_audio_folder(root)
+    if found is None:
+        raise UserError(f"{root}: no folder Audios in it.")
+    return found
+
+
+def find_audio_folder(root: Path) -> Path | None:
+    """The folder of a corpus' recordings, `Audios` or `Audio` in any case; None where there is none."""
+    folders = (child for child in sorted(root.iterdir()) if child.is_dir())
+    return next((folder for folder in folders if folder.name.casefold() in ("audios", "audio")), None)
 
 
 def read_podcast(root: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, list[str]]:

@@ -106,29 +106,18 @@ def run_network(args: argparse.Namespace, checkpoint: Path):
     import torch
 
     import deepmi
-    import runtime
     import utils
-    from batches import Rows, in_batches
-    from model import load_ssl_checkpoint
+    from batches import in_batches
+    from extract_DeepMI import open_network
     from tools import feature_sets
     from tools.report_panels import Network, standardised_differences
 
-    device = runtime.choose_device(args.device)
-    precision = runtime.choose_precision(device, args.precision)
-    corpus = arguments.open_corpus(args)
-    corpus.select("Train")
-    model, info = load_ssl_checkpoint(
-        checkpoint, corpus.num_features, args.num_clusters, args.emo_attr, corpus.feature_set
-    )
-    runtime.tell_if_unfinished(checkpoint)
-    corpus.tell_if_other_terms(checkpoint, info)
-    utils.make_output_folders(args.cache_dir)
-    train = corpus.load("Train")
+    model, _, corpus, train, rows, precision = open_network(args, checkpoint)
 
     def outputs(rows: torch.Tensor) -> tuple:
         return (*model(rows), model.cluster_features(rows))
 
-    logits, prediction, features = in_batches(model.to(device), outputs, Rows(train.rows, device, precision), precision)
+    logits, prediction, features = in_batches(model, outputs, rows, precision)
     clusters = logits.argmax(dim=1).cpu().numpy()
     predicted = deepmi.emotion_levels(utils.in_label_units(prediction.cpu().numpy(), corpus.label_norm, checkpoint))
     values, information = deepmi.deepmi_values(

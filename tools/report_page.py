@@ -20,12 +20,12 @@ import curriculum
 import deepmi
 from features import AUDIO_ENDINGS
 from runtime import UserError, read_text
+from tools.corpora import find_audio_folder
 from tools.report_panels import ATTRIBUTE_NAMES, LEVEL_NAMES, Evidence, Report, Section, first_bins
 from tools.report_render import height_of, numbers, plotly_figure
 
 TEMPLATE = Path(__file__).with_name("report_page.html")
 SCRIPT = Path(__file__).with_name("report_page.js")
-AUDIO_FOLDERS = ("audios", "audio")  # in any case
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -69,8 +69,7 @@ def find_audio(root: Path | None, audio_base: str | None, page_dir: Path) -> Aud
     Raises:
         UserError: neither a URL that a page can play from nor a folder.
     """
-    children = sorted(root.iterdir()) if root else []
-    own = next((child for child in children if child.is_dir() and child.name.casefold() in AUDIO_FOLDERS), None)
+    own = find_audio_folder(root) if root else None
     endings = _endings_in(own) if own else None
     if audio_base and "://" in audio_base:
         address = urlsplit(audio_base)

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 import curriculum
 import deepmi
+from metrics import percentile_interval
 from runtime import derived_seed
 from tools.report_render import (
     CATEGORY_COLOURS,
@@ -177,17 +178,11 @@ class Edge:
         return self.inside < self.ties
 
 
-def bin_sizes(total: int) -> list[int]:
-    """Utterances that each of the ten bins trains on, the bins before it included."""
-    epochs = [number * curriculum.EPOCHS_PER_BIN for number in range(curriculum.NUM_BINS)]
-    return [curriculum.training_size("deepmi", epoch, total) for epoch in epochs]
-
-
 def bin_edges(names: Sequence[str], values: NDArray[np.float64], seed: int = 0) -> list[Edge]:
     """The nine inner edges of the ten bins, high DeepMI first."""
     ranked = values[curriculum.training_order("deepmi", names, values, seed)]
     edges = []
-    for number, size in enumerate(bin_sizes(len(values))[:-1], start=1):
+    for number, size in enumerate(curriculum.bin_sizes(len(values))[:-1], start=1):
         value = ranked[size - 1]
         edges.append(
             Edge(number, size, float(value), int((ranked == value).sum()), int((ranked[:size] == value).sum()))
@@ -223,7 +218,7 @@ def curriculum_bins(order: NDArray[np.int64], cells: NDArray, levels: NDArray, l
     """
     codes = np.unique(cells, return_inverse=True)[1] * deepmi.NUM_LEVELS + levels
     bins = []
-    for size in bin_sizes(len(order)):
+    for size in curriculum.bin_sizes(len(order)):
         rows = order[:size]
         shares = np.bincount(levels[rows], minlength=deepmi.NUM_LEVELS) / size
         bins.append(Bin(size, len(np.unique(codes[rows])), shares, float(labels[rows].std())))
@@ -234,7 +229,7 @@ def first_bins(order: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.
     """(place in the order, from 1; first bin that has it, 1..10) of each utterance, shape (N,) each."""
     places = np.empty(len(order), dtype=np.int64)
     places[order] = np.arange(1, len(order) + 1)
-    return places, np.searchsorted(bin_sizes(len(order)), places) + 1
+    return places, np.searchsorted(curriculum.bin_sizes(len(order)), places) + 1
 
 
 def five_numbers(values: NDArray[np.float64]) -> FiveNumbers:
@@ -255,10 +250,8 @@ class Interval:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
-def _interval(value: float, drawn: list[float]) -> Interval:
-    drawn = [number for number in drawn if np.isfinite(number)]
-    low, high = np.percentile(drawn, [2.5, 97.5]) if drawn else (float("nan"), float("nan"))
-    return Interval(value, float(low), float(high))
+def _interval(value: float, drawn: ArrayLike) -> Interval:
+    return Interval(value, *percentile_interval(np.asarray(drawn)))
 
 
 def spearman(x: ArrayLike, y: ArrayLike, seed: int, resamples: int = RESAMPLES) -> Interval:
@@ -321,7 +314,7 @@ def auc_lower(values: ArrayLike, marked: ArrayLike, seed: int, resamples: int = 
 
     rng = np.random.default_rng(derived_seed(seed, len(positions)))
     draws = [rng.multinomial(group.sum(), group / group.sum(), resamples) for group in (low, high)]
-    return _interval(float(auc(low, high)), auc(*draws).tolist())
+    return _interval(float(auc(low, high)), auc(*draws))
 
 
 def most_disputed(spread: pd.Series, share: float = DISPUTED_SHARE) -> pd.Series:
@@ -435,7 +428,7 @@ def _points_note(total: int) -> str:
     return f" Shown: {MOST_POINTS:,} of {total:,} utterances, drawn evenly." if total > MOST_POINTS else ""
 
 
-def _cluster_names(found: Evidence, clusters: Sequence[int], mean: Sequence[float]) -> list[str]:
+def _cluster_names(found: Evidence, clusters: Sequence[int]) -> list[str]:
     sizes = np.bincount(found.network.clusters, minlength=found.num_clusters)
     return [f"c{number} · {sizes[number]:,}" for number in clusters]
 
@@ -444,8 +437,8 @@ def joint_section(found: Evidence) -> Section:
     """Clusters and levels: the joint table and what each cell adds to the information."""
     network, levels = found.network, found.levels
     joint = deepmi.joint_probability(network.clusters, levels, found.num_clusters, deepmi.NUM_LEVELS)
-    clusters, mean = clusters_by_level(joint)
-    rows = _cluster_names(found, clusters, mean)
+    clusters, _ = clusters_by_level(joint)
+    rows = _cluster_names(found, clusters)
     attribute = ATTRIBUTE_NAMES[found.emo_attr]
     axes = {"x_title": f"level of {attribute}", "y_title": "cluster · utterances"}
     table, cells = joint[clusters], deepmi.information_of_cells(joint)[clusters]
