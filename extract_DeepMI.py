@@ -79,6 +79,7 @@ def main(args: argparse.Namespace) -> None:
     import numpy as np
 
     import deepmi
+    import runtime
     import utils
     from batches import in_batches
 
@@ -89,6 +90,8 @@ def main(args: argparse.Namespace) -> None:
     if outputs is None:
         return  # rank 0 has them
     logits, prediction = outputs
+    if not logits.isfinite().all():
+        raise runtime.UserError(f"{checkpoint}: its cluster head gives what is no number; get or train it anew.")
     alpha = deepmi.ALPHA[args.emo_attr] if args.alpha is None else args.alpha
     values, information = deepmi.deepmi_values(
         logits.argmax(dim=1).cpu().numpy(),

@@ -5,6 +5,7 @@ B is the batch, D the number of features (6,373 for IS13 ComParE), K the number 
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from runtime import UserError
 
 DROPOUT = 0.3
 TRUNK_WIDTHS = (1024, 512, 256)
+LONGEST_FACT = 1000  # characters of one fact that a checkpoint keeps of its training
 INFO_KEY = "deepmi"  # where a checkpoint keeps what it was trained for
 
 
@@ -209,7 +211,7 @@ def load_ssl_checkpoint(
     if not isinstance(state, dict):
         raise UserError(f"{path}: no state_dict in it; expected a DenseResNet checkpoint.")
     state = {str(key).replace("module.", ""): value for key, value in state.items()}
-    info = content.get(INFO_KEY) if isinstance(content.get(INFO_KEY), dict) else {}
+    info = _checked_info(path, content.get(INFO_KEY))
     _refuse_attribute(path, info, emo_attr)
     _refuse_set(path, info, feature_set)
     found = _shape(path, state, "dnn_features.0.weight")[1], _shape(path, state, "top_layer_class.weight")[0]
@@ -253,12 +255,29 @@ def load_regressor(path: Path, num_features: int, emo_attr: str = "", feature_se
         raise UserError(f"{path}: expected the state dict of a curriculum regressor, found {type(state).__name__}.")
     if "state_dict" in state:
         raise UserError(f"{path}: a DeepEmoCluster, not a regressor; those are called SimpleEmoRegressor_....")
-    info = (getattr(state, "_metadata", None) or {}).get("", {}).get(INFO_KEY, {})
+    notes = getattr(state, "_metadata", None)  # of each module by its name, "" being the whole network
+    notes = notes.get("") if isinstance(notes, dict) else None
+    info = _checked_info(path, notes.get(INFO_KEY) if isinstance(notes, dict) else None)
     _refuse_attribute(path, info, emo_attr)
     _refuse_set(path, info, feature_set)
     width, found = _shape(path, state, "dense_net.0.weight")
     _refuse_width(path, found, num_features)
     return _with_weights(path, DenseNet, (num_features, width), state), info
+
+
+def _checked_info(path: Path, info: object) -> dict:
+    """What was saved with a network, empty where nothing was; `UserError` where this program did not write it."""
+
+    def is_ours(name: object, value: object) -> bool:
+        kinds = str if name in ("emo_attr", "feature_set", "norm_terms") else runtime.PLAIN
+        fit = math.isfinite(value) if isinstance(value, float) else len(str(value)) <= LONGEST_FACT
+        return isinstance(name, str) and isinstance(value, kinds) and fit
+
+    if info is None:
+        return {}
+    if not isinstance(info, dict) or not all(is_ours(*fact) for fact in info.items()):
+        raise UserError(f"{path}: what it says of its training is not what this program writes; get or train it anew.")
+    return info
 
 
 def _shape(path: Path, state: Mapping[str, Tensor], key: str) -> tuple[int, int]:
@@ -291,8 +310,11 @@ def _with_weights(
     # Not initialised first: drawing 13 million weights takes as long as reading them.
     with torch.device("meta"):
         model = network(*sizes)
+    odd = [key for key, value in state.items() if not (isinstance(value, Tensor) and value.is_floating_point())]
+    if odd:
+        raise UserError(f"{path}: {str(odd[0])[:80]} is no tensor of fractions; the file is of another network.")
     # In float32 whatever the file has, since the tensors themselves become the network's.
-    weights = {key: value.float() if isinstance(value, Tensor) else value for key, value in state.items()}
+    weights = {key: value.float() for key, value in state.items()}
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:

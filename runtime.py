@@ -13,14 +13,23 @@ import os
 import platform
 import re
 import socket
+import stat
 import subprocess
 import sys
 import time
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, ClassVar
 
 __version__ = "0.2.0"
+
+MOST_UNPACKED = 4  # times its size that a file of tensors may take in memory; torch packs nothing
+LARGEST_TEXT = 2**26  # bytes of a text file, but for labels
+LARGEST_LABELS = 2**30  # the single raters' labels of MSP-Podcast 2.0 have some 2**28
+LARGEST_NESTED = 2**24  # characters of a JSON file, but for labels, that may have more than one level
+PLAIN = (str, int, float, type(None))
 
 
 class UserError(Exception):
@@ -167,7 +176,15 @@ def optimizer_state(optimizer) -> dict:
 
 
 def load_optimizer(optimizer, state: dict) -> None:
-    """Give an optimizer the state of another one, whatever device that ran on."""
+    """Give an optimizer the state of another one, whatever device that ran on.
+
+    Raises:
+        LookupError, ValueError: it is the state of another one's parameters.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, of in state.items():
+        if any(value.ndim and value.shape != parameters[number].shape for value in of.values()):
+            raise ValueError("an optimizer's state of another shape")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -452,21 +469,30 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
     """A UTF-8 text file, with or without byte order mark.
 
+    Args:
+        path: the file.
+        largest: bytes that it may have.
     Raises:
-        UserError: missing, not UTF-8, or with NUL bytes.
+        UserError: missing, no regular file, too large, not UTF-8, or with NUL bytes.
     """
+    path = Path(path)
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):  # a pipe would wait for its writer
+            raise UserError(f"{path}: no regular file; expected text, CSV or JSON.")
+        if state.st_size > largest:
+            raise UserError(f"{path}: {state.st_size:,} bytes; expected {largest:,} at most.")
+        data = path.read_bytes()
+        if b"\0" in data:
+            raise UserError(f"{path}: holds NUL bytes, so it is not UTF-8 text; expected text, CSV or JSON.")
+        return data.decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); expected text, CSV or JSON.") from None
-    if "\0" in text:
-        raise UserError(f"{path}: holds NUL bytes; expected text, CSV or JSON.")
-    return text
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
@@ -477,14 +503,19 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
     return dict(pairs)
 
 
-def read_json_object(path: Path) -> dict:
+def read_json_object(path: Path, of_labels: bool = False) -> dict:
     """A JSON file whose top level is an object, each key once.
 
+    Args:
+        path: the file.
+        of_labels: whether it may be as large, and as nested, as label files are.
     Raises:
-        UserError: missing, not JSON, another top level, a key twice, or nested too deeply.
+        UserError: missing, too large, not JSON, another top level, a key twice, or nested too deeply.
     """
-    text = read_text(path)
+    text = read_text(path, LARGEST_LABELS if of_labels else LARGEST_TEXT)
     try:
+        if not of_labels and len(text) > LARGEST_NESTED and ("[" in text or text.count("{") > 1):
+            raise RecursionError  # empty lists and objects take twenty times the memory of their text
         content = json.loads(text, object_pairs_hook=_unique_keys)
         if re.search(r"\\u[dD][89a-fA-F]", text):
             json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no character
@@ -557,10 +588,12 @@ def save_tensors(content: object, path: Path) -> None:
 
 
 def load_tensors(path: Path) -> object:
-    """`torch.load` onto the CPU that refuses to run code.
+    """`torch.load` onto the CPU that runs no code and takes no more memory than the file's size lets expect.
 
+    Returns:
+        Dense tensors of real numbers and plain values, in dicts, lists and tuples.
     Raises:
-        UserError: the file is missing, damaged, or holds anything but tensors and plain values.
+        UserError: the file is missing, damaged, holds anything else, or claims to hold more than its size allows.
     """
     import pickle
 
@@ -570,7 +603,12 @@ def load_tensors(path: Path) -> object:
     if not path.is_file():
         raise UserError(f"{path}: no such file.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        _check_archive(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it says of odd files is told below
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error) or "Weights only" in str(error):
             raise UserError(
@@ -584,6 +622,52 @@ def load_tensors(path: Path) -> object:
         raise UserError(
             f"{path}: damaged, not a checkpoint that torch can read ({reason}); get or train it anew."
         ) from None
+    _refuse_unplain(path, content)
+    return content
+
+
+def _check_archive(path: Path) -> None:
+    """Look at what torch does not: the checksums of an archive's parts, and how far it unpacks.
+
+    Raises:
+        UserError: a part is damaged, or all of them unpack to many times the file's size.
+        zipfile.BadZipFile, and others: it is no archive that can be read.
+    """
+    with open(path, "rb") as stream:
+        if stream.read(4) != b"PK\x03\x04":
+            return  # torch's older format: no archive
+        with zipfile.ZipFile(stream) as archive:
+            unpacked, size = sum(part.file_size for part in archive.infolist()), path.stat().st_size
+            if unpacked > MOST_UNPACKED * size:
+                raise UserError(f"{path}: refused, its {size:,} bytes unpack to {unpacked:,}; torch packs nothing.")
+            if damaged := archive.testzip():
+                raise UserError(f"{path}: damaged ({damaged} has another checksum); get or train it anew.")
+
+
+def _refuse_unplain(path: Path, content: object) -> None:
+    """Raise `UserError` unless it is of tensors and plain values that the file has room for."""
+    import torch
+
+    room = MOST_UNPACKED * path.stat().st_size
+    values, claimed, waiting = 0, 0, [content]
+    while waiting:
+        value = waiting.pop()
+        inner: tuple = ()
+        if isinstance(value, torch.Tensor):
+            real = value.layout == torch.strided and not (value.is_complex() or value.is_quantized)
+            if not real or value.device.type != "cpu":
+                raise UserError(f"{path}: holds a tensor of an odd kind; expected dense ones of real numbers.")
+            claimed += value.numel() * value.element_size()
+        elif isinstance(value, dict):
+            inner = (*value.keys(), *value.values(), getattr(value, "_metadata", None))
+        elif isinstance(value, (list, tuple)):
+            inner = tuple(value)
+        elif not isinstance(value, PLAIN):
+            raise UserError(f"{path}: holds a {type(value).__name__}; expected tensors and plain values.")
+        values += 1 + len(inner)  # what is there twice counts twice, or looking through a short file would never end
+        if max(values, claimed) > room:
+            raise UserError(f"{path}: refused, it claims to hold more than its {path.stat().st_size:,} bytes can.")
+        waiting += inner
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -731,7 +815,7 @@ class TrainingRun:
     def _log_lines(self) -> list[dict]:
         try:
             lines = [json.loads(line) for line in self.log_file.read_text(encoding="utf-8").splitlines()]
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return []
         return lines if all(isinstance(line, dict) for line in lines) else []
 
@@ -813,18 +897,28 @@ class TrainingRun:
             print(f"note: replaces {self.checkpoint}, a finished run ({differences}).", file=sys.stderr)
 
     def _read_state(self) -> dict:
-        try:
+        with self.reading_state():
             saved = load_tensors(self.resume_file)
-            identity, self.history = json.loads(saved["identity"]), json.loads(saved["history"])
-            self.best, state = saved["best"], saved["state"]
-        except (UserError, KeyError, TypeError, ValueError) as error:
-            reason = str(error).removeprefix(f"{self.resume_file}: ")
+            identity, history = json.loads(saved["identity"]), json.loads(saved["history"])
+            best, state = {key: saved["best"][key] for key in NO_BEST}, dict(saved["state"])
+            if [record["epoch"] for record in history] != list(range(len(history))):
+                raise ValueError("epochs are missing in its history")
+            other = dict(identity)
+        self._refuse_another_run(other)
+        self.history, self.best = history, best
+        return state
+
+    @contextlib.contextmanager
+    def reading_state(self) -> Iterator[None]:
+        """Raise `UserError` where a saved state is damaged, or is not what the block expects of it."""
+        try:
+            yield
+        except (UserError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = (str(error).removeprefix(f"{self.resume_file}: ").splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"{self.resume_file}: the state of an unfinished run can't be read ({reason[:120]}). Start anew with "
                 "--no-resume."
             ) from None
-        self._refuse_another_run(identity)
-        return state
 
     def _differences(self, other: dict) -> str:
         """In which arguments and data another run's identity differs from this one's."""

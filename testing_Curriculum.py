@@ -223,9 +223,10 @@ def test_on(test: TestCorpus, model_file: Path, device, precision: str, args: ar
     model, info = load_regressor(model_file, corpus.num_features, args.emo_attr, corpus.feature_set)
     corpus.tell_if_other_terms(model_file, info)
     asked = {"epoch": args.epoch, "batch_size": args.batch_size}
-    if info and asked != {name: info[name] for name in asked}:
+    given = {name: info.get(name) for name in asked}
+    if info and asked != given:
         print(
-            f"note: {model_file} was trained with -ep {info['epoch']} -batch {info['batch_size']}; the test does not "
+            f"note: {model_file} was trained with -ep {given['epoch']} -batch {given['batch_size']}; the test does not "
             "depend on what is given here."
         )
     (z,) = in_batches(model.to(device), model, Rows(data.rows, device, precision), precision)

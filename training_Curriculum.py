@@ -190,11 +190,11 @@ def main(args: argparse.Namespace) -> None:
 
     runtime.seed_everything(runtime.derived_seed(args.seed, 0))
     model = DenseNet(corpus.num_features)
-    if state is not None:
-        model.load_state_dict(state["weights"])
     learner = Learner(model, device, args)
     if state is not None:
-        runtime.load_optimizer(learner.adam, state["optimizer"])
+        with run.reading_state():
+            model.load_state_dict(state["weights"])
+            runtime.load_optimizer(learner.adam, state["optimizer"])
     rows, held_out_rows = Rows(train.rows, device, args.precision), Rows(held_out.rows, device, args.precision)
     sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
     print(f"{sizes} utterances of {corpus.num_features} features, on {device}")

@@ -294,13 +294,13 @@ def main(args: argparse.Namespace) -> None:
     runtime.seed_everything(runtime.derived_seed(args.seed))
     num_features = parts["Train"].rows.num_features
     model = DenseResNet(num_features, args.num_clusters)
-    if state is not None:
-        model.load_state_dict(state["weights"])
     learner = Learner(model, device, args.precision, args.batch_size)
     first, assignment = len(run.history), None
     if state is not None:
-        runtime.load_optimizer(learner.adam, state["adam"])
-        assignment = state["assignment"]
+        with run.reading_state():
+            model.load_state_dict(state["weights"])
+            runtime.load_optimizer(learner.adam, state["adam"])
+            (assignment,) = state["assignment"].long().split(counts["Train"])
     sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
     print(f"{sizes} utterances of {num_features} features, on {device}")
 

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 import features
-from runtime import UserError, digest, prepare_folder, read_json_object, read_text
+from runtime import LARGEST_LABELS, UserError, digest, prepare_folder, read_json_object, read_text
 
 FEATURE_FOLDER = Path("Features/OpenSmile_func_IS13ComParE/feat_mat")
 PREPARED_LABELS, PREPARED_MARK = "labels_consensus.csv", "prepared.json"  # what tools.prepare_corpus writes
@@ -189,7 +189,9 @@ def find_detailed_file(root: Path) -> Path | None:
 
 def _csv_lines(path: Path, delimiter: str = ",") -> list[tuple[int, list[str]]]:
     """Line number and stripped fields of each line that is not blank."""
-    reader = csv.reader(io.StringIO(read_text(path)), delimiter=delimiter, skipinitialspace=True, strict=True)
+    reader = csv.reader(
+        io.StringIO(read_text(path, LARGEST_LABELS)), delimiter=delimiter, skipinitialspace=True, strict=True
+    )
     try:
         return [(reader.line_num, [field.strip() for field in line]) for line in reader if any(map(str.strip, line))]
     except csv.Error as error:
@@ -233,8 +235,8 @@ def _check_columns(path: Path, table: pd.DataFrame, needed: Sequence[str]) -> No
         )
 
 
-def _check_names(path: Path, names: Sequence[str]) -> None:
-    """File names only: nothing that could lead out of the corpus."""
+def check_names(path: Path, names: Sequence[str]) -> None:
+    """Raise `UserError` unless all are plain file names, of which none could lead out of the corpus."""
     for line, name in enumerate(names, start=1):
         unsafe = name in ("", ".", "..") or re.search(r"[/\\\x00-\x1f]", name)
         unsafe = unsafe or len(name.encode()) > LONGEST_NAME
@@ -259,7 +261,7 @@ def read_labels(path: Path, needs_split: bool = True) -> pd.DataFrame:
     """
     path = Path(path)
     if path.suffix.lower() == ".json":
-        content = read_json_object(path)
+        content = read_json_object(path, of_labels=True)
         if not all(isinstance(fields, dict) for fields in content.values()):
             raise UserError(f"{path}: expected a dict of fields a file name (EmoAct, EmoVal, EmoDom, Split_Set, ...).")
         rows = [{**fields, "FileName": name} for name, fields in content.items()]
@@ -272,7 +274,7 @@ def read_labels(path: Path, needs_split: bool = True) -> pd.DataFrame:
     _check_columns(path, table, ("FileName", "Split_Set"))
     if table.empty:
         raise UserError(f"{path}: no utterances in it.")
-    _check_names(path, table["FileName"].tolist())
+    check_names(path, table["FileName"].tolist())
     twice = table["FileName"][table["FileName"].duplicated()]
     if len(twice):
         raise UserError(
@@ -446,7 +448,7 @@ def _detailed_csv(path: Path) -> list[dict]:
 
 def _detailed_json(path: Path) -> list[dict]:
     rows = []
-    for name, workers in read_json_object(path).items():
+    for name, workers in read_json_object(path, of_labels=True).items():
         if not isinstance(workers, dict) or not all(isinstance(fields, dict) for fields in workers.values()):
             raise UserError(f"{path}: {name} is no dict of workers; expected FileName -> worker -> fields.")
         rows += [{**fields, "FileName": name, "Worker": worker} for worker, fields in workers.items()]
@@ -477,7 +479,7 @@ def read_detailed_labels(path: Path) -> pd.DataFrame:
         table[column] = [parse_rating(path, name, value) for name, value in zip(table["FileName"], table[column])]
     texts = ["FileName", "Worker", "EmoClass_Major", "EmoClass_Second"]
     table[texts] = table[texts].fillna("").astype(str).apply(lambda column: column.str.strip())
-    _check_names(path, table["FileName"].tolist())
+    check_names(path, table["FileName"].tolist())
     return table[list(DETAILED_COLUMNS)]
 
 

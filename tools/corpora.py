@@ -9,6 +9,8 @@ Sources: the files as IEMOCAP (Busso et al. 2008) and MSP-IMPROV (Busso et al. 2
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import sys
 from collections import defaultdict
@@ -19,7 +21,7 @@ import pandas as pd
 
 import utils
 from features import AUDIO_ENDINGS
-from runtime import UserError, read_text
+from runtime import LARGEST_LABELS, UserError, read_text
 from tools.extract_features import list_recordings
 
 ATTRIBUTE_COLUMNS = ("EmoAct", "EmoVal", "EmoDom")
@@ -66,13 +68,22 @@ class Recordings:
         The ending may be another or absent: labels often say .wav where the audio is .flac.
 
         Raises:
-            UserError: several are called so.
+            UserError: several are called so, or the path leads out of the folder.
         """
+        below = os.path.relpath(
+            os.path.normpath(self.folder.absolute() / entry), os.path.normpath(self.folder.absolute())
+        )
+        if Path(below).parts[:1] in ((), ("..",)):
+            raise UserError(
+                f"{entry}: not below {self.folder}, outside which nothing is looked for; name a folder that holds all "
+                "recordings with --audio."
+            )
         stem = Path(entry).stem if Path(entry).suffix.lower() in AUDIO_ENDINGS else Path(entry).name
-        path = self.folder / entry
+        path = self.folder / below
         for candidate in (path, *(path.with_name(stem + ending) for ending in AUDIO_ENDINGS)):
-            if candidate.is_file():
-                return candidate
+            with contextlib.suppress(OSError):  # a name that no file can have
+                if candidate.is_file():
+                    return candidate
         for name in (Path(entry).name, stem):
             found = self.by_name.get(name, [])
             if len(found) > 1:
@@ -118,6 +129,7 @@ def join_recordings(
         raise UserError(f"{source}: {rows[0]} and {rows[1]} are one recording ({twice.iloc[0]}); expected a row each.")
     table["entry"] = table["FileName"]
     table["FileName"] = _plain_names(table["entry"].tolist(), table["audio"].tolist(), recordings.folder)
+    utils.check_names(source, table["FileName"].tolist())
     return table
 
 
@@ -150,7 +162,7 @@ def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     Raises:
         UserError: unreadable, a column missing, a label that is no number, a row without a file.
     """
-    head = read_text(path).partition("\n")[0]
+    head = read_text(path, LARGEST_LABELS).partition("\n")[0]
     delimiter = max(",;\t", key=head.count)
     given = utils.read_csv(path, tuple(columns.values()), delimiter)
     table = pd.DataFrame({ours: given[theirs] for ours, theirs in columns.items()})

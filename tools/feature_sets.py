@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from runtime import UserError, choose_device
 
 LOWEST_RATE = 1000  # Hz; below, there is no speech, and a short file would become hours at 16 kHz
+MOST_FRAMES = 2**28  # samples a channel of one clip: 4.7 hours at 16 kHz, 1.6 at 48 kHz
+PIECE_SAMPLES = 2**23  # of all channels, that are decoded at a time: nearly every clip is one piece
 SAMPLING_RATE = 16000  # Hz; the features depend on the bandwidth, and MSP-Podcast is at this rate
 BATCH_SECONDS = 64  # of audio that an encoder hears together, with the silence that fills shorter clips up
 LONGEST_PIECE = 60  # seconds that an encoder hears at once: the memory that it needs grows with their square
@@ -51,21 +53,19 @@ def read_signal(clip: Clip) -> NDArray[np.float32]:
     import audresample
     import soundfile
 
-    if clip.recording.stat().st_size == 0:
+    size = clip.recording.stat().st_size
+    if size == 0:  # before it is opened: a pipe would wait for its writer
         raise UserError("empty file (0 bytes)")
     try:
         # Opened by Python: soundfile takes no name that is not UTF-8.
         with clip.recording.open("rb") as raw, soundfile.SoundFile(raw.fileno(), closefd=False) as stream:
             rate = stream.samplerate
-            if rate < LOWEST_RATE:
-                raise UserError(f"{rate} samples a second; expected {LOWEST_RATE} or more")
+            _check_header(stream, size)
             stream.seek(min(round(clip.start * rate), stream.frames) if clip.start else 0)
-            frames = -1 if clip.stop is None else round(clip.stop * rate) - stream.tell()
-            signal = stream.read(frames, dtype="float32", always_2d=True)  # (samples, channels)
+            frames = MOST_FRAMES + 1 if clip.stop is None else round(clip.stop * rate) - stream.tell()
+            mono = _read_mono(stream, frames)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise UserError(f"not readable as audio ({str(error).rsplit(':', 1)[-1].strip()})") from None
-    with np.errstate(over="ignore", invalid="ignore"):  # told below
-        mono = signal.mean(axis=1)
     if rate != SAMPLING_RATE and len(mono):
         mono = audresample.resample(mono, rate, SAMPLING_RATE)[0]
     if len(mono) == 0:
@@ -76,14 +76,46 @@ def read_signal(clip: Clip) -> NDArray[np.float32]:
     return mono.clip(-1, 1 - 2**-15)
 
 
+def _check_header(stream, size: int) -> None:
+    """Raise `UserError` where what a sound file of so many bytes says of itself can't be true, or is no speech."""
+    if stream.samplerate < LOWEST_RATE:
+        raise UserError(f"{stream.samplerate} samples a second; expected {LOWEST_RATE} or more")
+    if stream.frames > size * stream.samplerate:
+        raise UserError(
+            f"{stream.frames / stream.samplerate / 3600:,.0f} hours by its header, which {size:,} bytes can't hold"
+        )
+
+
+def _read_mono(stream, frames: int) -> NDArray[np.float32]:
+    """The next samples of a sound file, up to so many, the mean of its channels; `UserError` where they are too many.
+
+    Read piece by piece: a header may claim any number of samples, and memory would be taken for all of them.
+    """
+    pieces, count = [], 0
+    while count < frames:
+        piece = stream.read(min(frames - count, 1 + PIECE_SAMPLES // stream.channels), "float32", always_2d=True)
+        if not len(piece):
+            break
+        with np.errstate(over="ignore", invalid="ignore"):  # told by the caller
+            pieces.append(piece.mean(axis=1))  # (samples, channels) -> (samples,)
+        count += len(piece)
+    if count > MOST_FRAMES:
+        raise UserError(f"longer than {MOST_FRAMES / stream.samplerate / 3600:.1f} hours; cut it")
+    return np.concatenate(pieces) if pieces else np.empty(0, np.float32)
+
+
 def seconds_of(recording: Path) -> float:
     """Length of a recording; 0 where it can't be read, which `features_of` tells when its turn comes."""
     import soundfile
 
     try:
+        size = recording.stat().st_size
+        if size == 0:
+            return 0.0
         with recording.open("rb") as raw, soundfile.SoundFile(raw.fileno(), closefd=False) as stream:
+            _check_header(stream, size)
             return stream.frames / stream.samplerate
-    except (soundfile.LibsndfileError, RuntimeError, OSError):
+    except (soundfile.LibsndfileError, RuntimeError, OSError, UserError):
         return 0.0
 
 
@@ -155,10 +187,11 @@ class EncoderSet:
         for file in ("config.json", "preprocessor_config.json"):
             if not (folder / file).is_file():
                 raise UserError(f"{folder}: no {file} in it; expected an encoder as transformers saves it.")
+        safe = {"local_files_only": True, "trust_remote_code": False}  # without the latter it would ask on the terminal
         try:
-            self._prepare = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+            self._prepare = transformers.AutoFeatureExtractor.from_pretrained(folder, **safe)
             model, told = transformers.AutoModel.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True
+                folder, **safe, weights_only=True, output_loading_info=True
             )
         except Exception as error:  # whatever its loaders raise over a damaged file
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -422,7 +422,7 @@ def run_trial(args: argparse.Namespace) -> dict:
     identity = runtime.digest(settings, keys, order.tobytes())
     target = trial_folder(args) / f"{args.emo_attr}_{args.order}_seed{args.seed}_{identity[:12]}.json"
     if target.is_file():
-        return json.loads(runtime.read_text(target))
+        return runtime.read_json_object(target)
     result = {"order": args.order, "seed": args.seed, "best_epoch": None, "curve": None}
     if args.order == RIDGE:
         found = ridge_predictions(train.rows, train.labels, *(part.data.rows for part in data.tests.values()))
