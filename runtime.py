@@ -610,7 +610,8 @@ def load_tensors(path: Path) -> object:
     except UserError:
         raise
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error) or "Weights only" in str(error):
+        told = str(error)
+        if ("weights_only" in told or "Weights only" in told) and "Unsupported operand" not in told:
             raise UserError(
                 f"{path}: refused, since reading it would run code; expected a file of tensors and plain values only."
             ) from None

@@ -1,0 +1,288 @@
+"""Files from strangers: nothing of them runs, takes more memory than its size lets expect, or leads elsewhere."""
+
+import collections
+import io
+import json
+import os
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import deepmi
+import features
+import model
+import runtime
+import utils
+from benchmarks import fuzz
+from runtime import UserError
+from tools import corpora, feature_sets
+
+WIDTH = 12
+
+
+@pytest.fixture
+def regressor(tmp_path):
+    """(file, its weights)."""
+    runtime.seed_everything(1)
+    weights = model.DenseNet(WIDTH, width=4).state_dict()
+    model.save_regressor(tmp_path / "r.pt.tar", weights, {"emo_attr": "Val", "epoch": 3})
+    return tmp_path / "r.pt.tar", collections.OrderedDict((key, value.clone()) for key, value in weights.items())
+
+
+def refused(read, *words):
+    """`read` raises a `UserError` with these words, in seconds and little memory."""
+    with fuzz.within_limits(), pytest.raises(UserError) as error:
+        read()
+    for word in words:
+        assert word in str(error.value), str(error.value)
+
+
+def refuses(path, *words):
+    refused(lambda: model.load_regressor(path, WIDTH), *words)
+
+
+def repeated(rows, columns, kind=torch.float32):
+    """A matrix of one number that lies in memory once."""
+    return torch.ones(1, dtype=kind).as_strided((rows, columns), (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("weight", "words"),
+    [
+        (repeated(10**6, 10**6), "more than its"),
+        (repeated(10**5, 10**5, torch.float16), "more than its"),
+        (torch.zeros(4, 4, device="meta"), "odd kind"),
+        (torch.zeros(4, 4).to_sparse(), "odd kind"),
+        (torch.zeros(4, 4, dtype=torch.complex64), "odd kind"),
+        (torch.zeros(4, 4, dtype=torch.int8), "no tensor of fractions"),
+        ("weights", "no tensor of fractions"),
+        ({1, 2}, "holds a set"),
+    ],
+)
+def test_a_tensor_that_is_none_of_ours_is_refused(regressor, weight, words):
+    path, weights = regressor
+    weights["dense_net.2.weight"] = weight
+    torch.save(weights, path)
+    refuses(path, words)
+
+
+def test_what_a_checkpoint_says_of_its_training_is_plain_or_refused(regressor):
+    path, weights = regressor
+    endless = ("x" * 100,)
+    for _ in range(40):
+        endless = (endless, endless, endless)
+    for facts in (
+        {"emo_attr": ["Val"]},
+        {"emo_attr": "Val", "epoch": torch.zeros(2)},
+        {"emo_attr": "Val", "epoch": "9" * 2000},
+        {"emo_attr": "Val", "validation_ccc_loss": float("nan")},
+        {"feature_set": 3},
+        ["Val"],
+    ):
+        weights._metadata = {"": {"deepmi": facts}}
+        torch.save(weights, path)
+        refuses(path, "what it says of its training")
+    weights._metadata = {"": {"deepmi": {"epoch": endless}}}
+    torch.save(weights, path)
+    refuses(path, "more than its")
+    for nothing in ("x", ["x"], {"": "x"}, {"": None}, {}):
+        weights._metadata = nothing
+        torch.save(weights, path)
+        assert model.load_regressor(path, WIDTH)[1] == {}
+
+
+def test_an_archive_that_unpacks_without_end_is_refused(regressor):
+    path, weights = regressor
+    weights["dense_net.0.weight"] = torch.zeros(2**21, 16)
+    stream = io.BytesIO()
+    torch.save(weights, stream)
+    with zipfile.ZipFile(stream) as whole, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for part in whole.infolist():
+            packed.writestr(part.filename, whole.read(part))
+    del stream
+    assert path.stat().st_size < 2**20
+    refuses(path, "unpack to 134,")
+
+
+def test_one_wrong_bit_of_a_weight_is_found(regressor):
+    path, weights = regressor
+    data = bytearray(path.read_bytes())
+    place = data.index(weights["dense_net.2.weight"].numpy().tobytes())
+    data[place + 5] ^= 4
+    path.write_bytes(data)
+    refuses(path, "checksum")
+
+
+def test_torchs_older_format_is_read_and_held_to_its_size(regressor):
+    path, weights = regressor
+    torch.save(weights, path, _use_new_zipfile_serialization=False)
+    assert torch.equal(
+        model.load_regressor(path, WIDTH)[0].state_dict()["dense_net.0.bias"], weights["dense_net.0.bias"]
+    )
+    count = b"K" + bytes([weights["dense_net.0.weight"].numel()])
+    for claim in (10**9, 10**12):
+        path.write_bytes(path.read_bytes().replace(count, b"\x8a\x08" + struct.pack("<q", claim), 1))
+        refuses(path, "damaged")
+
+
+@pytest.mark.parametrize("ends_after", [0, 3, 4, 900, -1])
+def test_a_checkpoint_cut_anywhere_is_refused(regressor, ends_after):
+    path, _ = regressor
+    path.write_bytes(path.read_bytes()[:ends_after])
+    refuses(path, "damaged")
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_state_of_other_networks_is_refused(trained_here, monkeypatch, stage):
+    monkeypatch.setattr(runtime.TrainingRun, "finish", lambda self, write_outputs: None)
+    more = ["-ep", 3] if stage == 1 else ["-ep", 9]
+    monkeypatch.setattr(runtime.TrainingRun, "_save_cost", 0.0, raising=False)
+    assert trained_here.stage(stage, *more)[0] == 0
+    (resume,) = trained_here.folder.glob("Models/*.resume")
+    good = torch.load(resume, weights_only=True)
+    optimizer = "adam" if stage == 1 else "optimizer"
+    for spoil in (
+        lambda saved: saved["state"]["weights"].popitem(),
+        lambda saved: saved["state"].pop(optimizer),
+        lambda saved: saved["state"][optimizer][0].update(exp_avg=torch.zeros(3)),
+        lambda saved: saved.update(best=3),
+        lambda saved: saved.update(history="[{}]"),
+        lambda saved: saved.update(identity="[" * 10**5),
+    ):
+        torch.save(good, resume)
+        saved = torch.load(resume, weights_only=True)
+        spoil(saved)
+        torch.save(saved, resume)
+        trained_here.refuses(trained_here.stage(stage, *more), resume.name, "--no-resume")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arrays, texts, sounds
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 12), }",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (3, 12), }",
+        "{'descr': " + "[" * 5000 + ", }",
+        "(" * 9000,
+        "",
+    ],
+)
+def test_a_packed_matrix_that_is_none_is_built_anew(tmp_path, header):
+    names = ["a.wav", "b.wav", "c.wav"]
+    for number, name in enumerate(names):
+        path = tmp_path / "feat_mat" / features.feature_name(name)
+        path.parent.mkdir(exist_ok=True)
+        features.write_mat(path, features.FEATURE_KEY, np.full((1, WIDTH), number + 0.5))
+    arguments = (tmp_path / "feat_mat", names, np.zeros(WIDTH), np.ones(WIDTH), tmp_path / "cache", 1)
+    rows = np.array(features.pack_features(*arguments).rows)
+    cache = features.cache_file(*arguments)
+    line = header.encode() + b"\n"
+    cache.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(line)) + line if header else b"")
+    assert np.array_equal(features.pack_features(*arguments).rows, rows)
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 10**6, '{"a.wav": ' * 10**5, '{"a.wav": 0.1', '{"a.wav": 1e999}', "{" + "[]," * 6_000_000]
+)
+def test_nested_or_endless_json_is_refused(tmp_path, content):
+    path = tmp_path / "DeepMI_5clusters@_Val.json"
+    path.write_text(content)
+    refused(lambda: deepmi.read_metric(path), path.name)
+
+
+def test_large_json_of_one_level_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "LARGEST_NESTED", 10)
+    deepmi.write_metric(tmp_path / "m.json", {"a.wav": 0.5, "b.wav": 0.25})
+    assert deepmi.read_metric(tmp_path / "m.json") == {"a.wav": 0.5, "b.wav": 0.25}
+
+
+def test_texts_without_end_and_pipes_are_refused_unread(tmp_path):
+    endless, pipe = tmp_path / "labels_consensus.csv", tmp_path / "labels_detailed.csv"
+    with endless.open("wb") as stream:
+        stream.truncate(2**40)
+    os.mkfifo(pipe)
+    refused(lambda: utils.read_labels(endless), "1,099,511,627,776 bytes")
+    refused(lambda: utils.read_detailed_labels(pipe), "no regular file")
+
+
+def test_a_header_that_claims_hours_is_refused(tmp_path):
+    stream = io.BytesIO()
+    soundfile.write(stream, np.zeros(800), 8000, format="FLAC")
+    data = bytearray(stream.getvalue())
+    place = data.index(b"fLaC") + 18
+    (facts,) = struct.unpack_from(">Q", data, place)
+    struct.pack_into(">Q", data, place, facts >> 36 << 36 | 2**36 - 1)
+    (tmp_path / "a.flac").write_bytes(data)
+    clip = feature_sets.Clip(tmp_path / "a.flac")
+    refused(lambda: feature_sets.read_signal(clip), "2,386 hours by its header")
+    assert feature_sets.seconds_of(clip.recording) == 0
+
+
+def test_a_recording_is_read_in_pieces_and_to_its_limit(tmp_path, monkeypatch):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (5000, 2))
+    soundfile.write(tmp_path / "a.wav", noise, feature_sets.SAMPLING_RATE, subtype="FLOAT")
+    clips = [feature_sets.Clip(tmp_path / "a.wav", *ends) for ends in ((), (0.1, 0.2), (0.1, None))]
+    whole = [feature_sets.read_signal(clip) for clip in clips]
+    assert [len(signal) for signal in whole] == [5000, 1600, 3400]
+    assert np.allclose(whole[0], noise.mean(axis=1), atol=1e-7)
+    monkeypatch.setattr(feature_sets, "PIECE_SAMPLES", 600)
+    assert all(np.array_equal(feature_sets.read_signal(clip), signal) for clip, signal in zip(clips, whole))
+    monkeypatch.setattr(feature_sets, "MOST_FRAMES", 4000)
+    refused(lambda: feature_sets.read_signal(clips[0]), "longer than", "cut it")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Paths, and code that comes with an encoder
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "../secret.wav",
+        "sub/../../secret.wav",
+        "{outside}/secret.wav",
+        "..",
+        ".",
+        "sub/..",
+        "x\0.wav",
+        "x" * 5000,
+        "a\nb",
+    ],
+)
+def test_no_entry_of_a_table_leads_out_of_the_folder(tmp_path, entry):
+    clips, outside = tmp_path / "clips", tmp_path
+    (clips / "sub").mkdir(parents=True)
+    for path in (clips / "sub" / "in.wav", outside / "secret.wav"):
+        soundfile.write(path, np.zeros(100), 16000)
+    recordings = corpora.Recordings(clips)
+    for inside in ("in.wav", "sub/in.wav", "sub/../sub/in.flac", "./sub/in", f"{clips}/sub/in.wav"):
+        assert recordings.find(inside) == clips / "sub" / "in.wav"
+    try:
+        found = recordings.find(entry.format(outside=outside))
+    except UserError as error:
+        assert "outside which nothing is looked for" in str(error)
+    else:
+        assert found is None
+
+
+def test_code_that_comes_with_an_encoder_is_not_run(tmp_path):
+    pytest.importorskip("transformers", reason="the optional package transformers is not installed")
+    ran = tmp_path / "ran"
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    (folder / "code.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    auto = {"AutoConfig": "code.Config", "AutoModel": "code.Model", "AutoFeatureExtractor": "code.Extractor"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": auto}))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"feature_extractor_type": "Mine", "sampling_rate": 16000, "auto_map": auto})
+    )
+    refused(lambda: feature_sets.EncoderSet(folder, torch.device("cpu")), "no encoder that transformers can load")
+    assert not ran.exists()
