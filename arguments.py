@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import runtime
 from runtime import UserError
 
 ATTRIBUTES = ("Act", "Dom", "Val")
+STOP_SOON = 0.1  # seconds after which a signal that came within an import is looked at again
 STOP_AGAIN = 10  # seconds after which a signal that some library swallowed is raised again; cleaning up takes less
 RANK_PATIENCE = 10  # seconds that another rank waits for rank 0 before it tells of an error itself
 
@@ -292,16 +295,27 @@ class _Terminated(BaseException):
     """SIGTERM, as a cluster sends it to a job whose time is up."""
 
 
-def _stop_by(what: type[BaseException]) -> Callable[[int, object], None]:
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported in this frame or below it."""
+    while frame and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
+
+
+def _stop_by(what: type[BaseException]) -> Callable[[int, FrameType | None], None]:
     """A signal's handler that raises `what`, and again until `run` has heard it.
 
-    Once is not enough: what is raised within a library's callback or its `except:` can be lost there.
+    Once is not enough: what is raised within a library's callback or its `except:` can be lost there. And while modules
+    are imported it waits, since an exception within torch's import aborts the process.
     """
 
-    def handler(signum: int, frame: object) -> None:
+    def handler(signum: int, frame: FrameType | None) -> None:
         if hasattr(signal, "setitimer"):
+            later = _is_importing(frame)
             signal.signal(signal.SIGALRM, handler)
-            signal.setitimer(signal.ITIMER_REAL, STOP_AGAIN)
+            signal.setitimer(signal.ITIMER_REAL, STOP_SOON if later else STOP_AGAIN)
+            if later:
+                return
         raise what
 
     return handler
@@ -312,6 +326,11 @@ def _what_remains(args: argparse.Namespace) -> str:
         return "No file is half written; the same command does what is left."
     again = "The same command" if args.resume else "The same command without --no-resume"
     return f"{again} goes on from the last saved state."
+
+
+def _drop_output() -> None:
+    """Write standard output nowhere from now on: what it still holds must not make Python complain at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(
@@ -332,7 +351,7 @@ def run(
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # rank 0 speaks for all
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _stop_by(_Terminated))
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in a shell's background
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a shell's background
         signal.signal(signal.SIGINT, _stop_by(KeyboardInterrupt))
     errors = sys.stderr if runtime.rank() == 0 else sys.__stderr__
     try:
@@ -341,6 +360,7 @@ def run(
                 raise UserError("runs as one process; start it without torchrun.")
             runtime.join_ranks()
         status = main(args) or 0
+        sys.stdout.flush()  # a full disk behind it shows here, not when Python ends
         if runtime.num_ranks() > 1:
             runtime.leave_ranks()
     except UserError as error:
@@ -352,15 +372,20 @@ def run(
             print(f"{parser.prog}: rank {runtime.rank()}: error: {error}", file=errors)
         status = 2
     except BrokenPipeError:
-        # The reader of our output (head, less) left; nothing is wrong, and flushing at exit must not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # the reader of our output (head, less) left; nothing is wrong
         status = 141
     except OSError as error:
-        print(f"{parser.prog}: error: {error.filename or 'a file'}: {error.strerror or error}.", file=errors)
+        name = error.filename2 or error.filename  # of two names the second is where something was to go
+        if name is None and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EIO):
+            name = "standard output"  # whatever writes a file adds its name
+            _drop_output()
+        print(f"{parser.prog}: error: {name or 'a file'}: {error.strerror or error}.", file=errors)
         status = 2
     except (KeyboardInterrupt, _Terminated) as stop:
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)  # it is ending
         print(f"\n{parser.prog}: stopped. {_what_remains(args)}", file=sys.stderr)
         status = 130 if isinstance(stop, KeyboardInterrupt) else 143
     except Exception as error:

@@ -25,7 +25,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime import UserError, digest, prepare_folder, read_json_object, write_atomically, write_text
+from runtime import (
+    UserError,
+    digest,
+    prepare_folder,
+    read_json_object,
+    shielded_workers,
+    write_atomically,
+    write_together,
+)
 
 FEATURE_KEY = "Audio_data"  # the variable that holds the features in MSP-Podcast's .mat files
 SET_FILE = "feature_set.json"  # beside .mat files and norm terms: which feature set they are of
@@ -179,8 +187,8 @@ def _matrix(content: memoryview, order: str) -> tuple[str, NDArray | None]:
         raise _damaged_at(f"a matrix of shape {shape}") from None
 
 
-def write_mat(path: Path, key: str, value: NDArray) -> None:
-    """Write one variable as MATLAB v5, in one step, with the same bytes for the same value.
+def mat_bytes(key: str, value: NDArray) -> bytes:
+    """One variable as a MATLAB v5 file, with the same bytes for the same value.
 
     Source: scipy puts the time of writing into the 116-byte description that opens the file; it is replaced here.
     """
@@ -190,8 +198,13 @@ def write_mat(path: Path, key: str, value: NDArray) -> None:
     savemat(stream, {key: value})
     data = bytearray(stream.getvalue())
     data[:116] = b"MATLAB 5.0 MAT-file, written by DeepMI".ljust(116)
+    return bytes(data)
+
+
+def write_mat(path: Path, key: str, value: NDArray) -> None:
+    """Write one variable as MATLAB v5, in one step."""
     with write_atomically(path) as temporary:
-        temporary.write_bytes(data)
+        temporary.write_bytes(mat_bytes(key, value))
 
 
 def read_feature(path: Path) -> NDArray[np.float64]:
@@ -228,14 +241,14 @@ def read_feature_set(folder: Path) -> str:
     return name
 
 
-def write_feature_set(folder: Path, name: str) -> Path:
+def feature_set_mark(name: str) -> bytes | None:
+    """What SET_FILE holds for a feature set; None, no such file, where its name is empty."""
+    return json.dumps({"feature_set": name}).encode() + b"\n" if name else None
+
+
+def write_feature_set(folder: Path, name: str) -> None:
     """Note down which feature set the files of a folder are of; an empty name takes the note away."""
-    file = Path(folder) / SET_FILE
-    if name:
-        write_text(file, json.dumps({"feature_set": name}) + "\n")
-    else:
-        file.unlink(missing_ok=True)
-    return file
+    write_together({Path(folder) / SET_FILE: feature_set_mark(name)})
 
 
 def common_feature_set(sets: dict[object, str]) -> str:
@@ -376,7 +389,9 @@ def _in_processes(work: Callable, chunks: Iterator[tuple], workers: int, seconds
     with Parallel(n_jobs=workers, return_as="generator", batch_size=batch) as pool:
         # joblib runs ahead without end where results are made faster than they are used; waves bound what piles up.
         while wave := list(itertools.islice(chunks, WAVE * batch * workers)):
-            yield from zip(wave, pool(delayed(work)(*chunk) for chunk in wave))
+            with shielded_workers():
+                results = pool(delayed(work)(*chunk) for chunk in wave)
+            yield from zip(wave, results)
 
 
 def _raise_faults(faults: list[str], files: int) -> None:

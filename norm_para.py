@@ -42,12 +42,12 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"{corpus.labels}: no attribute has labels; expected EmoAct, EmoDom or EmoVal.")
 
     mean, std = features.feature_moments(features.feature_paths(corpus.features, sorted(names)), args.workers)
-    written = utils.write_feature_norm(args.norm_dir, mean, std, feature_set)
+    terms = {attribute: (values.mean(), values.std()) for attribute, values in labels.items()}
+    written = utils.write_norm_terms(args.norm_dir, (mean, std), terms, feature_set)
     print(f"{len(names)} training utterances of {mean.size} features, {int((std == 0).sum())} of them constant.")
-    for attribute, values in labels.items():
-        label_mean, label_std = values.mean(), values.std()
-        written += utils.write_label_norm(args.norm_dir, attribute, label_mean, label_std)
-        print(f"{attribute}: mean {label_mean:.4f}, standard deviation {label_std:.4f} over {len(values)} labels.")
+    for attribute, (label_mean, label_std) in terms.items():
+        count = len(labels[attribute])
+        print(f"{attribute}: mean {label_mean:.4f}, standard deviation {label_std:.4f} over {count} labels.")
     for attribute in sorted(set(arguments.ATTRIBUTES) - set(labels)):
         stale = (args.norm_dir / f"{attribute.lower()}_norm_means.mat").exists()
         rest = f" Its terms in {args.norm_dir} are of another corpus." if stale else ""

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import re
+import signal
 import socket
 import stat
 import subprocess
@@ -425,6 +426,26 @@ def over_ranks(model, in_parts: bool = False):
     return DistributedDataParallel(model, find_unused_parameters=in_parts)
 
 
+@contextlib.contextmanager
+def shielded_workers() -> Iterator[None]:
+    """Processes that joblib starts within the block leave Ctrl-C, which a terminal sends to all, to this one."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    from joblib.externals.loky.backend import resource_tracker as tracker_of_joblib
+
+    # Before the block: starting them within it would let the signal through again.
+    resource_tracker.ensure_running()
+    tracker_of_joblib.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Files and folders
 
@@ -467,6 +488,35 @@ def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file in one step: readers see the old file or the new one, never a part."""
     with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_together(contents: dict[Path, bytes | None]) -> None:
+    """Write several files that belong together; those whose content is None are taken away.
+
+    Only when all of them stand under temporary names do the old ones go, and then the new ones come in the order given.
+    A run that is killed meanwhile leaves some missing, never new ones beside old ones.
+    """
+    with contextlib.ExitStack() as stack:
+        for path, content in reversed(contents.items()):  # those that are entered first are renamed last
+            if content is not None:
+                stack.enter_context(write_atomically(path)).write_bytes(content)
+        for path in contents:
+            output_file(path).unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file: all of it or, where the disk is full or the process is stopped, nothing."""
+    with open(path, "ab", buffering=0) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        try:
+            rest = f"{line}\n".encode()
+            while rest:
+                rest = rest[stream.write(rest) :]
+        except BaseException as error:
+            stream.truncate(size)
+            if isinstance(error, OSError):
+                error.filename = str(path)
+            raise
 
 
 def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
@@ -732,7 +782,7 @@ def refuse_divergence(losses, batches, names: list[str], title: str) -> None:
         )
 
 
-def _lock(path: Path):
+def _lock(path: Path) -> IO | None:
     """An open file that no other process can lock until it is closed or this process ends, however that happens.
 
     None where another process has locked it; without effect where system or file system know no such locks.
@@ -741,19 +791,19 @@ def _lock(path: Path):
         import fcntl
     except ImportError:  # Windows
         return io.StringIO()
-    stream = open(path, "a")
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        stream.close()
-        return None
-    except OSError:
-        return stream
-    # While this waited for the file to open, its owner may have put another one in its place.
-    if os.path.samestat(os.fstat(stream.fileno()), os.stat(path)):
-        return stream
-    stream.close()
-    return None
+    while True:
+        stream = open(path, "a", encoding="utf-8")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.close()
+            return None
+        except OSError:
+            return stream
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(stream.fileno()), os.stat(path)):
+                return stream
+        stream.close()  # its owner has ended, and removed it, since it was opened here
 
 
 NO_BEST: dict = {"loss": None, "epoch": None, "weights": None}
@@ -786,10 +836,11 @@ class TrainingRun:
     A state is saved whenever ten times the cost of a save has passed, so saving takes a tenth of a run at most and a
     kill costs seconds. Training that resumes from a state repeats the epochs after it with the same seeds.
 
-    The log is locked while a run writes it, so that no second one writes the same files; a killed run leaves no lock.
+    A hidden file beside them is locked while a run goes on, so that no second one writes the same files. A killed run
+    leaves it there, but unlocked.
     """
 
-    _locks: ClassVar[dict[Path, IO]] = {}  # of the runs of this process, by their log
+    _locks: ClassVar[dict[Path, IO]] = {}  # of the runs of this process, by the locked file
 
     def __init__(self, checkpoint: Path, arguments: dict, inputs: dict, details: dict, resume: bool):
         """
@@ -804,10 +855,13 @@ class TrainingRun:
         stem = self.checkpoint.name.removesuffix(".tar").rsplit(".", 1)[0]
         self.log_file = self.checkpoint.with_name(f"{stem}.log.jsonl")
         self.resume_file = _resume_file(self.checkpoint)
+        self.lock_file = self.checkpoint.with_name(f".{self.checkpoint.name}.lock")
         self.picture = self.checkpoint.with_name(f"{stem}.png")
         self.identity = {"arguments": arguments, "inputs": inputs, "version": __version__}
         self.details = details
         self.resume = resume
+        self.first_line: dict = {}
+        self.log_is_ours = False  # until the first outputs are written, the log is that of the checkpoint before
         self.history: list[dict] = []
         self.best = NO_BEST
         self._last_save = time.monotonic()
@@ -846,13 +900,16 @@ class TrainingRun:
             )
 
     def start(self) -> dict | None:
-        """Begin the log; return the saved state (on the CPU) to go on from, or None.
+        """Take the run's files for this process; return the saved state (on the CPU) to go on from, or None.
 
         Raises:
             UserError: another process is writing this run's files, or an unfinished run with other arguments or data
                 lies here.
         """
         state = None
+        self.first_line = {"run": self.identity, **self.details, "versions": _versions(), "git_commit": _git_commit()}
+        started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        self.first_line["process"] = {"id": os.getpid(), "host": socket.gethostname(), "started": started}
         if rank() == 0:
             self._refuse_second_writer()
         if not self.resume:
@@ -861,34 +918,37 @@ class TrainingRun:
         elif self.resume_file.exists():
             state = self._read_state()
             print(f"going on after {len(self.history)} epochs, saved in {self.resume_file}")
+            self._write_log()
         else:
             self._tell_what_is_replaced()
-        if rank() == 0:
-            first = {"run": self.identity, **self.details, "versions": _versions(), "git_commit": _git_commit()}
-            started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-            first["process"] = {"id": os.getpid(), "host": socket.gethostname(), "started": started}
-            with write_atomically(self.log_file) as temporary:
-                temporary.write_text("".join(json.dumps(line) + "\n" for line in [first, *self.history]))
-                lock = _lock(temporary)  # before it takes the other one's place: at no moment is there none
-            self._unlock()
-            self._locks[self.log_file] = lock
         return state
+
+    def _write_log(self) -> None:
+        """The log of the epochs so far, in place of the one before."""
+        if rank() == 0:
+            write_text(self.log_file, "".join(json.dumps(line) + "\n" for line in [self.first_line, *self.history]))
+            self.log_is_ours = True
 
     def _refuse_second_writer(self) -> None:
         self._unlock()  # an earlier run of this process
-        lock = _lock(self.log_file)
+        lock = _lock(self.lock_file)
         if lock is None:
-            lines = self._log_lines()
-            first = lines[0].get("process") if lines else None
-            who = "process {id} on {host}, since {started}".format(**first) if first else "not known which"
+            try:
+                who = "process {id} on {host}, since {started}".format(**json.loads(read_text(self.lock_file)))
+            except (UserError, ValueError, LookupError, TypeError):
+                who = "not known which"
             raise UserError(
                 f"{self.checkpoint}: another run is writing it ({who}). Wait for that one to end, or name another "
                 "--model-dir."
             )
-        self._locks[self.log_file] = lock
+        self._locks[self.lock_file] = lock
+        lock.truncate(0)
+        lock.write(json.dumps(self.first_line["process"]))
+        lock.flush()
 
     def _unlock(self) -> None:
-        if lock := self._locks.pop(self.log_file, None):
+        if lock := self._locks.pop(self.lock_file, None):
+            self.lock_file.unlink(missing_ok=True)  # while it is locked: nobody else has it then
             lock.close()
 
     def _tell_what_is_replaced(self) -> None:
@@ -947,10 +1007,8 @@ class TrainingRun:
     def end_epoch(self, record: dict) -> None:
         """Add an epoch to the log."""
         self.history.append(record)
-        if rank() > 0:
-            return
-        with open(self.log_file, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
+        if self.log_is_ours:
+            append_line(self.log_file, json.dumps(record))
 
     def keep_if_best(self, loss: float, epoch: int, weights: dict) -> None:
         """Keep a copy of the weights if their validation loss is the lowest so far; raises as `better_of`."""
@@ -969,6 +1027,8 @@ class TrainingRun:
             "state": make_state(),
         }
         save_tensors(content, self.resume_file)
+        if not self.log_is_ours:
+            self._write_log()
         self._last_save = time.monotonic()
         self._save_cost = self._last_save - begin
 
@@ -977,6 +1037,8 @@ class TrainingRun:
         if rank() > 0:
             return
         write_outputs()
+        if not self.log_is_ours:
+            self._write_log()
         self.end_epoch({"finished": True, "best_epoch": self.best["epoch"], "validation_loss": self.best["loss"]})
         self.resume_file.unlink(missing_ok=True)
         self._unlock()

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 import features
-from runtime import LARGEST_LABELS, UserError, digest, prepare_folder, read_json_object, read_text
+from runtime import LARGEST_LABELS, UserError, digest, prepare_folder, read_json_object, read_text, write_together
 
 FEATURE_FOLDER = Path("Features/OpenSmile_func_IS13ComParE/feat_mat")
 PREPARED_LABELS, PREPARED_MARK = "labels_consensus.csv", "prepared.json"  # what tools.prepare_corpus writes
@@ -546,23 +546,41 @@ def draw_unlabeled(root: Path, sample_num: int, seed: int) -> features.FeaturePa
 # Norm terms
 
 
-def write_feature_norm(norm_dir: Path, mean: NDArray, std: NDArray, feature_set: str = "") -> list[Path]:
-    """Write feat_norm_means.mat and feat_norm_stds.mat, shape (1, D), and which feature set they are of, if known."""
-    features.write_feature_set(norm_dir, "")  # terms that a killed run left half new must not pass for the old set's
-    written = _write_norm(norm_dir, "feat", np.reshape(mean, (1, -1)), np.reshape(std, (1, -1)))
-    return [*written, features.write_feature_set(norm_dir, feature_set)] if feature_set else written
+def write_norm_terms(
+    norm_dir: Path,
+    feature_norm: tuple[NDArray, NDArray] | None = None,
+    label_norms: dict[str, tuple[float, float]] | None = None,
+    feature_set: str = "",
+) -> list[Path]:
+    """Write norm terms, all of them or none.
+
+    Args:
+        norm_dir: the folder.
+        feature_norm: mean and standard deviation of each feature, shape (D,) each; None leaves those that are there.
+        label_norms: attribute -> mean and standard deviation of its labels, in label units.
+        feature_set: which feature set they are of, empty where nothing says so.
+    Returns:
+        The files: feat_norm_means.mat and feat_norm_stds.mat, shape (1, D); feature_set.json where the set is known;
+        val_norm_means.mat and so on, shape (1, 1).
+    """
+    contents: dict[Path, bytes | None] = {}
+    if feature_norm:  # the mark comes first, or what a kill leaves could pass for terms of any set
+        contents[Path(norm_dir) / features.SET_FILE] = features.feature_set_mark(feature_set)
+        contents |= _norm_files(norm_dir, "feat", *feature_norm)
+    for emo_attr, terms in (label_norms or {}).items():
+        contents |= _norm_files(norm_dir, emo_attr.lower(), *terms)
+    write_together(contents)
+    return [path for path, content in contents.items() if content is not None]
 
 
-def write_label_norm(norm_dir: Path, emo_attr: str, mean: float, std: float) -> list[Path]:
-    """Write e.g. val_norm_means.mat and val_norm_stds.mat, shape (1, 1), in label units."""
-    return _write_norm(norm_dir, emo_attr.lower(), np.array([[mean]]), np.array([[std]]))
-
-
-def _write_norm(norm_dir: Path, what: str, mean: NDArray, std: NDArray) -> list[Path]:
-    files = [Path(norm_dir) / f"{what}_norm_means.mat", Path(norm_dir) / f"{what}_norm_stds.mat"]
-    for file, value in zip(files, (mean, std)):
-        features.write_mat(file, NORM_KEY, value)
-    return files
+def _norm_files(norm_dir: Path, what: str, mean: ArrayLike, std: ArrayLike) -> dict[Path, bytes]:
+    terms = {"means": mean, "stds": std}
+    return {
+        Path(norm_dir) / f"{what}_norm_{kind}.mat": features.mat_bytes(
+            NORM_KEY, np.reshape(np.asarray(value, dtype=np.float64), (1, -1))
+        )
+        for kind, value in terms.items()
+    }
 
 
 def _read_norm(norm_dir: Path, what: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

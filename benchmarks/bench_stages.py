@@ -87,8 +87,7 @@ def make_corpus(root: Path, sizes: dict[str, int]) -> None:
     (root / "corpus/Labels/labels_consensus.csv").write_text("\n".join([header, *rows, ""]))
     (root / "NormTerm").mkdir()
     norm = np.zeros(WIDTH), np.ones(WIDTH)
-    utils.write_feature_norm(root / "NormTerm", *norm)
-    utils.write_label_norm(root / "NormTerm", "Val", 4.0, 1.2)
+    utils.write_norm_terms(root / "NormTerm", norm, {"Val": (4.0, 1.2)})
     for part, count in sizes.items():
         folder = root / ("unlabeled" if part == "unlabeled" else f"corpus/{utils.FEATURE_FOLDER}")
         folder.mkdir(parents=True, exist_ok=True)

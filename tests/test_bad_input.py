@@ -244,8 +244,7 @@ def test_checkpoint_of_another_k_attribute_or_width(trained):
     trained.refuses(trained.stage(2, "-nc", 7), "5 clusters", "-nc asks for 7")
     trained.refuses(trained.stage(2, "-emo", "Act"), "trained for Val", "-emo asks for Act")
     (trained.folder / "other").mkdir()
-    utils.write_feature_norm(trained.folder / "other", np.zeros(39), np.ones(39))
-    utils.write_label_norm(trained.folder / "other", "Val", 4, 1)
+    utils.write_norm_terms(trained.folder / "other", (np.zeros(39), np.ones(39)), {"Val": (4, 1)})
     trained.refuses(trained.stage(2, "--norm-dir", "other"), "40 features", "39")
     trained.refuses(trained.stage(4, "--norm-dir", "other"), "40 features", "39")
 

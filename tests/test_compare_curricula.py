@@ -206,7 +206,7 @@ def test_other_norm_terms_and_other_labels_are_other_trials(trained):
         return len(list(folder.iterdir()))
 
     assert trials_after_a_run() == trials_after_a_run() == 2
-    utils.write_label_norm(trained.folder / "NormTerm", "Val", 4.5, 1.0)
+    utils.write_norm_terms(trained.folder / "NormTerm", None, {"Val": (4.5, 1.0)})
     assert trials_after_a_run() == 4
     rows = read_rows(trained.labels)
     rows[1][rows[0].index("EmoVal")] = "4.4444"

@@ -181,14 +181,13 @@ def test_unlabeled_set_may_be_laid_out_like_a_corpus(tmp_path):
 
 
 def test_norm_terms_go_round(tmp_path):
-    utils.write_feature_norm(tmp_path, np.array([1.0, 2e12]), np.array([0.0, 3.0]))
-    utils.write_label_norm(tmp_path, "Val", 4.15, 0.84)
+    utils.write_norm_terms(tmp_path, (np.array([1.0, 2e12]), np.array([0.0, 3.0])), {"Val": (4.15, 0.84)})
     assert [term.tolist() for term in utils.read_feature_norm(tmp_path)] == [[1.0, 2e12], [0.0, 3.0]]
     assert utils.read_label_norm(tmp_path, "Val") == (4.15, 0.84)
     assert (tmp_path / "val_norm_stds.mat").is_file()
 
 
 def test_constant_labels_have_no_norm_term_to_use(tmp_path):
-    utils.write_label_norm(tmp_path, "Val", 4.0, 0.0)
+    utils.write_norm_terms(tmp_path, None, {"Val": (4.0, 0.0)})
     with pytest.raises(UserError, match="positive std"):
         utils.read_label_norm(tmp_path, "Val")

@@ -32,9 +32,9 @@ def models(bench):
     for folder in ("NormTerm", "Models"):
         (bench.folder / folder).mkdir()
     rows = np.concatenate([smile.process_file(path).to_numpy(np.float64) for path in sorted(audio.glob("*.wav"))])
-    utils.write_feature_norm(bench.folder / "NormTerm", rows.mean(axis=0), rows.std(axis=0), SET)
+    utils.write_norm_terms(bench.folder / "NormTerm", (rows.mean(axis=0), rows.std(axis=0)), feature_set=SET)
     for attribute, mean in (("Act", 4.0), ("Val", 3.0)):
-        utils.write_label_norm(bench.folder / "NormTerm", attribute, mean, 0.8)
+        utils.write_norm_terms(bench.folder / "NormTerm", None, {attribute: (mean, 0.8)})
         torch.manual_seed(len(attribute) + int(mean))
         save(bench.folder, attribute, {"emo_attr": attribute, "feature_set": SET})
     return bench
@@ -219,7 +219,7 @@ def test_norm_terms_that_a_regressor_was_not_trained_with_are_refused(models):
     terms = utils.read_feature_norm("NormTerm"), utils.read_label_norm("NormTerm", "Val")
     save(models.folder, "Val", {"emo_attr": "Val", "feature_set": SET, "norm_terms": utils.norm_key(*terms)})
     assert run(models, "clips", attributes=("Val",))[0] == 0
-    utils.write_label_norm(models.folder / "NormTerm", "Val", 3.0, 0.9)
+    utils.write_norm_terms(models.folder / "NormTerm", None, {"Val": (3.0, 0.9)})
     models.refuses(run(models, "clips", attributes=("Val",)), "NormTerm: not the norm terms", "--norm-dir")
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime import UserError, choose_device
+from runtime import UserError, choose_device, shielded_workers
 
 LOWEST_RATE = 1000  # Hz; below, there is no speech, and a short file would become hours at 16 kHz
 MOST_FRAMES = 2**28  # samples a channel of one clip: 4.7 hours at 16 kHz, 1.6 at 48 kHz
@@ -350,8 +350,10 @@ def in_parallel(work: Callable, tasks: Sequence[tuple], workers: int) -> Iterato
     if workers > MOST_THREADS:
         from joblib import Parallel, delayed
 
-        jobs = min(workers, len(tasks))
-        yield from Parallel(n_jobs=jobs, return_as="generator")(delayed(work)(*task) for task in tasks)
+        pool = Parallel(n_jobs=min(workers, len(tasks)), return_as="generator")
+        with shielded_workers():
+            results = pool(delayed(work)(*task) for task in tasks)
+        yield from results
         return
     pool = ThreadPoolExecutor(workers)
     try:

@@ -37,7 +37,7 @@ from pathlib import Path
 import numpy as np
 
 import arguments
-from runtime import UserError, prepare_folder, read_json_object, write_atomically, write_text
+from runtime import UserError, prepare_folder, read_json_object, shielded_workers, write_atomically, write_text
 
 VERSION = 2  # raise it whenever the same seed would give other files
 MARKER = "demo_corpus.json"
@@ -590,7 +590,8 @@ def _make_audio(clips: list[Clip], out_dir: Path, seed: int, workers: int) -> No
 
     paths = [_audio_path(out_dir, clip) for clip in clips]
     tasks = [delayed(_synthesise_to)(path, clip, seed) for path, clip in zip(paths, clips) if not path.exists()]
-    finished = Parallel(n_jobs=workers, return_as="generator_unordered")(tasks)
+    with shielded_workers():
+        finished = Parallel(n_jobs=workers, return_as="generator_unordered")(tasks)
     bar = tqdm(finished, total=len(clips), initial=len(clips) - len(tasks), desc="voices", unit="clip", disable=None)
     for _ in bar:
         pass

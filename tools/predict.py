@@ -274,7 +274,7 @@ class Progress:
         """
         self.file = table and table.with_name(f".{table.name}.unfinished")
         self.done: dict[str, dict] = {}
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # the last line may be cut off
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):  # a line may be cut off
             for line in self.file.read_text(encoding="utf-8").splitlines() if self.file else ():
                 block = json.loads(line)
                 self.done[block["key"]] = block
@@ -284,8 +284,7 @@ class Progress:
     def add(self, block: dict) -> None:
         """Keep one more block."""
         if self.file:
-            with self.file.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(block) + "\n")
+            runtime.append_line(self.file, json.dumps(block))
 
     def end(self) -> None:
         """All is written elsewhere."""

@@ -67,7 +67,8 @@ def side_by_side(work: Callable, tasks: Sequence[argparse.Namespace], jobs: int,
 
     pool = Parallel(n_jobs=min(jobs, max(len(tasks), 1)), return_as="generator_unordered", batch_size=1)
     started_by = os.getpid(), Path.cwd()
-    results = pool(delayed(_alone)(work, task, number, *started_by) for number, task in enumerate(tasks))
+    with runtime.shielded_workers():
+        results = pool(delayed(_alone)(work, task, number, *started_by) for number, task in enumerate(tasks))
     try:
         with warnings.catch_warnings():
             # It renews processes that have grown, which those that train do at first, and would tell of each.
@@ -81,10 +82,14 @@ def side_by_side(work: Callable, tasks: Sequence[argparse.Namespace], jobs: int,
 
 def _alone(work: Callable, task: argparse.Namespace, number: int, starter: int, folder: Path) -> tuple:
     """(number, what `work` returns), on one thread where it computes on a CPU, and silently."""
+    from tqdm import tqdm
+
     import clustering
 
     if os.getpid() != starter:
         _end_with(starter)
+        # Its bars are silent. The lock that it would make for them is one between processes, and left behind by a kill.
+        tqdm.set_lock(threading.RLock())
     os.chdir(folder)  # joblib may hand on a process that was started elsewhere
     on_cpu = runtime.choose_device(task.device).type == "cpu"
     silence = io.StringIO()
