@@ -37,8 +37,8 @@ def new_parser(description: str) -> argparse.ArgumentParser:
 
 def _whole_number(lowest: int) -> Callable[[str], int]:
     def convert(text: str) -> int:
-        if not text.isdecimal() or int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {lowest}, found {text}")
+        if not (text.isdecimal() and len(text) <= 18 and int(text) >= lowest):
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {lowest}, found {text[:40]}")
         return int(text)
 
     return convert
@@ -285,7 +285,8 @@ def add_resume_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def markdown_table(rows: list[list[str]]) -> list[str]:
-    """Lines of a table, its columns aligned; the first row is the header."""
+    """Lines of a table, its columns aligned; the first row is the header. No cell ends its line or its column."""
+    rows = [[runtime.one_line(cell).replace("|", "\\|") for cell in line] for line in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [rows[0], ["-" * width for width in widths], *rows[1:]]
     return ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]

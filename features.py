@@ -65,6 +65,11 @@ class _Damaged(Exception):
     """What is wrong with the bytes of a .mat file."""
 
 
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe of that name would otherwise wait for its writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def read_mat(path: Path, key: str) -> NDArray:
     """One numeric variable of a MATLAB v5 file.
 
@@ -79,7 +84,7 @@ def read_mat(path: Path, key: str) -> NDArray:
         a feature file, and damaged bytes can crash the process in it.
     """
     try:
-        with open(path, "rb", buffering=0) as stream:
+        with open(path, "rb", buffering=0, opener=_without_waiting) as stream:
             size = os.fstat(stream.fileno()).st_size
             if size > LARGEST_MAT:
                 raise UserError(f"{path}: {size:,} bytes; expected one vector of features.")
@@ -114,11 +119,13 @@ def _variables(data: memoryview) -> Iterator[tuple[str, NDArray | None]]:
     order = {b"\x00\x01IM": "<", b"\x01\x00MI": ">"}.get(bytes(data[124:MAT_HEADER]))
     if order is None:
         raise _damaged_at("no version in its header")
-    place = MAT_HEADER
+    place, room = MAT_HEADER, LARGEST_MAT
     while place < len(data):
         kind, content, place = _element(data, place, order)
         if kind == MI_COMPRESSED:
-            kind, content, _ = _element(_inflate(content), 0, order)
+            unpacked = _inflate(content, room)
+            room -= len(unpacked)
+            kind, content, _ = _element(unpacked, 0, order)
         if kind == MI_MATRIX:
             yield _matrix(content, order)
 
@@ -144,10 +151,10 @@ def _element(data: memoryview, place: int, order: str) -> tuple[int, memoryview,
     return kind, data[start : start + size], following
 
 
-def _inflate(content: memoryview) -> memoryview:
+def _inflate(content: memoryview, room: int) -> memoryview:
     unpacker = zlib.decompressobj()
     try:
-        unpacked = unpacker.decompress(content, LARGEST_MAT)
+        unpacked = unpacker.decompress(content, max(room, 1))
     except zlib.error:
         raise _damaged_at("its compressed part can't be unpacked") from None
     if unpacker.unconsumed_tail or not unpacker.eof:
@@ -180,7 +187,11 @@ def _matrix(content: memoryview, order: str) -> tuple[str, NDArray | None]:
         raise _damaged_at(f"{len(numbers)} bytes of numbers for a matrix of shape {shape}")
     if source[0] == "f" and target[0] != "f":
         raise _damaged_at("fractions in a matrix of integers")
-    values = np.frombuffer(numbers, order + source).astype(target, copy=False)  # small integers may stand for doubles
+    stored = np.frombuffer(numbers, order + source)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = stored.astype(target, copy=False)  # small integers may stand for doubles
+    if not np.can_cast(stored.dtype, target) and not np.array_equal(values, stored, equal_nan=True):
+        raise _damaged_at("numbers that its class can't hold")
     try:
         return name, values.reshape(shape, order="F")
     except ValueError:  # without numbers a shape may be anything

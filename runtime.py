@@ -20,6 +20,7 @@ import sys
 import time
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, ClassVar
@@ -33,17 +34,26 @@ LARGEST_NESTED = 2**24  # characters of a JSON file, but for labels, that may ha
 PLAIN = (str, int, float, type(None))
 
 
-class UserError(Exception):
-    """Something the user can mend. The message says which file, what was found, what was expected and what to do.
+# What does something else on a terminal or a page than to be read: control characters, line ends, changes of direction
+UNPRINTABLE = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 
-    It stays one line of readable length, whatever a file name or a label that it cites holds.
-    """
+
+def one_line(text: str) -> str:
+    """The text as one line of readable length, whatever a file name or a label that it cites holds."""
+    text = re.sub(f"[{UNPRINTABLE}]", lambda found: ascii(found[0])[1:-1], text)
+    return text if len(text) <= 1000 else f"{text[:700]} [...] {text[-250:]}"
+
+
+def tell(text: str) -> None:
+    """A note or warning to the user, one line on standard error."""
+    print(one_line(text), file=sys.stderr)
+
+
+class UserError(Exception):
+    """Something the user can mend. The message says which file, what was found, what was expected and what to do."""
 
     def __init__(self, message: str):
-        message = re.sub(
-            r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", lambda found: ascii(found[0])[1:-1], message
-        )
-        super().__init__(message if len(message) <= 1000 else f"{message[:700]} [...] {message[-250:]}")
+        super().__init__(one_line(message))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -546,11 +556,11 @@ def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    names = [name for name, _ in pairs]
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise UserError(f"{twice!r} stands there twice")
-    return dict(pairs)
+    return found
 
 
 def read_json_object(path: Path, of_labels: bool = False) -> dict:
@@ -758,7 +768,7 @@ def _resume_file(checkpoint: Path) -> Path:
 def tell_if_unfinished(checkpoint: Path) -> None:
     """Say so if a checkpoint that is about to be used is the best so far of a run that has not ended."""
     if _resume_file(checkpoint).exists():
-        print(f"note: {checkpoint}: its training has not ended; this is the best so far.", file=sys.stderr)
+        tell(f"note: {checkpoint}: its training has not ended; this is the best so far.")
 
 
 def refuse_divergence(losses, batches, names: list[str], title: str) -> None:
@@ -869,8 +879,8 @@ class TrainingRun:
 
     def _log_lines(self) -> list[dict]:
         try:
-            lines = [json.loads(line) for line in self.log_file.read_text(encoding="utf-8").splitlines()]
-        except (OSError, ValueError, RecursionError):
+            lines = [json.loads(line) for line in read_text(self.log_file).splitlines()]
+        except (UserError, OSError, ValueError, RecursionError):
             return []
         return lines if all(isinstance(line, dict) for line in lines) else []
 
@@ -955,7 +965,7 @@ class TrainingRun:
         lines = self._log_lines()
         if len(lines) > 1 and lines[-1].get("finished") is True and isinstance(lines[0].get("run"), dict):
             differences = self._differences(lines[0]["run"])
-            print(f"note: replaces {self.checkpoint}, a finished run ({differences}).", file=sys.stderr)
+            tell(f"note: replaces {self.checkpoint}, a finished run ({differences}).")
 
     def _read_state(self) -> dict:
         with self.reading_state():
@@ -983,6 +993,7 @@ class TrainingRun:
 
     def _differences(self, other: dict) -> str:
         """In which arguments and data another run's identity differs from this one's."""
+        other = {name: of if isinstance(of, dict) or name == "version" else {} for name, of in other.items()}
         before, now = other.get("arguments", {}), self.identity["arguments"]
         differences = [
             f"{name} {before.get(name)} there, {now.get(name)} now"

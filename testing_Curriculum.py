@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -190,6 +191,9 @@ def open_tests(args: argparse.Namespace) -> list[TestCorpus]:
         raise runtime.UserError(
             "--features and --labels are of one corpus; test on several without them, or one by one."
         )
+    for split in args.split:
+        if not re.fullmatch(r"[\w .-]{1,64}", split):
+            raise runtime.UserError(f"--split {split}: becomes part of a file name; expected letters and digits.")
     bounds = args.label_scale or []
     if len(bounds) % 2:
         raise runtime.UserError(f"--label-scale: {len(bounds)} numbers; expected pairs, the lowest label first.")

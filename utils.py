@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,17 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 import features
-from runtime import LARGEST_LABELS, UserError, digest, prepare_folder, read_json_object, read_text, write_together
+from runtime import (
+    LARGEST_LABELS,
+    UNPRINTABLE,
+    UserError,
+    digest,
+    prepare_folder,
+    read_json_object,
+    read_text,
+    tell,
+    write_together,
+)
 
 FEATURE_FOLDER = Path("Features/OpenSmile_func_IS13ComParE/feat_mat")
 PREPARED_LABELS, PREPARED_MARK = "labels_consensus.csv", "prepared.json"  # what tools.prepare_corpus writes
@@ -29,6 +41,8 @@ NORM_KEY = "normal_para"
 CONSENSUS_COLUMNS = ("FileName", "EmoClass", "EmoAct", "EmoVal", "EmoDom", "SpkrID", "Gender", "Split_Set")
 DETAILED_COLUMNS = ("FileName", "Worker", "EmoClass_Major", "EmoClass_Second", "EmoAct", "EmoDom", "EmoVal")
 UNKNOWN_SPEAKER = "Unknown"
+LARGEST_LABEL = 1e9  # whatever the scale
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 LONGEST_NAME = 255  # bytes, the limit of the usual file systems
 
 NO_CORPUS = (
@@ -155,7 +169,7 @@ def find_label_file(root: Path) -> Path:
 
 def is_label_scale(low: float, high: float) -> bool:
     """Whether these can be the lowest and the highest possible label."""
-    return bool(np.isfinite([low, high]).all()) and low < high
+    return -LARGEST_LABEL < low < high < LARGEST_LABEL  # neither infinite nor NaN
 
 
 def prepared_scale(labels: Path) -> tuple[float, float] | None:
@@ -212,7 +226,7 @@ def read_csv(path: Path, needed: Sequence[str], delimiter: str = ",") -> pd.Data
     if not lines:
         raise UserError(f"{path}: empty; expected the columns {', '.join(needed)}.")
     header = lines[0][1]
-    twice = {column for column in header if header.count(column) > 1}
+    twice = [column for column, count in Counter(header).items() if count > 1]
     if twice:
         raise UserError(f"{path}: column {', '.join(sorted(twice))} stands there more than once; expected each once.")
     rows = []
@@ -238,8 +252,8 @@ def _check_columns(path: Path, table: pd.DataFrame, needed: Sequence[str]) -> No
 def check_names(path: Path, names: Sequence[str]) -> None:
     """Raise `UserError` unless all are plain file names, of which none could lead out of the corpus."""
     for line, name in enumerate(names, start=1):
-        unsafe = name in ("", ".", "..") or re.search(r"[/\\\x00-\x1f]", name)
-        unsafe = unsafe or len(name.encode()) > LONGEST_NAME
+        unsafe = name in ("", ".", "..") or re.search(rf"[/\\{UNPRINTABLE}]", name)
+        unsafe = unsafe or len(name.encode(errors="replace")) > LONGEST_NAME
         if unsafe:
             raise UserError(
                 f"{path}: entry {line} has the file name {name[:60]!r}; expected a plain name such as X.wav."
@@ -286,9 +300,7 @@ def read_labels(path: Path, needs_split: bool = True) -> pd.DataFrame:
         raise UserError(f"{path}: {clash[0]} and {clash[1]} would share one feature file; expected names of their own.")
     homeless = table["FileName"][table["Split_Set"] == ""]
     if len(homeless) and needs_split:
-        print(
-            f"warning: {path}: {len(homeless)} rows have no Split_Set, the first {homeless.iloc[0]}.", file=sys.stderr
-        )
+        tell(f"warning: {path}: {len(homeless)} rows have no Split_Set, the first {homeless.iloc[0]}.")
     if "SpkrID" not in table:
         table["SpkrID"] = UNKNOWN_SPEAKER
     table.loc[table["SpkrID"] == "", "SpkrID"] = UNKNOWN_SPEAKER
@@ -425,13 +437,15 @@ def parse_detail(path: Path, name: str, detail: str) -> dict:
 
 def parse_rating(path: Path, name: str, text: object) -> float:
     """A label as a number, NaN where the field is empty; raises `UserError` where it is no number."""
+    if isinstance(text, float) and math.isnan(text):
+        return text
     text = "" if text is None else str(text).strip()
     if text.casefold() in EMPTY:
         return float("nan")
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"{path}: a rating of {name} is {text[:40]!r}; expected a number.") from None
+    # float() would take 1_000, digits of other scripts and infinity as well.
+    if not NUMBER.fullmatch(text) or not abs(float(text)) < LARGEST_LABEL:
+        raise UserError(f"{path}: a rating of {name} is {text[:40]!r}; expected a number.")
+    return float(text)
 
 
 def _detailed_csv(path: Path) -> list[dict]:
@@ -622,10 +636,11 @@ def read_label_norm(norm_dir: Path, emo_attr: str) -> tuple[float, float]:
         UserError: missing, damaged, or a standard deviation that is not positive.
     """
     mean, std = _read_norm(norm_dir, emo_attr.lower())
-    if mean.size != 1 or not np.isfinite(mean[0]) or not std[0] > 0:
+    low, high = LABEL_RANGE
+    if mean.size != 1 or not low <= mean[0] <= high or not 0 < std[0] <= high - low:
         raise UserError(
-            f"{norm_dir}: {emo_attr.lower()} has mean {mean[0]:g} and std {std[0]:g}; expected one number each and a "
-            "positive std (are all Train labels the same?)."
+            f"{norm_dir}: {emo_attr.lower()} has mean {mean[0]:g} and std {std[0]:g}; expected a mean of labels "
+            f"{low:g}..{high:g} and a positive std (are all Train labels the same?)."
         )
     return float(mean[0]), float(std[0])
 
@@ -706,7 +721,7 @@ def present_utterances(corpus: Corpus, utterances: Sequence[str], skip_missing: 
     found += ", ...)" if len(missing) > 5 else ")"
     if not skip_missing or len(missing) == len(utterances):
         raise UserError(f"{found}. Extract them, or leave these utterances out with --skip-missing.")
-    print(f"warning: {found}; left out.", file=sys.stderr)
+    tell(f"warning: {found}; left out.")
     absent = set(missing)
     return [name for name in utterances if name not in absent]
 

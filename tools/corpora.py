@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +19,8 @@ from pathlib import Path
 import pandas as pd
 
 import utils
-from features import AUDIO_ENDINGS
-from runtime import LARGEST_LABELS, UserError, read_text
+from features import AUDIO_ENDINGS, feature_name
+from runtime import LARGEST_LABELS, UserError, derived_seed, read_text, tell
 from tools.extract_features import list_recordings
 
 ATTRIBUTE_COLUMNS = ("EmoAct", "EmoVal", "EmoDom")
@@ -82,7 +81,7 @@ class Recordings:
         path = self.folder / below
         for candidate in (path, *(path.with_name(stem + ending) for ending in AUDIO_ENDINGS)):
             with contextlib.suppress(OSError):  # a name that no file can have
-                if candidate.is_file():
+                if candidate.suffix.lower() in AUDIO_ENDINGS and candidate.is_file():
                     return candidate
         for name in (Path(entry).name, stem):
             found = self.by_name.get(name, [])
@@ -119,7 +118,7 @@ def join_recordings(
         found += f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''})"
         if not skip_missing or len(missing) == len(entries):
             raise UserError(f"{found}. Name their folder with --audio, or leave them out with --skip-missing.")
-        print(f"warning: {found}; left out.", file=sys.stderr)
+        tell(f"warning: {found}; left out.")
     present = [path is not None for path in paths]
     table = table[present].reset_index(drop=True)
     table["audio"] = [path for path in paths if path is not None]
@@ -130,6 +129,10 @@ def join_recordings(
     table["entry"] = table["FileName"]
     table["FileName"] = _plain_names(table["entry"].tolist(), table["audio"].tolist(), recordings.folder)
     utils.check_names(source, table["FileName"].tolist())
+    stems = table["FileName"].map(feature_name)
+    if stems.duplicated().any():
+        rows = table["entry"][stems == stems[stems.duplicated()].iloc[0]].tolist()
+        raise UserError(f"{source}: {rows[0]} and {rows[1]} would get one name in the corpus; rename one.")
     return table
 
 
@@ -192,7 +195,7 @@ def split_by_speaker(table: pd.DataFrame, fractions: Sequence[float], seed: int,
     """
     from sklearn.model_selection import train_test_split
 
-    if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+    if not (min(fractions) > 0 and abs(sum(fractions) - 1) <= 1e-6):  # so that NaN is refused
         wanted = " ".join(f"{fraction:g}" for fraction in fractions)
         raise UserError(f"--split-by-speaker {wanted}: expected three positive fractions that sum to 1.")
     unknown = int((table["SpkrID"] == utils.UNKNOWN_SPEAKER).sum())
@@ -206,6 +209,7 @@ def split_by_speaker(table: pd.DataFrame, fractions: Sequence[float], seed: int,
         raise UserError(f"{source}: {len(speakers)} speakers; a split by speaker into three needs three.")
     rest = min(max(round(len(speakers) * (fractions[1] + fractions[2])), 2), len(speakers) - 1)
     test = min(max(round(rest * fractions[2] / (fractions[1] + fractions[2])), 1), rest - 1)
+    seed = seed if seed < 2**32 else derived_seed(seed)  # more than scikit-learn takes
     train, others = train_test_split(speakers, test_size=rest, random_state=seed)
     validation, test_speakers = train_test_split(others, test_size=test, random_state=seed)
     parts = {"Train": train, "Validation": validation, "Test1": test_speakers}
@@ -279,7 +283,8 @@ def read_partitions(path: Path) -> dict[str, str]:
         others = [field for field in fields if field not in files]
         if len(files) != 1 or len(others) != 1:
             raise UserError(f"{path}: line {number} is {line[:60]!r}; expected a file and its split.")
-        splits[files[0]] = others[0]
+        if splits.setdefault(files[0], others[0]) != others[0]:
+            raise UserError(f"{path}: {files[0]} is in {splits[files[0]]} and in {others[0]}; expected one split.")
     return splits
 
 
@@ -374,7 +379,7 @@ def read_improv(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         raise UserError(f"{root}: no Evalution.txt or Evaluation.txt in it.")
     file, rows, ratings = files[0], [], []
     for line in filter(str.strip, read_text(file).splitlines()):
-        if match := _IMPROV_NAME.match(line.partition(";")[0].strip()):
+        if match := _IMPROV_NAME.match(line.partition(";")[0].strip()[: utils.LONGEST_NAME]):
             name, speaker = f"MSP-IMPROV-{match[1]}.wav", f"{match[2].upper()}{match[3]}"
             found = utils.parse_detail(file, name, line)
             known = {"EmoClass": found["EmoClass_Major"], "SpkrID": speaker, "Gender": GENDERS[speaker[0]]}

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import arguments
+import runtime
 from runtime import UserError, prepare_folder
 
 if TYPE_CHECKING:
@@ -244,7 +245,7 @@ def extract_folder(
 def tell(summary: ExtractionSummary, feature_dir: Path) -> None:
     """Print what became of the recordings; those without features are warnings."""
     for recording, reason in summary.failed:
-        print(f"warning: no features: {recording}: {reason}", file=sys.stderr)
+        runtime.tell(f"warning: no features: {recording}: {reason}")
     print(
         f"{summary.extracted} recordings extracted, {summary.kept} there before, {len(summary.failed)} without "
         f"features; wrote {feature_dir}"

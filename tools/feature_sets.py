@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime import UserError, choose_device, shielded_workers
+from runtime import UserError, choose_device, read_json_object, shielded_workers
 
 LOWEST_RATE = 1000  # Hz; below, there is no speech, and a short file would become hours at 16 kHz
 MOST_FRAMES = 2**28  # samples a channel of one clip: 4.7 hours at 16 kHz, 1.6 at 48 kHz
@@ -27,6 +27,7 @@ LONGEST_PIECE = 60  # seconds that an encoder hears at once: the memory that it 
 # openSMILE leaves the other threads free in all but a fourteenth of its time (measured), so a few threads do as well as
 # processes and need no start-up; many would wait for each other.
 MOST_THREADS = 8
+LARGEST_SIZE, MOST_LAYERS = 2**20, 1000  # that an encoder's configuration may ask for
 MAY_LACK = "masked_spec_embed"  # a weight that only training uses
 
 
@@ -187,19 +188,23 @@ class EncoderSet:
         for file in ("config.json", "preprocessor_config.json"):
             if not (folder / file).is_file():
                 raise UserError(f"{folder}: no {file} in it; expected an encoder as transformers saves it.")
+            _check_config(folder / file)
         safe = {"local_files_only": True, "trust_remote_code": False}  # without the latter it would ask on the terminal
         try:
+            _check_size(folder, transformers.AutoConfig.from_pretrained(folder, **safe))
             self._prepare = transformers.AutoFeatureExtractor.from_pretrained(folder, **safe)
             model, told = transformers.AutoModel.from_pretrained(
                 folder, **safe, weights_only=True, output_loading_info=True
             )
+            takes_waveforms = self._prepare.model_input_names[0] == "input_values"
+        except UserError:
+            raise
         except Exception as error:  # whatever its loaders raise over a damaged file
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise UserError(f"{folder}: no encoder that transformers can load ({reason}).") from None
         lacking = sorted(set(told["missing_keys"]) - {MAY_LACK})
         if lacking:
             raise UserError(f"{folder}: the weights of {len(lacking)} layers are not there, the first {lacking[0]}.")
-        takes_waveforms = self._prepare.model_input_names[0] == "input_values"
         if not (takes_waveforms and hasattr(model, "_get_feat_extract_output_lengths")):
             raise UserError(
                 f"{folder}: {model.config.model_type} takes no waveform; expected one like wav2vec2 or WavLM."
@@ -259,14 +264,46 @@ class EncoderSet:
         return [mean[None] for mean in means.cpu().numpy().astype(np.float64)]
 
 
+def _check_config(file: Path) -> None:
+    """Raise `UserError` where a configuration names code to run, or what would have to be fetched."""
+    config = read_json_object(file)
+    for name in ("auto_map", "quantization_config"):
+        if config.get(name):
+            raise UserError(f"{file}: has {name}, code of its own; expected an encoder that transformers knows.")
+    for name, value in config.items():
+        if "attn_implementation" in name and "/" in str(value):
+            raise UserError(f"{file}: {name} {str(value)[:80]} would be fetched; expected none, or a built-in one.")
+        numbers = value if isinstance(value, list) else [value]
+        if any(isinstance(number, int) and abs(number) > LARGEST_SIZE for number in numbers):
+            raise UserError(f"{file}: {name} is {str(value)[:80]}; expected numbers up to {LARGEST_SIZE:,}.")
+        if name.endswith("_layers") and isinstance(value, int) and value > MOST_LAYERS:
+            raise UserError(f"{file}: {name} is {str(value)[:80]}; expected up to {MOST_LAYERS}.")
+
+
+def _check_size(folder: Path, config) -> None:
+    """Raise `UserError` where a network of this configuration has more weights than the folder has bytes of them."""
+    import torch
+    import transformers
+
+    with torch.device("meta"):  # without memory
+        network = transformers.AutoModel.from_config(config, trust_remote_code=False)
+    count = sum(weights.numel() for weights in network.parameters())
+    there = sum(file.stat().st_size for file in _weight_files(folder))
+    if count > there:
+        raise UserError(f"{folder}: {count:,} weights by its config.json, in files of {there:,} bytes.")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.iterdir()) if file.suffix in (".safetensors", ".bin") and file.is_file()]
+
+
 def _digest_of(folder: Path) -> str:
     """Twelve digits that tell an encoder from every other, whatever its folder is called."""
     digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.name in ("config.json", "preprocessor_config.json") or file.suffix in (".safetensors", ".bin"):
-            with file.open("rb") as stream:
-                while data := stream.read(2**20):
-                    digest.update(data)
+    for file in sorted([folder / "config.json", folder / "preprocessor_config.json", *_weight_files(folder)]):
+        with file.open("rb") as stream:
+            while data := stream.read(2**20):
+                digest.update(data)
     return digest.hexdigest()[:12]
 
 
@@ -274,6 +311,11 @@ def _known_sets() -> list[str]:
     import opensmile
 
     return [name for name in vars(opensmile.FeatureSet) if not name.startswith("_")]
+
+
+def is_opensmile_set(name: str) -> bool:
+    """Whether openSMILE has a feature set of this name."""
+    return name in _known_sets()
 
 
 @functools.cache  # setting up takes longer than a clip; a process keeps what it has
@@ -286,14 +328,13 @@ def open_set(feature_set: str, device: str = "auto") -> OpenSmileSet | EncoderSe
     Raises:
         UserError: no such set. It is checked here, since openSMILE ends the process over some names.
     """
-    names = _known_sets()
-    if feature_set in names:
+    if is_opensmile_set(feature_set):
         return OpenSmileSet(feature_set)
     if Path(feature_set).is_dir():
         return EncoderSet(Path(feature_set), choose_device(device))
     raise UserError(
         f"--set {feature_set}: no folder of an encoder (nothing is downloaded), and no openSMILE feature set; those "
-        f"are {', '.join(names)}."
+        f"are {', '.join(_known_sets())}."
     )
 
 
@@ -306,7 +347,7 @@ def feature_names(feature_set: str, count: int) -> list[str]:
     Returns:
         openSMILE's names, or `feature 0`, `feature 1`, ... where the set has none or is not of D features.
     """
-    if feature_set in _known_sets():
+    if is_opensmile_set(feature_set):
         names = open_set(feature_set).feature_names
         if len(names) == count:
             return names
@@ -334,8 +375,11 @@ def features_of(clips: Sequence[Clip], feature_set: str, device: str = "auto") -
             found[number] = error.strerror or str(error)
     if signals:
         for number, features in zip(signals, open_set(feature_set, device).features_of(list(signals.values()))):
-            short = f"too short ({1000 * len(signals[number]) / SAMPLING_RATE:.0f} ms)"
-            found[number] = short if features is None else features
+            found[number] = features
+            if features is None:
+                found[number] = f"too short ({1000 * len(signals[number]) / SAMPLING_RATE:.0f} ms)"
+            elif np.isnan(features).all():
+                found[number] = "nothing but NaN comes out of the encoder"
     return found
 
 

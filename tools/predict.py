@@ -205,7 +205,7 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     import features
     import utils
     from model import load_regressor
-    from tools.feature_sets import open_set
+    from tools.feature_sets import is_opensmile_set, open_set
 
     device = runtime.choose_device(args.device)
     feature_norm = utils.read_feature_norm(args.norm_dir)
@@ -227,8 +227,8 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
         regressors[attribute], files[attribute] = regressor.to(device), file
     known = features.common_feature_set(sets)
     asked = args.feature_set or known or "IS13"
-    if known and not args.feature_set and re.fullmatch(r".+-[0-9a-f]{12}", known):
-        raise UserError(f"{args.model[0]}: trained on features of the encoder {known}; name its folder with --set.")
+    if not args.feature_set and not is_opensmile_set(asked):  # a folder is opened where the user names it, only
+        raise UserError(f"{args.model[0]}: trained on features of the encoder {asked}; name its folder with --set.")
     kind = open_set(asked, args.device)
     features.common_feature_set({**sets, f"--set {asked}": kind.name})
     if kind.num_features != feature_norm[0].size:
@@ -360,7 +360,7 @@ def main(args: argparse.Namespace) -> int:
             faults += block["faults"]
     progress.end()
     for where, reason in faults:
-        print(f"warning: no prediction: {where}: {reason}", file=sys.stderr)
+        runtime.tell(f"warning: no prediction: {where}: {reason}")
     told = f"{rows} rows, {len(faults)} without prediction" + (f"; wrote {table}" if table else "")
     print(told, file=sys.stdout if table else sys.stderr)
     return 1 if faults else 0

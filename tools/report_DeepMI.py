@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from pathlib import Path
 
 import arguments
+import runtime
 from runtime import UserError
 
 TRUTH = "demo_truth.csv"  # of the demo corpus: which clips it made disputed
@@ -61,6 +61,9 @@ def read_truth(labels: Path):
     if not file.is_file():
         return None
     truth = utils.read_csv(file, ("FileName", "HighDisagreement"))
+    if truth["FileName"].duplicated().any():
+        runtime.tell(f"warning: {file}: file names stand there twice, so it is not used.")
+        return None
     return pd.Series((truth["HighDisagreement"] == "1").to_numpy(), index=truth["FileName"])
 
 
@@ -75,7 +78,7 @@ def read_spread(root: Path | None, emo_attr: str):
     try:
         return utils.rater_spread(file, emo_attr)
     except UserError as error:
-        print(f"warning: {error} Rater disagreement is left out.", file=sys.stderr)
+        runtime.tell(f"warning: {error} Rater disagreement is left out.")
         return None
 
 
@@ -97,7 +100,7 @@ def read_others(args: argparse.Namespace, folder: Path) -> dict:
             try:
                 found[attribute] = pd.Series(deepmi.read_metric(file))
             except UserError as error:
-                print(f"warning: {error} It is left out.", file=sys.stderr)
+                runtime.tell(f"warning: {error} It is left out.")
     return found
 
 
@@ -159,7 +162,7 @@ def find_network(args: argparse.Namespace):
     try:
         return run_network(args, checkpoint)
     except UserError as error:
-        print(f"warning: {checkpoint} is left out: {error}", file=sys.stderr)
+        runtime.tell(f"warning: {checkpoint} is left out: {error}")
         return None, None
 
 
@@ -185,9 +188,9 @@ def gather(args: argparse.Namespace, metric_file: Path, label_file: Path):
     if args.skip_missing:
         kept = np.array([name in metric for name in names])
         if not kept.all():
-            print(f"warning: {(~kept).sum()} training utterances have no DeepMI; left out.", file=sys.stderr)
+            runtime.tell(f"warning: {(~kept).sum()} training utterances have no DeepMI; left out.")
             if network is not None:
-                print("warning: the checkpoint's pictures are of all training utterances; left out.", file=sys.stderr)
+                runtime.tell("warning: the checkpoint's pictures are of all training utterances; left out.")
                 network = None
         names = [name for name in names if name in metric]
     values = curriculum.match_metric(metric, names, metric_file)
@@ -217,7 +220,6 @@ def gather(args: argparse.Namespace, metric_file: Path, label_file: Path):
 def main(args: argparse.Namespace) -> None:
     """Gather, draw and write."""
     import plots
-    import runtime
     import utils
     from tools import report_page, report_panels
     from tools.report_render import matplotlib_figure
@@ -232,7 +234,7 @@ def main(args: argparse.Namespace) -> None:
     utils.make_output_folders(args.results_dir)
     found = gather(args, metric_file, label_file)
     report = report_panels.build(found)
-    corpus_name = args.corpus.resolve().name if args.corpus else label_file.stem
+    corpus_name = runtime.one_line(args.corpus.resolve().name if args.corpus else label_file.stem)
     page = args.results_dir / f"DeepMI_report_{args.emo_attr}.html"
     written = []
     for panel in report.panels:

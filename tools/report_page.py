@@ -88,7 +88,7 @@ def find_audio(root: Path | None, audio_base: str | None, page_dir: Path) -> Aud
         relative = os.path.relpath(own.resolve(), page_dir.resolve())
     except ValueError:  # another drive of Windows
         return Audio(own.resolve().as_uri() + "/", endings)
-    return Audio(quote(Path(relative).as_posix()) + "/", endings)
+    return Audio(quote(os.fsencode(Path(relative).as_posix())) + "/", endings)
 
 
 def audio_of(names: Sequence[str], audio: Audio) -> dict:

@@ -35,7 +35,7 @@ SHOWN_ORDERS = ("deepmi", "deepmi-balanced", "reverse", "random")
 ATTRIBUTE_NAMES = {"Act": "arousal", "Dom": "dominance", "Val": "valence"}
 DISPUTED_SHARE = 0.15  # of the utterances, where the corpus does not say which ones are disputed
 MOST_POINTS = 5000  # of a scatter plot: more are slow to draw and hide each other
-MOST_SPEAKERS = 40
+MOST_GROUPS = 40
 TYPICAL_FEATURES = 5  # named for each cluster
 FEWEST_MEMBERS = 5  # of a cluster whose features are named: the mean of fewer says more of them than of it
 RESAMPLES = 1000
@@ -483,7 +483,7 @@ def joint_section(found: Evidence) -> Section:
 def distribution_section(found: Evidence, edges: list[Edge]) -> Section:
     """How the values are distributed, their ties, and the bin edges."""
     values, levels = found.values, found.levels
-    counts, borders = np.histogram(values, bins=60)
+    counts, borders = np.histogram(values, bins=60 if np.ptp(values) > 1e-9 else 1)
     lines: dict[float, list[str]] = {}
     for edge in edges:
         lines.setdefault(edge.value, []).append(str(edge.bin))
@@ -640,6 +640,15 @@ def _by_mean(found: Evidence, groups: pd.Series) -> list[str]:
     return sorted(mean.index, key=lambda name: (-mean[name], name))
 
 
+def _ends(order: list[str], these: str, those: str) -> tuple[list[str], str]:
+    """As many groups of the highest and the lowest mean as a picture has room for, and what it says of them."""
+    if len(order) <= MOST_GROUPS:
+        return order, f"{these}, highest mean first."
+    half = MOST_GROUPS // 2
+    note = f"The {half} {those} of the highest mean and the {half} of the lowest, of {len(order):,}."
+    return order[:half] + order[-half:], note
+
+
 BOX_NOTE = (
     " Box: quartiles and median; dashes (in the files a diamond): mean; whiskers: lowest and highest; in brackets: n."
 )
@@ -661,21 +670,11 @@ def groups_section(found: Evidence) -> Section:
     ]
     if "EmoClass" in train and (train["EmoClass"] != "").any():
         classes = train["EmoClass"].where(train["EmoClass"] != "", "(none)")
-        panels.append(
-            Panel(
-                "class",
-                "DeepMI by emotion class",
-                "Consensus classes, highest mean first. Small classes say little." + BOX_NOTE,
-                _boxes(found, classes, "emotion class", _by_mean(found, classes)),
-            )
-        )
+        order, note = _ends(_by_mean(found, classes), "Consensus classes", "consensus classes")
+        note += " Small classes say little." + BOX_NOTE
+        panels.append(Panel("class", "DeepMI by emotion class", note, _boxes(found, classes, "emotion class", order)))
     if train["SpkrID"].nunique() > 1:
-        order = _by_mean(found, train["SpkrID"])
-        note = "Speakers, highest mean first."
-        if len(order) > MOST_SPEAKERS:
-            half = MOST_SPEAKERS // 2
-            note = f"The {half} speakers of the highest mean and the {half} of the lowest, of {len(order):,}."
-            order = order[:half] + order[-half:]
+        order, note = _ends(_by_mean(found, train["SpkrID"]), "Speakers", "speakers")
         note += " Differences mix voice, emotion and how many utterances a speaker has; this is no score of a speaker."
         panels.append(
             Panel("speaker", "DeepMI by speaker", note + BOX_NOTE, _boxes(found, train["SpkrID"], "speaker", order))

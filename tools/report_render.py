@@ -13,6 +13,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
+from runtime import one_line
+
 LONGEST_LABEL = 36  # characters of a name beside an axis
 LONGEST_LEGEND = 16  # categories; the pointer names those of more
 SMALLEST_POINT, LARGEST_POINT = 5, 28  # diameters in pixels
@@ -152,6 +154,7 @@ class Panel:
 
 def shorten(text: str) -> str:
     """A name as long as fits beside an axis."""
+    text = one_line(text)
     return text if len(text) <= LONGEST_LABEL else text[: LONGEST_LABEL - 1] + "…"
 
 

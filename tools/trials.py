@@ -11,6 +11,7 @@ import contextlib
 import functools
 import io
 import json
+import math
 import os
 import threading
 import time
@@ -28,6 +29,7 @@ import runtime
 
 FOLDS = 5  # of the self-taught scores
 RIDGE = "ridge"  # no order: scikit-learn's regression in place of the network
+RESULT_KEYS = {"order", "seed", "best_epoch", "curve", "tests"}
 ORDERS = (*curriculum.ORDERS, *curriculum.RIVAL_ORDERS, RIDGE)
 
 
@@ -402,6 +404,19 @@ def ridge_predictions(train_rows: NDArray, labels: NDArray, *test_rows: NDArray)
     return [model.predict(rows) for rows in test_rows]
 
 
+def _kept(target: Path, data: Data) -> dict | None:
+    """The result of a finished trial; None where there is none, or what is there is damaged."""
+    try:
+        result = runtime.read_json_object(target)
+        whole = result.keys() == RESULT_KEYS and {name: list(tests) for name, tests in result["tests"].items()} == {
+            name: part.data.names for name, part in data.tests.items()
+        }
+        numbers = [*(result["curve"] or ()), *(value for tests in result["tests"].values() for value in tests.values())]
+    except (runtime.UserError, AttributeError, TypeError):
+        return None
+    return result if whole and all(isinstance(value, float) and math.isfinite(value) for value in numbers) else None
+
+
 def run_trial(args: argparse.Namespace) -> dict:
     """Train and test one regressor, unless that is done.
 
@@ -426,8 +441,8 @@ def run_trial(args: argparse.Namespace) -> dict:
         order = order_of(args, data)
     identity = runtime.digest(settings, keys, order.tobytes())
     target = trial_folder(args) / f"{args.emo_attr}_{args.order}_seed{args.seed}_{identity[:12]}.json"
-    if target.is_file():
-        return runtime.read_json_object(target)
+    if kept := _kept(target, data):
+        return kept
     result = {"order": args.order, "seed": args.seed, "best_epoch": None, "curve": None}
     if args.order == RIDGE:
         found = ridge_predictions(train.rows, train.labels, *(part.data.rows for part in data.tests.values()))
