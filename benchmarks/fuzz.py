@@ -26,12 +26,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import arguments
 import runtime
+from benchmarks.real_speech import machine, replace_section, split_section
 
 SECONDS = 10  # that one input may take
 MEGABYTES = 500  # that it may add to the process's memory
+SMALL_TRUNK = (8, 6, 4)  # widths of a DenseResNet whose files are short
 STATUS = Path("/proc/self/status")
 NASTY = (
     b"nan",
@@ -125,6 +128,7 @@ def _metric(path: Path) -> None:
     expect(
         all(isinstance(value, float) and abs(value) < 1e300 for value in values.values()), "a value that is no number"
     )
+    expect(values == json.loads(path.read_bytes().decode("utf-8-sig")), "other values than those that stand there")
 
 
 def _feature(path: Path) -> None:
@@ -165,8 +169,162 @@ def _checkpoints() -> list[bytes]:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.pt.tar"
-        save_regressor(path, DenseNet(12, width=4).state_dict(), {"epoch": 1, "emo_attr": "Val"})
+        weights = DenseNet(12, width=4).state_dict()
+        save_regressor(path, weights, {"epoch": 1, "emo_attr": "Val"})
+        found = [path.read_bytes()]
+        torch.save(weights, path, _use_new_zipfile_serialization=False)  # without checksums: damage goes further
+        return [*found, path.read_bytes()]
+
+
+def _ssl_checkpoint(path: Path) -> None:
+    import torch
+
+    import model
+
+    with mock.patch.object(model, "TRUNK_WIDTHS", SMALL_TRUNK):
+        network, info = model.load_ssl_checkpoint(path, 12, 3, "Val")
+    expect(network.num_features == 12 and isinstance(info, dict), "another network")
+    with torch.inference_mode():
+        logits, attribute = network(torch.zeros(2, 12))
+    expect(logits.shape == (2, 3) and attribute.shape == (2,), "another shape of outputs")
+
+
+def _ssl_checkpoints() -> list[bytes]:
+    import torch
+
+    import model
+
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(model, "TRUNK_WIDTHS", SMALL_TRUNK):
+        path = Path(folder) / "x.pth.tar"
+        model.save_ssl_checkpoint(path, model.DenseResNet(12, 3).state_dict(), {"epoch": 1, "emo_attr": "Val"})
         return [path.read_bytes()]
+
+
+def _run_of(checkpoint: Path) -> runtime.TrainingRun:
+    return runtime.TrainingRun(checkpoint, {"epoch": 2, "seed": 31}, {"Train": "a"}, {}, True)
+
+
+def _resume(path: Path) -> None:
+    run = _run_of(path.with_name(path.name.removesuffix(".resume")))
+    state = run._read_state()
+    expect(isinstance(state, dict) and len(run.history) == 1, "another state")
+
+
+def _resumes() -> list[bytes]:
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = _run_of(Path(folder) / "x.pt.tar")
+        run.history, weights = [{"epoch": 0}], {"a": torch.ones(3)}
+        run.best = {"loss": 0.5, "epoch": 0, "weights": weights}
+        run.save_if_due(lambda: {"weights": weights}, lambda: None)
+        return [run.resume_file.read_bytes()]
+
+
+def _log(path: Path) -> None:
+    run = _run_of(path.with_name("input.pt.tar"))
+    run.checkpoint.touch()
+    expect(run.is_finished() in (True, False), "neither finished nor not")
+    run._tell_what_is_replaced()
+
+
+def _logs() -> list[bytes]:
+    first = {"run": _run_of(Path("input.pt.tar")).identity, "counts": {"Train": 3}}
+    lines = [first, {"epoch": 0, "validation_ccc_loss": 0.5}, {"finished": True, "best_epoch": 0}]
+    return ["".join(json.dumps(line) + "\n" for line in lines).encode()]
+
+
+def _norm(path: Path) -> None:
+    import utils
+
+    path.replace(path.with_name("val_norm_means.mat"))
+    path.with_name("val_norm_stds.mat").write_bytes(_norms()[0])
+    mean, std = utils.read_label_norm(path.parent, "Val")
+    expect(1 <= mean <= 7 and 0 < std <= 6, f"mean {mean}, std {std}")
+
+
+def _norms() -> list[bytes]:
+    import numpy as np
+
+    import features
+
+    return [features.mat_bytes("normal_para", np.array([[1.5]]))]
+
+
+def _packed(path: Path) -> None:
+    import features
+
+    names = ["a.wav", "b.wav"]
+    path.with_suffix(".json").write_text(json.dumps(names))
+    rows = features._open_cache(path, names, 3)
+    if rows is None:
+        raise runtime.UserError("it is built anew")
+    expect(rows.shape == (2, 3) and rows.dtype == "float32", f"{rows.shape}, {rows.dtype}")
+    expect(len(rows.tobytes()) == 24, "rows that can't be read")
+
+
+def _packeds() -> list[bytes]:
+    import numpy as np
+
+    stream = io.BytesIO()
+    np.save(stream, np.arange(6, dtype=np.float32).reshape(2, 3))
+    return [stream.getvalue()]
+
+
+def _prepared(table) -> None:
+    """Check a table that tools.prepare_corpus has read."""
+    import numpy as np
+
+    import utils
+    from tools import corpora
+
+    for column in corpora.ATTRIBUTE_COLUMNS:
+        values = table[column].dropna()
+        expect((np.abs(values) < utils.LARGEST_LABEL).all(), f"labels {list(values)}")
+    expect((table["FileName"] != "").all(), "a row without a name")
+
+
+def _table(path: Path) -> None:
+    from tools import corpora
+
+    _prepared(corpora.read_table(path, {"FileName": "file", "EmoAct": "act", "SpkrID": "who", "Split_Set": "part"}))
+
+
+def _partitions(path: Path) -> None:
+    from tools import corpora
+
+    expect(all(corpora.read_partitions(path).values()), "no split")
+
+
+def _iemocap(path: Path) -> None:
+    from tools import corpora
+
+    folder = path.parent / "Session1/dialog/EmoEvaluation"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.replace(folder / "Ses01F_impro01.txt")
+    for table in corpora.read_iemocap(path.parent):
+        _prepared(table)
+
+
+def _improv(path: Path) -> None:
+    from tools import corpora
+
+    path.replace(path.with_name("Evalution.txt"))
+    for table in corpora.read_improv(path.parent):
+        _prepared(table)
+
+
+IEMOCAP = b"""% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]
+
+[6.2901 - 8.2357]\tSes01F_impro01_F000\tneu\t[2.5000, 2.5000, 2.5000]
+C-E2:\tNeutral;\t()
+A-E3:\tval 3; act 2; dom  2;\t()
+A-F1:\tval 4; act 1; dom 1;\t()
+"""
+IMPROV = b"""UTD-IMPROV-S01A-F01-P-FM01.avi; N; A:3.0; V:3.5; D:3.0 ; N:4.0;
+WORKER01; Neutral; Neutral,Other; A:3; V:nan; D:2; N:4;
+"""
 
 
 def _signal(path: Path) -> None:
@@ -211,9 +369,22 @@ TARGETS = {
         lambda: [b'{"a.wav": {"W1": {"EmoClass_Major": "N", "EmoAct": "3", "EmoVal": 2.5, "EmoDom": null}}}'],
         _detailed,
     ),
+    "table": Target(
+        ".csv",
+        lambda: [b"file;act;who;part\na/b.wav;12.5;s1;train\nc;;s2;\n", b"act,file,part,who\n1e1,x,T,2\n"],
+        _table,
+    ),
+    "partitions": Target(".txt", lambda: [b"Train; MSP-PODCAST_0001_0001.wav\nb.wav Test1\n"], _partitions),
+    "iemocap": Target(".txt", lambda: [IEMOCAP], _iemocap),
+    "improv": Target(".txt", lambda: [IMPROV], _improv),
     "metric": Target(".json", lambda: [b'{"a.wav": 0.01031, "b.wav": -0.5, "c.wav": 3}'], _metric),
     "mat": Target(".mat", _mats, _feature),
     "checkpoint": Target(".pt.tar", _checkpoints, _checkpoint),
+    "ssl_checkpoint": Target(".pth.tar", _ssl_checkpoints, _ssl_checkpoint),
+    "resume": Target(".pt.tar.resume", _resumes, _resume),
+    "log": Target(".log.jsonl", _logs, _log),
+    "norm": Target(".mat", _norms, _norm),
+    "packed": Target(".npy", _packeds, _packed),
     "sound": Target(".wav", _sounds, _signal),
 }
 
@@ -312,6 +483,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--finds", type=Path, default=Path("fuzz_finds"), metavar="DIR", help="folder of the inputs that did harm"
     )
+    parser.add_argument("--results", type=Path, metavar="FILE", help="Markdown file whose section is replaced")
     return parser
 
 
@@ -346,24 +518,40 @@ def run_atheris(name: str, args: argparse.Namespace, folder: Path) -> tuple[dict
     counts = {"read": 0, "refused": 0}
     seeds, report = folder / "seeds", folder / "report.json"
     seeds.mkdir(exist_ok=True)
-    for number, data in enumerate(TARGETS[name].good()):
-        (seeds / str(number)).write_bytes(data)
-    child = os.fork()
-    if child == 0:
-        _fuzz_here(name, args, folder, seeds, report)
-    _, status = os.waitpid(child, 0)
+
+    def write_seeds() -> None:
+        for number, data in enumerate(TARGETS[name].good()):
+            (seeds / str(number)).write_bytes(data)
+
+    # In a process of its own too: what this one had imported, atheris could not follow any more.
+    _in_child(write_seeds)
+    status = _in_child(lambda: _fuzz_here(name, args, folder, seeds, report))
     found = json.loads(report.read_text()) if report.exists() else {}
     return counts | found.get("counts", {}), found.get("find", "" if status == 0 else f"ended with status {status}")
+
+
+def _in_child(work: Callable[[], None]) -> int:
+    """Do something in a copy of this process; how that ended."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
 
 
 def _fuzz_here(name: str, args: argparse.Namespace, folder: Path, seeds: Path, report: Path) -> None:
     import atheris
 
-    with atheris.instrument_imports(include=["utils", "features", "deepmi", "model"]):
+    with atheris.instrument_imports(include=["utils", "features", "deepmi", "model", "tools.corpora"]):
         import deepmi  # noqa: F401
         import features  # noqa: F401
         import model  # noqa: F401
         import utils  # noqa: F401
+        from tools import corpora, feature_sets  # noqa: F401
     counts, last = {"read": 0, "refused": 0}, time.monotonic()
 
     def one(data: bytes) -> None:
@@ -381,8 +569,11 @@ def _fuzz_here(name: str, args: argparse.Namespace, folder: Path, seeds: Path, r
 
 def main(args: argparse.Namespace) -> int:
     """Feed every target; 1 where something was found."""
+    section = f"fuzz {args.engine}"
+    if args.results:
+        split_section(args.results, section)
     engine = {"random": run_random, "atheris": run_atheris}[args.engine]
-    rows, finds = [["target", "inputs", "read", "refused", "found"]], 0
+    rows, finds, inputs = [["target", "inputs", "read", "refused", "found"]], 0, 0
     for name in args.targets:
         with tempfile.TemporaryDirectory() as folder:
             counts, find = engine(name, args, Path(folder))
@@ -390,7 +581,11 @@ def main(args: argparse.Namespace) -> int:
         rows.append(
             [name, f"{sum(counts.values()):,}", f"{counts['read']:,}", f"{counts['refused']:,}", find[:200] or "-"]
         )
-    print("\n".join(arguments.markdown_table(rows)))
+        inputs += sum(counts.values())
+    text = "\n".join([*arguments.markdown_table(rows), "", f"{inputs:,} inputs, seed {args.seed}, on {machine()}."])
+    print(text)
+    if args.results:
+        replace_section(args.results, section, text)
     return int(finds > 0)
 
 
