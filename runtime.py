@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import datetime
@@ -952,6 +953,7 @@ class TrainingRun:
                 "--model-dir."
             )
         self._locks[self.lock_file] = lock
+        atexit.register(self.release_files)
         lock.truncate(0)
         lock.write(json.dumps(self.first_line["process"]))
         lock.flush()
@@ -960,6 +962,14 @@ class TrainingRun:
         if lock := self._locks.pop(self.lock_file, None):
             self.lock_file.unlink(missing_ok=True)  # while it is locked: nobody else has it then
             lock.close()
+
+    @classmethod
+    def release_files(cls) -> None:
+        """Give up what the runs of this process have taken and not finished."""
+        for path, lock in cls._locks.items():
+            path.unlink(missing_ok=True)
+            lock.close()
+        cls._locks.clear()
 
     def _tell_what_is_replaced(self) -> None:
         lines = self._log_lines()

@@ -2,7 +2,10 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -460,3 +463,29 @@ def test_files_with_something_else_are_refused(tmp_path, content, words):
     savemat(tmp_path / "x.mat", content)
     with pytest.raises(UserError, match=words):
         features.read_feature(tmp_path / "x.mat")
+
+
+@pytest.mark.parametrize(("stored", "kind"), [(np.array([[300, -5]], np.int32), 9), (np.array([[1e300, 1]]), 7)])
+def test_numbers_that_their_class_cannot_hold_are_refused(tmp_path, stored, kind):
+    features.write_mat(tmp_path / "x.mat", features.FEATURE_KEY, stored)
+    data = bytearray((tmp_path / "x.mat").read_bytes())
+    data[features.MAT_HEADER + 16] = kind  # the class, in the first byte of the flags
+    (tmp_path / "x.mat").write_bytes(data)
+    with pytest.raises(UserError, match="class can't hold"):
+        features.read_feature(tmp_path / "x.mat")
+
+
+def test_two_processes_that_pack_at_once_give_one_whole_matrix(tmp_path, packable):
+    names, _, mean, std = packable
+    np.savez(tmp_path / "terms.npz", mean=mean, std=std)
+    code = (
+        "import sys, numpy as np, features; t = np.load('terms.npz');"
+        f"features.pack_features('mat', {names!r}, t['mean'], t['std'], 'cache', 1)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(features.__file__).parent)}
+    runs = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment) for _ in range(3)]
+    assert [run.wait() for run in runs] == [0, 0, 0]
+    (matrix,) = (tmp_path / "cache").glob("*.npy")
+    alone = features.pack_features(tmp_path / "mat", names, mean, std, tmp_path / "alone", 1)
+    assert np.array_equal(np.load(matrix), alone.rows)
+    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".json", ".npy"]

@@ -8,10 +8,12 @@ import struct
 import zipfile
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
 
+import arguments
 import deepmi
 import features
 import model
@@ -286,3 +288,73 @@ def test_code_that_comes_with_an_encoder_is_not_run(tmp_path):
     )
     refused(lambda: feature_sets.EncoderSet(folder, torch.device("cpu")), "has auto_map, code of its own")
     assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden_size": 10**9}, "numbers up to"),
+        ({"conv_dim": [10**9, 10**9, 10**9]}, "numbers up to"),
+        ({"num_hidden_layers": 10**6}, "up to 1000"),
+        ({"intermediate_size": 2**19}, "weights by its config.json"),
+        ({"attn_implementation": "someone/kernel"}, "would be fetched"),
+        ({"quantization_config": {"quant_method": "x"}}, "code of its own"),
+    ],
+)
+def test_an_encoder_of_absurd_size_is_refused(tmp_path, change, words):
+    pytest.importorskip("transformers", reason="the optional package transformers is not installed")
+    from test_encoders import save_encoder
+
+    folder = save_encoder(tmp_path / "encoder")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    refused(lambda: feature_sets.EncoderSet(folder, torch.device("cpu")), words)
+
+
+def test_a_remembered_feature_set_opens_no_folder(trained, tmp_path):
+    (tmp_path / "encoder").mkdir()
+    features.write_feature_set(trained.folder / "NormTerm", str(tmp_path / "encoder"))
+    soundfile.write(tmp_path / "a.wav", np.zeros(16000), 16000)
+    found = trained.run("tools.predict", tmp_path / "a.wav", "--model", trained.regressor)
+    trained.refuses(found, "name its folder with --set")
+
+
+def test_a_key_twice_among_many_is_found_at_once(tmp_path):
+    path = tmp_path / "m.json"
+    path.write_text("{" + ", ".join(f'"{number}.wav": 0.1' for number in [*range(60_000), 59_999]) + "}")
+    refused(lambda: deepmi.read_metric(path), "59999.wav", "twice")
+
+
+def test_a_pipe_among_the_features_is_refused_unread(tmp_path):
+    os.mkfifo(tmp_path / "a.mat")
+    refused(lambda: features.read_feature(tmp_path / "a.mat"), "empty")
+
+
+@pytest.mark.parametrize("text", ["1_000", "٣", "\uff14", "inf", "1e400", "0x4", "4,5", "4.0abc", "True", "1e9"])
+def test_a_rating_is_a_plain_number_or_refused(tmp_path, text):
+    refused(lambda: utils.parse_rating(tmp_path, "a.wav", text), "expected a number")
+
+
+@pytest.mark.parametrize(("text", "value"), [("4", 4), (" 4.5 ", 4.5), ("+.4e1", 4), (3, 3), (2.5, 2.5), ("-2.", -2)])
+def test_a_plain_number_is_a_rating(tmp_path, text, value):
+    assert utils.parse_rating(tmp_path, "a.wav", text) == value
+
+
+def test_two_rows_never_share_a_name(tmp_path):
+    for path in ("a/b_c.wav", "a_b/c.wav", "z/c.wav"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        soundfile.write(tmp_path / path, np.zeros(100), 16000)
+    table = pd.DataFrame({"FileName": ["a/b_c.wav", "a_b/c.wav", "z/c.wav"]})
+    refused(lambda: corpora.join_recordings(table, corpora.Recordings(tmp_path), "t.csv"), "one name in the corpus")
+
+
+def test_what_names_hold_does_nothing_to_a_terminal_or_a_table(capsys):
+    runtime.tell("warning: a\x1b[31m\x9b\u202eb\udcff\n" + "x" * 5000)
+    told = capsys.readouterr().err
+    assert told.startswith(r"warning: a\x1b[31m\x9b\u202eb\udcff\nx") and len(told) < 1001
+    assert arguments.markdown_table([["a"], ["x|y\nz"]])[2] == r"| x\|y\nz |"
+
+
+@pytest.mark.parametrize("name", ["a\x9bb.wav", "a\u202eb.wav", "a\u2028b.wav"])
+def test_file_names_are_printable(tmp_path, name):
+    refused(lambda: utils.check_names(tmp_path, ["b.wav", name]), "entry 2")

@@ -1,0 +1,71 @@
+"""Signals at awkward moments: within an import, to worker processes, twice."""
+
+import signal
+import sys
+import threading
+import time
+
+import pytest
+from joblib import Parallel, delayed
+
+import arguments
+import runtime
+from tools import trials
+
+
+def blocked_signals():
+    """Which signals this process, a worker, does not hear."""
+    return signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_a_stop_waits_until_an_import_has_ended(tmp_path, monkeypatch, capsys):
+    (tmp_path / "slowly_imported.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(0.3)\nwhole = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def main(args):
+        import slowly_imported  # noqa: F401
+
+        time.sleep(20)
+
+    begin = time.monotonic()
+    with pytest.raises(SystemExit) as leaving:
+        arguments.run(main, arguments.new_parser("x"), [])
+    assert leaving.value.code == 143 and "stopped." in capsys.readouterr().err
+    assert sys.modules.pop("slowly_imported").whole
+    assert time.monotonic() - begin < 10
+
+
+def test_a_second_signal_changes_nothing(capsys):
+    def main(args):
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(SystemExit) as leaving:
+        arguments.run(main, arguments.new_parser("x"), [])
+    signal.raise_signal(signal.SIGINT)
+    assert leaving.value.code == 130
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_workers_leave_interrupts_to_the_process_that_started_them():
+    before = blocked_signals()
+    with Parallel(n_jobs=2, return_as="generator") as pool:
+        with runtime.shielded_workers():
+            results = pool(delayed(blocked_signals)() for _ in range(4))
+        assert all(signal.SIGINT in blocked for blocked in results)
+    assert blocked_signals() == before and signal.SIGINT not in before
+
+
+def bars_lock(task):
+    """What the progress bars of a trial share."""
+    from tqdm import tqdm
+
+    return type(tqdm.get_lock()).__name__
+
+
+def test_a_trial_leaves_no_lock_between_processes():
+    import argparse
+
+    tasks = [argparse.Namespace(device="cpu") for _ in range(2)]
+    assert {found for _, found in trials.side_by_side(bars_lock, tasks, 2, "x")} == {type(threading.RLock()).__name__}
