@@ -60,12 +60,17 @@ def test_every_order_in_one_table_and_again_without_training(trained):
     files = {file: file.stat().st_mtime_ns for file in (results / "trials").iterdir()}
     assert len(files) == 8 * 2 + 1 + 2  # ridge has no seed; two files of self-taught scores
     before = (results / "compare_Val.md").read_bytes()
-    lost = next(file for file in files if "reverse_seed32" in file.name)
-    content = lost.read_bytes()
+    lost, cut, odd = (
+        next(file for file in files if f"{order}_seed32" in file.name) for order in ("reverse", "none", "random")
+    )
+    contents = {file: file.read_bytes() for file in (lost, cut, odd)}
     lost.unlink()
+    cut.write_bytes(contents[cut][:-20])
+    odd.write_bytes(contents[odd].replace(b": 4.", b": NaN, ", 1))
     assert compare(trained, *more, "--jobs", 1)[0] == 0
-    assert lost.read_bytes() == content  # in this process, with the bytes of another one
-    assert {f: f.stat().st_mtime_ns for f in files if f != lost} == {f: t for f, t in files.items() if f != lost}
+    # In this process, with the bytes of another one.
+    assert {file: file.read_bytes() for file in contents} == contents
+    assert all(file.stat().st_mtime_ns == time for file, time in files.items() if file not in contents)
     assert (results / "compare_Val.md").read_bytes() == before
 
 

@@ -100,6 +100,7 @@ def test_flags_that_do_not_fit_the_corpora(other):
     many = ("--corpus", "corpus", "other", "ready")
     other.refuses(score(other, *many, "--split", "all", "Test1"), "--split: 2 given for 3 corpora")
     other.refuses(score(other, *many, "--label-scale", 1, 5, 1), "3 numbers", "pairs")
+    other.refuses(score(other, *many, "--split", "../x"), "--split ../x", "part of a file name")
     other.refuses(score(other, *many, "--labels", "corpus/Labels/labels_concensus.csv"), "--labels", "one corpus")
     other.refuses(score(other, "--corpus", "corpus", "nowhere"), "nowhere", "no such folder")
     next((other.folder / "ready" / utils.FEATURE_FOLDER).glob("*_0001.mat")).unlink()

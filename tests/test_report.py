@@ -128,6 +128,13 @@ def test_standardised_differences_are_of_means_within_and_over_the_rest(monkeypa
     assert not report_panels.standardised_differences(rows, np.zeros(11, dtype=int), 1).any()
 
 
+def test_of_many_groups_the_ends_are_shown():
+    order = [f"c{number}" for number in range(3000)]
+    assert report_panels._ends(order[:40], "These", "those") == (order[:40], "These, highest mean first.")
+    shown, note = report_panels._ends(order, "These", "those")
+    assert shown == [*order[:20], *order[-20:]] and "of 3,000" in note
+
+
 def test_typical_features_are_of_different_descriptors():
     names = ["mfcc_sma[1]_amean", "mfcc_sma_de[2]_quartile1", "F0final_sma_amean", "loudness_sma3_amean", "feature 4"]
     assert report_panels.typical_features(np.array([-3.0, 2.5, 2.0, 0.0, -0.1]), names, 3) == [0, 2, 4]
