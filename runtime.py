@@ -33,8 +33,6 @@ LARGEST_TEXT = 2**26  # bytes of a text file, but for labels
 LARGEST_LABELS = 2**30  # the single raters' labels of MSP-Podcast 2.0 have some 2**28
 LARGEST_NESTED = 2**24  # characters of a JSON file, but for labels, that may have more than one level
 PLAIN = (str, int, float, type(None))
-
-
 # What does something else on a terminal or a page than to be read: control characters, line ends, changes of direction
 UNPRINTABLE = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 
@@ -959,17 +957,19 @@ class TrainingRun:
         lock.flush()
 
     def _unlock(self) -> None:
-        if lock := self._locks.pop(self.lock_file, None):
-            self.lock_file.unlink(missing_ok=True)  # while it is locked: nobody else has it then
+        self._release(self.lock_file)
+
+    @classmethod
+    def _release(cls, lock_file: Path) -> None:
+        if lock := cls._locks.pop(lock_file, None):
+            lock_file.unlink(missing_ok=True)  # while it is locked: nobody else has it then
             lock.close()
 
     @classmethod
     def release_files(cls) -> None:
         """Give up what the runs of this process have taken and not finished."""
-        for path, lock in cls._locks.items():
-            path.unlink(missing_ok=True)
-            lock.close()
-        cls._locks.clear()
+        for lock_file in list(cls._locks):
+            cls._release(lock_file)
 
     def _tell_what_is_replaced(self) -> None:
         lines = self._log_lines()
