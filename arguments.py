@@ -331,7 +331,8 @@ def _what_remains(args: argparse.Namespace) -> str:
 
 def _drop_output() -> None:
     """Write standard output nowhere from now on: what it still holds must not make Python complain at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdout:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(
@@ -361,7 +362,8 @@ def run(
                 raise UserError("runs as one process; start it without torchrun.")
             runtime.join_ranks()
         status = main(args) or 0
-        sys.stdout.flush()  # a full disk behind it shows here, not when Python ends
+        if sys.stdout:  # there is none where it was closed
+            sys.stdout.flush()  # a full disk behind it shows here, not when Python ends
         if runtime.num_ranks() > 1:
             runtime.leave_ranks()
     except UserError as error:
@@ -377,10 +379,11 @@ def run(
         status = 141
     except OSError as error:
         name = error.filename2 or error.filename  # of two names the second is where something was to go
-        if name is None and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EIO):
+        if name is None and error.errno in (errno.ENOSPC, errno.EFBIG):
             name = "standard output"  # whatever writes a file adds its name
             _drop_output()
-        print(f"{parser.prog}: error: {name or 'a file'}: {error.strerror or error}.", file=errors)
+        told = runtime.one_line(f"{name or 'a file'}: {error.strerror or error}.")
+        print(f"{parser.prog}: error: {told}", file=errors)
         status = 2
     except (KeyboardInterrupt, _Terminated) as stop:
         if hasattr(signal, "setitimer"):
@@ -398,6 +401,7 @@ def run(
         status = 1
     if runtime.num_ranks() > 1:
         # All is written. A thread of gloo that lets go of its last tensor while Python ends would abort the process.
+        runtime.TrainingRun.release_files()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -15,7 +15,6 @@ import json
 import math
 import os
 import struct
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,6 +30,7 @@ from runtime import (
     prepare_folder,
     read_json_object,
     shielded_workers,
+    tell,
     write_atomically,
     write_together,
 )
@@ -643,7 +643,7 @@ def _reserve(target: Path, shape: tuple[int, int]) -> int:
                 os.posix_fallocate(stream.fileno(), 0, size)
             except OSError as error:
                 raise UserError(
-                    f"{target.parent}: no room for {size / 1e9:.2f} GB of packed features ({error.strerror}); make "
+                    f"{target.parent}: no room for {size / 1e6:,.1f} MB of packed features ({error.strerror}); make "
                     "room, or name another --cache-dir."
                 ) from None
     return start
@@ -708,10 +708,9 @@ def pack_features(
             with open(temporary, "wb") as stream:
                 stream.writelines(_index_text(names))
         if infinite:
-            print(
+            tell(
                 f"warning: infinite values in {len(infinite)} feature files ({', '.join(infinite[:5])}); "
-                f"they were clipped to +-{CLIP:g}.",
-                file=sys.stderr,
+                f"they were clipped to +-{CLIP:g}."
             )
         rows = _open_cache(cache, names, mean.size)
         if rows is None:

@@ -29,9 +29,11 @@ from typing import IO, ClassVar
 __version__ = "0.2.0"
 
 MOST_UNPACKED = 4  # times its size that a file of tensors may take in memory; torch packs nothing
-LARGEST_TEXT = 2**26  # bytes of a text file, but for labels
+LARGEST_TEXT = 2**28  # bytes of a text file, but for labels; a DeepMI file of five million utterances
 LARGEST_LABELS = 2**30  # the single raters' labels of MSP-Podcast 2.0 have some 2**28
 LARGEST_NESTED = 2**24  # characters of a JSON file, but for labels, that may have more than one level
+TENSOR_TYPES = r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor|tensor_v2|parameter)|torch\.\w+Storage"
+LEGACY_PICKLES = 5  # one after the other, before the numbers: magic number, version, system, content, keys
 PLAIN = (str, int, float, type(None))
 # What does something else on a terminal or a page than to be read: control characters, line ends, changes of direction
 UNPRINTABLE = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
@@ -189,12 +191,13 @@ def load_optimizer(optimizer, state: dict) -> None:
     """Give an optimizer the state of another one, whatever device that ran on.
 
     Raises:
-        LookupError, ValueError: it is the state of another one's parameters.
+        ValueError: it is the state of other parameters.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, of in state.items():
-        if any(value.ndim and value.shape != parameters[number].shape for value in of.values()):
-            raise ValueError("an optimizer's state of another shape")
+    if state.keys() != set(range(len(parameters))) or any(
+        value.ndim and value.shape != parameters[number].shape for number, of in state.items() for value in of.values()
+    ):
+        raise ValueError("an optimizer's state of other parameters")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -448,7 +451,17 @@ def shielded_workers() -> Iterator[None]:
     # Before the block: starting them within it would let the signal through again.
     resource_tracker.ensure_running()
     tracker_of_joblib.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    with _deaf_to(signal.SIGINT):
+        yield
+
+
+@contextlib.contextmanager
+def _deaf_to(*signals: signal.Signals) -> Iterator[None]:
+    """Within the block this thread, and processes that it starts, do not hear these signals; it hears them after it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:
@@ -509,8 +522,10 @@ def write_together(contents: dict[Path, bytes | None]) -> None:
         for path, content in reversed(contents.items()):  # those that are entered first are renamed last
             if content is not None:
                 stack.enter_context(write_atomically(path)).write_bytes(content)
-        for path in contents:
-            output_file(path).unlink(missing_ok=True)
+        with _deaf_to(signal.SIGINT, signal.SIGTERM):
+            for path in contents:
+                output_file(path).unlink(missing_ok=True)
+            stack.close()
 
 
 def append_line(path: Path, line: str) -> None:
@@ -574,7 +589,8 @@ def read_json_object(path: Path, of_labels: bool = False) -> dict:
     text = read_text(path, LARGEST_LABELS if of_labels else LARGEST_TEXT)
     try:
         if not of_labels and len(text) > LARGEST_NESTED and ("[" in text or text.count("{") > 1):
-            raise RecursionError  # empty lists and objects take twenty times the memory of their text
+            # Empty lists and objects take twenty times the memory of their text.
+            raise UserError(f"{len(text):,} characters, too many for lists or objects in it")
         content = json.loads(text, object_pairs_hook=_unique_keys)
         if re.search(r"\\u[dD][89a-fA-F]", text):
             json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no character
@@ -663,17 +679,13 @@ def load_tensors(path: Path) -> object:
         raise UserError(f"{path}: no such file.")
     try:
         _check_archive(path)
+        _refuse_foreign_types(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it says of odd files is told below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
-    except pickle.UnpicklingError as error:
-        told = str(error)
-        if ("weights_only" in told or "Weights only" in told) and "Unsupported operand" not in told:
-            raise UserError(
-                f"{path}: refused, since reading it would run code; expected a file of tensors and plain values only."
-            ) from None
+    except pickle.UnpicklingError:
         raise UserError(f"{path}: damaged, not a checkpoint that torch can read; get or train it anew.") from None
     except MemoryError:
         raise UserError(f"{path}: damaged, it claims more memory than this machine has.") from None
@@ -702,6 +714,33 @@ def _check_archive(path: Path) -> None:
                 raise UserError(f"{path}: refused, its {size:,} bytes unpack to {unpacked:,}; torch packs nothing.")
             if damaged := archive.testzip():
                 raise UserError(f"{path}: damaged ({damaged} has another checksum); get or train it anew.")
+
+
+def _refuse_foreign_types(path: Path) -> None:
+    """Raise `UserError` where a file of tensors asks for anything else than tensors and dicts.
+
+    torch would let some of it pass that runs no code, but takes memory: `bytearray(10**11)` is a line.
+
+    Raises:
+        Exception: of many kinds, where it is damaged.
+    """
+    import pickletools
+
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            parts = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            streams = [io.BytesIO(archive.read(name)) for name in parts]
+    else:
+        streams = [io.BytesIO(path.read_bytes())] * LEGACY_PICKLES
+    for stream in streams:
+        for operation, argument, _ in pickletools.genops(stream):
+            if "GLOBAL" in operation.name or operation.name in ("INST", "EXT1", "EXT2", "EXT4"):
+                name = str(argument).replace(" ", ".")
+                if operation.name != "GLOBAL" or not re.fullmatch(TENSOR_TYPES, name):
+                    raise UserError(
+                        f"{path}: refused, since it asks for {name}; only tensors and plain values are read, anything else "
+                        "could run code."
+                    )
 
 
 def _refuse_unplain(path: Path, content: object) -> None:
@@ -799,9 +838,9 @@ def _lock(path: Path) -> IO | None:
     try:
         import fcntl
     except ImportError:  # Windows
-        return io.StringIO()
+        return io.BytesIO()
     while True:
-        stream = open(path, "a", encoding="utf-8")
+        stream = open(path, "ab", buffering=0)
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -864,7 +903,7 @@ class TrainingRun:
         stem = self.checkpoint.name.removesuffix(".tar").rsplit(".", 1)[0]
         self.log_file = self.checkpoint.with_name(f"{stem}.log.jsonl")
         self.resume_file = _resume_file(self.checkpoint)
-        self.lock_file = self.checkpoint.with_name(f".{self.checkpoint.name}.lock")
+        self.lock_file = self.checkpoint.absolute().with_name(f".{self.checkpoint.name}.lock")
         self.picture = self.checkpoint.with_name(f"{stem}.png")
         self.identity = {"arguments": arguments, "inputs": inputs, "version": __version__}
         self.details = details
@@ -890,6 +929,8 @@ class TrainingRun:
         lines = self._log_lines()
         if len(lines) < 2 or lines[0].get("run") != self.identity or lines[-1].get("finished") is not True:
             return False
+        if lines[-1].get("checkpoint") != digest(self.checkpoint.read_bytes()):
+            return False  # another run has replaced it, and was stopped before it could write its own log
         print(f"{self.checkpoint}: trained already with these arguments on these data; --no-resume trains it anew.")
         return True
 
@@ -932,6 +973,12 @@ class TrainingRun:
             self._tell_what_is_replaced()
         return state
 
+    def _write(self, write_outputs: Callable[[], None]) -> None:
+        """Write the outputs, and with the first of them the log that belongs to them."""
+        write_outputs()
+        if not self.log_is_ours:
+            self._write_log()
+
     def _write_log(self) -> None:
         """The log of the epochs so far, in place of the one before."""
         if rank() == 0:
@@ -944,7 +991,7 @@ class TrainingRun:
         if lock is None:
             try:
                 who = "process {id} on {host}, since {started}".format(**json.loads(read_text(self.lock_file)))
-            except (UserError, ValueError, LookupError, TypeError):
+            except (UserError, OSError, ValueError, LookupError, TypeError):
                 who = "not known which"
             raise UserError(
                 f"{self.checkpoint}: another run is writing it ({who}). Wait for that one to end, or name another "
@@ -952,9 +999,9 @@ class TrainingRun:
             )
         self._locks[self.lock_file] = lock
         atexit.register(self.release_files)
-        lock.truncate(0)
-        lock.write(json.dumps(self.first_line["process"]))
-        lock.flush()
+        with contextlib.suppress(OSError):  # a full disk; it only says who this is
+            lock.truncate(0)
+            lock.write(json.dumps(self.first_line["process"]).encode())
 
     def _unlock(self) -> None:
         self._release(self.lock_file)
@@ -962,7 +1009,8 @@ class TrainingRun:
     @classmethod
     def _release(cls, lock_file: Path) -> None:
         if lock := cls._locks.pop(lock_file, None):
-            lock_file.unlink(missing_ok=True)  # while it is locked: nobody else has it then
+            with contextlib.suppress(OSError):
+                lock_file.unlink()  # while it is locked: nobody else has it then
             lock.close()
 
     @classmethod
@@ -1040,7 +1088,7 @@ class TrainingRun:
         if rank() > 0 or time.monotonic() - self._last_save < 10 * self._save_cost:
             return
         begin = time.monotonic()
-        write_outputs()
+        self._write(write_outputs)
         content = {
             "identity": json.dumps(self.identity),
             "history": json.dumps(self.history),
@@ -1048,8 +1096,6 @@ class TrainingRun:
             "state": make_state(),
         }
         save_tensors(content, self.resume_file)
-        if not self.log_is_ours:
-            self._write_log()
         self._last_save = time.monotonic()
         self._save_cost = self._last_save - begin
 
@@ -1057,10 +1103,9 @@ class TrainingRun:
         """Write the outputs for good, mark the log, remove the resume file and say where all is."""
         if rank() > 0:
             return
-        write_outputs()
-        if not self.log_is_ours:
-            self._write_log()
-        self.end_epoch({"finished": True, "best_epoch": self.best["epoch"], "validation_loss": self.best["loss"]})
+        self._write(write_outputs)
+        facts = {"best_epoch": self.best["epoch"], "validation_loss": self.best["loss"]}
+        self.end_epoch({"finished": True, **facts, "checkpoint": digest(self.checkpoint.read_bytes())})
         self.resume_file.unlink(missing_ok=True)
         self._unlock()
         print(f"best validation loss {self.best['loss']:.4f} at epoch {self.best['epoch']}")

@@ -192,8 +192,8 @@ def open_tests(args: argparse.Namespace) -> list[TestCorpus]:
             "--features and --labels are of one corpus; test on several without them, or one by one."
         )
     for split in args.split:
-        if not re.fullmatch(r"[\w .-]{1,64}", split):
-            raise runtime.UserError(f"--split {split}: becomes part of a file name; expected letters and digits.")
+        if re.search(rf"[/\\{runtime.UNPRINTABLE}]", split) or len(split) > 64:
+            raise runtime.UserError(f"--split {split}: becomes part of a file name; expected the name of a split.")
     bounds = args.label_scale or []
     if len(bounds) % 2:
         raise runtime.UserError(f"--label-scale: {len(bounds)} numbers; expected pairs, the lowest label first.")

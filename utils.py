@@ -10,7 +10,6 @@ import io
 import math
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -791,10 +790,7 @@ class LabeledCorpus:
         rows = self.select(split)
         labels = attribute_labels(rows, self.emo_attr, self.corpus.labels, self.scale)
         if len(labels) < len(rows):
-            print(
-                f"warning: {len(rows) - len(labels)} rows of {split} have no Emo{self.emo_attr}; left out.",
-                file=sys.stderr,
-            )
+            tell(f"warning: {len(rows) - len(labels)} rows of {split} have no Emo{self.emo_attr}; left out.")
         names = present_utterances(self.corpus, list(labels.index), self.skip_missing)
         packed = features.pack_features(
             self.corpus.features, names, *self.feature_norm, self.cache_dir, self.workers, split

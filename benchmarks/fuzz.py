@@ -435,12 +435,13 @@ def within_limits() -> Iterator[None]:
         raise Wrong(f"takes more than {SECONDS} s")
 
     before = _peak_anew()
-    signal.signal(signal.SIGALRM, too_long)
+    handler = signal.signal(signal.SIGALRM, too_long)
     signal.alarm(SECONDS)
     try:
         yield
     finally:
         signal.alarm(0)
+        signal.signal(signal.SIGALRM, handler)
     more = (_peak() - before) / 1024
     expect(more < MEGABYTES, f"takes {more:.0f} MB")
 

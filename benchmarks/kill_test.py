@@ -1,4 +1,4 @@
-"""Is anything lost where a run is killed? Every stage and tool, killed at random moments and started again.
+"""Is anything lost where a run is killed? Each stage and six tools, killed at random moments and started again.
 
     python -m benchmarks.kill_test --results benchmarks/RESULTS.md
 

@@ -6,6 +6,7 @@ import csv
 import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -69,6 +70,17 @@ def voice(seconds: float = 0.6, rate: int = 16000, pitch: float = 140.0) -> np.n
     """A buzz with a vowel-like spectrum."""
     time = np.arange(int(seconds * rate)) / rate
     return 0.3 * sum(np.sin(2 * np.pi * pitch * k * time) / k for k in range(1, 12)) / 3
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before():
+    """`arguments.run` leaves its handlers, since a process ends with it; pytest goes on."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for number, handler in zip(numbers, before):
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,16 @@
 """Where nothing more can be written: one message, nothing half written, and what was there stays."""
 
 import contextlib
-import os
 import resource
+import shlex
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
-import arguments
 import runtime
 import utils
 
@@ -36,26 +38,55 @@ def contents(folder):
 MORE = {1: ["-ep", 3], 3: ["--no-resume", "-ep", 9], 4: ["--split", "Validation"]}
 
 
-@pytest.mark.parametrize("size", [0, 300, 4000, 60_000])
+@pytest.mark.parametrize("size", [0, 4000])
 @pytest.mark.parametrize("stage", range(5))
 def test_a_stage_ends_in_a_message_and_leaves_what_was_there(trained, stage, size):
-    if stage == 1:
-        (trained.folder / "feature_cache").mkdir()
+    (trained.folder / "feature_cache").mkdir(exist_ok=True)
     before = contents(trained.folder)
     with files_up_to(size):
         result = trained.stage(stage, *MORE.get(stage, []))
-    runtime.TrainingRun.release_files()  # as at the end of a process
+        runtime.TrainingRun.release_files()  # as at the end of a process
     if result[0] == 0:
-        assert size >= 4000  # this stage's files are small enough
+        assert size and stage in (0, 2, 4)  # their files are small enough
         return
     trained.refuses(result, "error: ")
     assert "File too large" in result[2] or "no room" in result[2], result[2]
+    assert "standard output" not in result[2]
     after = contents(trained.folder)
     assert {path: after.get(path) for path in before} == before
     assert not list(trained.folder.rglob(".*"))
     for path in after.keys() - before.keys():  # the first of several outputs, whole
         assert path.suffix in (".tar", ".png", ".json"), path
     assert trained.stage(stage, *MORE.get(stage, []))[0] == 0
+
+
+def test_a_run_that_was_replaced_and_not_finished_does_not_pass_for_finished(trained):
+    target = trained.regressor
+    before = target.read_bytes()
+    with files_up_to(2 * len(before)):  # the checkpoint fits, the state does not
+        trained.refuses(trained.stage(3, "--seed", 5), ".resume: File too large")
+    assert target.read_bytes() != before
+    code, out, _ = trained.stage(3)
+    assert code == 0 and "trained already" not in out
+    assert target.read_bytes() == before
+
+
+def test_a_kill_between_checkpoint_and_log_does_not_pass_for_finished(trained, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def dies(self):
+        raise Killed
+
+    before = trained.regressor.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(runtime.TrainingRun, "_write_log", dies)
+        with pytest.raises(Killed):
+            trained.stage(3, "--seed", 5)
+    assert trained.regressor.read_bytes() != before
+    assert "trained already" not in trained.stage(3)[1]
+    assert trained.regressor.read_bytes() == before
+    assert "trained already" in trained.stage(3)[1]
 
 
 def test_the_log_stays_that_of_the_checkpoint_until_there_is_another(trained, monkeypatch):
@@ -122,20 +153,12 @@ def test_a_kill_never_leaves_new_files_beside_old_ones(tmp_path, monkeypatch):
     assert [file.read_bytes() if file.exists() else None for file in files] == [b"new", None, None]
 
 
-def test_full_standard_output_is_named(trained, monkeypatch):
-    class Full:
-        def write(self, text):
-            raise OSError(28, "No space left on device")
-
-        def flush(self):
-            pass
-
-        def fileno(self):
-            return os.open(os.devnull, os.O_WRONLY)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(sys, "stdout", Full())
-        with pytest.raises(SystemExit) as leaving:
-            arguments.run(lambda args: print("x"), arguments.new_parser(""), [])
-    assert leaving.value.code == 2
-    assert "standard output: No space left" in trained.capsys.readouterr().err
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_full_and_closed_standard_output(bench):
+    command = [sys.executable, str(ROOT / "norm_para.py"), "--corpus", str(bench.corpus)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, cwd=bench.folder, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "norm_para.py: error: standard output: No space left on device.\n")
+    script = shlex.join(command) + " >&-"
+    done = subprocess.run(script, shell=True, cwd=bench.folder, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from joblib import Parallel, delayed
+from joblib.externals.loky import get_reusable_executor
 
 import arguments
 import runtime
@@ -50,6 +51,7 @@ def test_a_second_signal_changes_nothing(capsys):
 
 def test_workers_leave_interrupts_to_the_process_that_started_them():
     before = blocked_signals()
+    get_reusable_executor().shutdown(wait=True)  # those of an earlier test would be taken again
     with Parallel(n_jobs=2, return_as="generator") as pool:
         with runtime.shielded_workers():
             results = pool(delayed(blocked_signals)() for _ in range(4))

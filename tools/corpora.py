@@ -62,27 +62,23 @@ class Recordings:
                 self.by_name[name].append(path)
 
     def find(self, entry: str) -> Path | None:
-        """The recording called so: a path, absolute or from the folder, or a file name anywhere below it.
+        """The recording called so: a path, absolute or from the folder, or else a file name anywhere below it.
 
-        The ending may be another or absent: labels often say .wav where the audio is .flac.
+        The ending may be another or absent: labels often say .wav where the audio is .flac. Nothing outside the folder
+        is looked at: of a path that leads there only the name counts.
 
         Raises:
-            UserError: several are called so, or the path leads out of the folder.
+            UserError: several are called so.
         """
-        below = os.path.relpath(
-            os.path.normpath(self.folder.absolute() / entry), os.path.normpath(self.folder.absolute())
-        )
-        if Path(below).parts[:1] in ((), ("..",)):
-            raise UserError(
-                f"{entry}: not below {self.folder}, outside which nothing is looked for; name a folder that holds all "
-                "recordings with --audio."
-            )
         stem = Path(entry).stem if Path(entry).suffix.lower() in AUDIO_ENDINGS else Path(entry).name
-        path = self.folder / below
-        for candidate in (path, *(path.with_name(stem + ending) for ending in AUDIO_ENDINGS)):
-            with contextlib.suppress(OSError):  # a name that no file can have
-                if candidate.suffix.lower() in AUDIO_ENDINGS and candidate.is_file():
-                    return candidate
+        root = os.path.normpath(self.folder.absolute())
+        path = Path(os.path.normpath(Path(root) / entry))
+        if path.is_relative_to(root) and path != Path(root):
+            path = self.folder / path.relative_to(root)
+            for candidate in (path, *(path.with_name(stem + ending) for ending in AUDIO_ENDINGS)):
+                with contextlib.suppress(OSError):  # a name that no file can have
+                    if candidate.suffix.lower() in AUDIO_ENDINGS and candidate.is_file():
+                        return candidate
         for name in (Path(entry).name, stem):
             found = self.by_name.get(name, [])
             if len(found) > 1:

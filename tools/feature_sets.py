@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from runtime import UserError, choose_device, read_json_object, shielded_workers
 
 LOWEST_RATE = 1000  # Hz; below, there is no speech, and a short file would become hours at 16 kHz
-MOST_FRAMES = 2**28  # samples a channel of one clip: 4.7 hours at 16 kHz, 1.6 at 48 kHz
+LONGEST_CLIP = 7200  # seconds
+UNKNOWN_LENGTH = 2**62  # samples and more: how libsndfile says that a header, as of a stream, has no length
 PIECE_SAMPLES = 2**23  # of all channels, that are decoded at a time: nearly every clip is one piece
 SAMPLING_RATE = 16000  # Hz; the features depend on the bandwidth, and MSP-Podcast is at this rate
 BATCH_SECONDS = 64  # of audio that an encoder hears together, with the silence that fills shorter clips up
@@ -63,7 +64,9 @@ def read_signal(clip: Clip) -> NDArray[np.float32]:
             rate = stream.samplerate
             _check_header(stream, size)
             stream.seek(min(round(clip.start * rate), stream.frames) if clip.start else 0)
-            frames = MOST_FRAMES + 1 if clip.stop is None else round(clip.stop * rate) - stream.tell()
+            frames = (stream.frames if clip.stop is None else round(clip.stop * rate)) - stream.tell()
+            if frames > LONGEST_CLIP * rate:
+                raise UserError(f"{frames / rate / 3600:.1f} hours; expected {LONGEST_CLIP / 3600:g} at most, cut it")
             mono = _read_mono(stream, frames)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise UserError(f"not readable as audio ({str(error).rsplit(':', 1)[-1].strip()})") from None
@@ -81,6 +84,8 @@ def _check_header(stream, size: int) -> None:
     """Raise `UserError` where what a sound file of so many bytes says of itself can't be true, or is no speech."""
     if stream.samplerate < LOWEST_RATE:
         raise UserError(f"{stream.samplerate} samples a second; expected {LOWEST_RATE} or more")
+    if stream.frames >= UNKNOWN_LENGTH:
+        raise UserError("its header does not say how long it is; convert it")
     if stream.frames > size * stream.samplerate:
         raise UserError(
             f"{stream.frames / stream.samplerate / 3600:,.0f} hours by its header, which {size:,} bytes can't hold"
@@ -88,7 +93,7 @@ def _check_header(stream, size: int) -> None:
 
 
 def _read_mono(stream, frames: int) -> NDArray[np.float32]:
-    """The next samples of a sound file, up to so many, the mean of its channels; `UserError` where they are too many.
+    """The next samples of a sound file, up to so many, the mean of its channels.
 
     Read piece by piece: a header may claim any number of samples, and memory would be taken for all of them.
     """
@@ -100,8 +105,6 @@ def _read_mono(stream, frames: int) -> NDArray[np.float32]:
         with np.errstate(over="ignore", invalid="ignore"):  # told by the caller
             pieces.append(piece.mean(axis=1))  # (samples, channels) -> (samples,)
         count += len(piece)
-    if count > MOST_FRAMES:
-        raise UserError(f"longer than {MOST_FRAMES / stream.samplerate / 3600:.1f} hours; cut it")
     return np.concatenate(pieces) if pieces else np.empty(0, np.float32)
 
 

@@ -228,7 +228,9 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     known = features.common_feature_set(sets)
     asked = args.feature_set or known or "IS13"
     if not args.feature_set and not is_opensmile_set(asked):  # a folder is opened where the user names it, only
-        raise UserError(f"{args.model[0]}: trained on features of the encoder {asked}; name its folder with --set.")
+        raise UserError(
+            f"{args.model[0]}: trained on features of {asked}, no set of openSMILE; name its folder with --set."
+        )
     kind = open_set(asked, args.device)
     features.common_feature_set({**sets, f"--set {asked}": kind.name})
     if kind.num_features != feature_norm[0].size:
