@@ -738,8 +738,8 @@ def _refuse_foreign_types(path: Path) -> None:
                 name = str(argument).replace(" ", ".")
                 if operation.name != "GLOBAL" or not re.fullmatch(TENSOR_TYPES, name):
                     raise UserError(
-                        f"{path}: refused, since it asks for {name}; only tensors and plain values are read, anything else "
-                        "could run code."
+                        f"{path}: refused, since it asks for {name}; only tensors and plain values are read, anything "
+                        "else could run code."
                     )
 
 
