@@ -375,6 +375,7 @@ def read_improv(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         raise UserError(f"{root}: no Evalution.txt or Evaluation.txt in it.")
     file, rows, ratings = files[0], [], []
     for line in filter(str.strip, read_text(file).splitlines()):
+        # Cut, since the pattern's time grows with the square of a name that it does not fit.
         if match := _IMPROV_NAME.match(line.partition(";")[0].strip()[: utils.LONGEST_NAME]):
             name, speaker = f"MSP-IMPROV-{match[1]}.wav", f"{match[2].upper()}{match[3]}"
             found = utils.parse_detail(file, name, line)

@@ -20,7 +20,7 @@ import shutil
 from pathlib import Path
 
 import arguments
-from runtime import UserError, prepare_folder, write_atomically, write_text
+from runtime import UserError, one_line, prepare_folder, write_atomically, write_text
 
 # Flags that do not change what the labels are
 OTHER_FLAGS = (
@@ -438,7 +438,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"wrote {args.out / 'Labels'} and {args.out / 'Audios'}")
     if scale != utils.LABEL_RANGE:
         print(f"labels {scale[0]:g}..{scale[1]:g} brought to 1..7 linearly")
-    print("\n".join([*summary(table), *arousal_check(table)]))
+    print("\n".join(map(one_line, [*summary(table), *arousal_check(table)])))
     if kind:
         audio = out / "Audios" if args.out else corpora.podcast_audio(args.source)
         feature_dir = utils.feature_folder(out, kind.name)
