@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -18,6 +19,13 @@ def save(figure: Figure, path: Path) -> None:
     # A Figure without pyplot needs neither a screen nor closing.
     with write_atomically(path) as temporary:
         figure.savefig(temporary, format=Path(path).suffix[1:], dpi=120, bbox_inches="tight")
+
+
+def _save_run(figure: Figure, path: Path) -> None:
+    """Write the picture of a training, which draws one after every save, and leave nothing of it in memory."""
+    save(figure, path)
+    figure.clear()
+    gc.collect()  # a figure is a web of cycles; left to themselves, dozens of them pile up
 
 
 def draw_ssl_run(history: list[dict], path: Path, title: str) -> None:
@@ -50,7 +58,7 @@ def draw_ssl_run(history: list[dict], path: Path, title: str) -> None:
     for axes in (top, middle, bottom):
         axes.grid(alpha=0.3)
     figure.suptitle(title, fontsize=10)
-    save(figure, path)
+    _save_run(figure, path)
 
 
 def draw_curriculum_run(history: list[dict], path: Path, title: str) -> None:
@@ -78,7 +86,7 @@ def draw_curriculum_run(history: list[dict], path: Path, title: str) -> None:
     lines, labels = axes.get_legend_handles_labels()
     areas, names = data.get_legend_handles_labels()
     axes.legend(lines + areas, labels + names, loc="upper left", bbox_to_anchor=(1.12, 1))
-    save(figure, path)
+    _save_run(figure, path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

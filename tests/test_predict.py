@@ -210,7 +210,7 @@ def test_bad_arguments_are_refused(models):
         save(models.folder, attribute, {"emo_attr": attribute})
     models.refuses(run(models, "clips"), "88 features, IS13 has 6373", "--set")
     save(models.folder, "Val", {"emo_attr": "Val", "feature_set": "wavlm-0123456789ab"})
-    models.refuses(run(models, "clips", attributes=("Val",)), "the encoder wavlm-0123456789ab", "--set")
+    models.refuses(run(models, "clips", attributes=("Val",)), "of wavlm-0123456789ab, no set of openSMILE", "--set")
     code, _, err = run(models, "clips", more=("--segment", "0"))
     assert code == 2 and "at least 0.1" in err
 
