@@ -698,6 +698,12 @@ def load_tensors(path: Path) -> object:
     return content
 
 
+def _is_archive(path: Path) -> bool:
+    """Whether torch takes a file for an archive, and not for one of its older format: by the first four bytes."""
+    with open(path, "rb") as stream:
+        return stream.read(4) == b"PK\x03\x04"
+
+
 def _check_archive(path: Path) -> None:
     """Look at what torch does not: the checksums of an archive's parts, and how far it unpacks.
 
@@ -705,15 +711,14 @@ def _check_archive(path: Path) -> None:
         UserError: a part is damaged, or all of them unpack to many times the file's size.
         zipfile.BadZipFile, and others: it is no archive that can be read.
     """
-    with open(path, "rb") as stream:
-        if stream.read(4) != b"PK\x03\x04":
-            return  # torch's older format: no archive
-        with zipfile.ZipFile(stream) as archive:
-            unpacked, size = sum(part.file_size for part in archive.infolist()), path.stat().st_size
-            if unpacked > MOST_UNPACKED * size:
-                raise UserError(f"{path}: refused, its {size:,} bytes unpack to {unpacked:,}; torch packs nothing.")
-            if damaged := archive.testzip():
-                raise UserError(f"{path}: damaged ({damaged} has another checksum); get or train it anew.")
+    if not _is_archive(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked, size = sum(part.file_size for part in archive.infolist()), path.stat().st_size
+        if unpacked > MOST_UNPACKED * size:
+            raise UserError(f"{path}: refused, its {size:,} bytes unpack to {unpacked:,}; torch packs nothing.")
+        if damaged := archive.testzip():
+            raise UserError(f"{path}: damaged ({damaged} has another checksum); get or train it anew.")
 
 
 def _refuse_foreign_types(path: Path) -> None:
@@ -726,7 +731,7 @@ def _refuse_foreign_types(path: Path) -> None:
     """
     import pickletools
 
-    if zipfile.is_zipfile(path):
+    if _is_archive(path):
         with zipfile.ZipFile(path) as archive:
             parts = [name for name in archive.namelist() if name.endswith("data.pkl")]
             streams = [io.BytesIO(archive.read(name)) for name in parts]

@@ -111,14 +111,16 @@ def test_an_archive_that_unpacks_without_end_is_refused(regressor):
 
 
 @pytest.mark.parametrize("what", ["builtins\nbytearray", "torch\nones", "torch.nn.modules.linear\nLinear"])
-@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("older", ["", "older", "older, an archive behind"])
 def test_a_line_that_takes_memory_is_refused(regressor, what, older):
     path, weights = regressor
     data = b"\x80\x02c" + what.encode() + b"\n\x8a\x05\x00\xe8\x76\x48\x17\x85R."  # of 10**11
     if older:
+        path.replace(path.with_name("good.pt.tar"))
         torch.save(weights, path, _use_new_zipfile_serialization=False)
         start = path.read_bytes()
-        path.write_bytes(start[: start.index(b"\x80\x02ccollections")] + data)
+        behind = (path.with_name("good.pt.tar").read_bytes()) if "behind" in older else b""
+        path.write_bytes(start[: start.index(b"\x80\x02ccollections")] + data + behind)
     else:
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", data)
