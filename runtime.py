@@ -863,7 +863,7 @@ NO_BEST: dict = {"loss": None, "epoch": None, "weights": None}
 
 
 def better_of(best: dict, loss: float, epoch: int, weights: dict) -> dict:
-    """The best epoch so far, with a copy of its weights.
+    """The best epoch so far, with a copy of its weights, which goes into the memory of the copy before.
 
     Args:
         best: what this returned for the epochs before; NO_BEST at first.
@@ -880,7 +880,13 @@ def better_of(best: dict, loss: float, epoch: int, weights: dict) -> dict:
         )
     if best["weights"] is not None and loss >= best["loss"]:
         return best
-    return {"loss": loss, "epoch": epoch, "weights": {key: value.detach().clone() for key, value in weights.items()}}
+    kept = best["weights"]
+    if kept is None:
+        kept = {key: value.detach().clone() for key, value in weights.items()}
+    else:  # in the memory of those before: new blocks of so many MB at odd times leave holes that nothing else fills
+        for key, value in weights.items():
+            kept[key].copy_(value.detach())
+    return {"loss": loss, "epoch": epoch, "weights": kept}
 
 
 class TrainingRun:

@@ -74,11 +74,13 @@ def table(seen: list[tuple[int, float, int]], epochs: int, log: Path, largest_re
     settled = np.array([row for row in seen if row[0] > min(WARM_UP, epochs // 2)], dtype=float)
     slope = 100 * np.polyfit(settled[:, 0], settled[:, 1], 1)[0]
     files = settled[:, 2]
+    medians = [f"{np.median(part[:, 1]):.0f}" for part in np.array_split(settled, 5)]
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     whole = len(lines) == epochs + 2 and lines[-1].get("finished") is True
     rows = [
         ["what", "found", "bound"],
         ["memory, growth in 100 epochs", f"{slope:.2f} MB", f"{SLOPE:g} MB"],
+        ["memory, median of each fifth", f"{', '.join(medians)} MB", ""],
         ["memory, lowest .. highest", f"{settled[:, 1].min():.0f} .. {settled[:, 1].max():.0f} MB", ""],
         ["open files, lowest .. highest", f"{files.min():.0f} .. {files.max():.0f}", "no trend"],
         ["log", f"{len(lines)} lines, {log.stat().st_size / 1024:.0f} KB", f"{epochs + 2} lines"],
