@@ -679,9 +679,9 @@ def load_tensors(path: Path) -> object:
         raise UserError(f"{path}: no such file.")
     try:
         _check_archive(path)
-        _refuse_foreign_types(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what it says of odd files is told below
+            warnings.simplefilter("ignore")  # what is said of odd files is told below
+            _refuse_foreign_types(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
