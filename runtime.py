@@ -678,7 +678,6 @@ def load_tensors(path: Path) -> object:
     if not path.is_file():
         raise UserError(f"{path}: no such file.")
     try:
-        _check_archive(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is said of odd files is told below
             _refuse_foreign_types(path)
@@ -704,21 +703,24 @@ def _is_archive(path: Path) -> bool:
         return stream.read(4) == b"PK\x03\x04"
 
 
-def _check_archive(path: Path) -> None:
-    """Look at what torch does not: the checksums of an archive's parts, and how far it unpacks.
+def _pickles_of(path: Path) -> list[IO[bytes]]:
+    """The pickled parts of a file of tensors, once its archive, if it is one, has been looked at.
+
+    torch looks neither at the checksums of an archive's parts nor at how far it unpacks.
 
     Raises:
         UserError: a part is damaged, or all of them unpack to many times the file's size.
         zipfile.BadZipFile, and others: it is no archive that can be read.
     """
     if not _is_archive(path):
-        return
+        return [io.BytesIO(path.read_bytes())] * LEGACY_PICKLES
     with zipfile.ZipFile(path) as archive:
         unpacked, size = sum(part.file_size for part in archive.infolist()), path.stat().st_size
         if unpacked > MOST_UNPACKED * size:
             raise UserError(f"{path}: refused, its {size:,} bytes unpack to {unpacked:,}; torch packs nothing.")
         if damaged := archive.testzip():
             raise UserError(f"{path}: damaged ({damaged} has another checksum); get or train it anew.")
+        return [io.BytesIO(archive.read(name)) for name in archive.namelist() if name.endswith("data.pkl")]
 
 
 def _refuse_foreign_types(path: Path) -> None:
@@ -731,13 +733,7 @@ def _refuse_foreign_types(path: Path) -> None:
     """
     import pickletools
 
-    if _is_archive(path):
-        with zipfile.ZipFile(path) as archive:
-            parts = [name for name in archive.namelist() if name.endswith("data.pkl")]
-            streams = [io.BytesIO(archive.read(name)) for name in parts]
-    else:
-        streams = [io.BytesIO(path.read_bytes())] * LEGACY_PICKLES
-    for stream in streams:
+    for stream in _pickles_of(path):
         for operation, argument, _ in pickletools.genops(stream):
             if "GLOBAL" in operation.name or operation.name in ("INST", "EXT1", "EXT2", "EXT4"):
                 name = str(argument).replace(" ", ".")

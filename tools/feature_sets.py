@@ -5,6 +5,7 @@ Recordings are mixed to mono and brought to 16 kHz first.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import warnings
@@ -55,14 +56,9 @@ def read_signal(clip: Clip) -> NDArray[np.float32]:
     import audresample
     import soundfile
 
-    size = clip.recording.stat().st_size
-    if size == 0:  # before it is opened: a pipe would wait for its writer
-        raise UserError("empty file (0 bytes)")
     try:
-        # Opened by Python: soundfile takes no name that is not UTF-8.
-        with clip.recording.open("rb") as raw, soundfile.SoundFile(raw.fileno(), closefd=False) as stream:
+        with _opened(clip.recording) as stream:
             rate = stream.samplerate
-            _check_header(stream, size)
             stream.seek(min(round(clip.start * rate), stream.frames) if clip.start else 0)
             frames = (stream.frames if clip.stop is None else round(clip.stop * rate)) - stream.tell()
             if frames > LONGEST_CLIP * rate:
@@ -80,16 +76,30 @@ def read_signal(clip: Clip) -> NDArray[np.float32]:
     return mono.clip(-1, 1 - 2**-15)
 
 
-def _check_header(stream, size: int) -> None:
-    """Raise `UserError` where what a sound file of so many bytes says of itself can't be true, or is no speech."""
-    if stream.samplerate < LOWEST_RATE:
-        raise UserError(f"{stream.samplerate} samples a second; expected {LOWEST_RATE} or more")
-    if stream.frames >= UNKNOWN_LENGTH:
-        raise UserError("its header does not say how long it is; convert it")
-    if stream.frames > size * stream.samplerate:
-        raise UserError(
-            f"{stream.frames / stream.samplerate / 3600:,.0f} hours by its header, which {size:,} bytes can't hold"
-        )
+@contextlib.contextmanager
+def _opened(recording: Path) -> Iterator:
+    """A recording as an open `soundfile.SoundFile`.
+
+    Raises:
+        UserError: it is empty, or what its header says can't be true, or is no speech.
+        soundfile.LibsndfileError, RuntimeError, OSError: it can't be read.
+    """
+    import soundfile
+
+    size = recording.stat().st_size
+    if size == 0:  # before it is opened: a pipe would wait for its writer
+        raise UserError("empty file (0 bytes)")
+    # Opened by Python: soundfile takes no name that is not UTF-8.
+    with recording.open("rb") as raw, soundfile.SoundFile(raw.fileno(), closefd=False) as stream:
+        if stream.samplerate < LOWEST_RATE:
+            raise UserError(f"{stream.samplerate} samples a second; expected {LOWEST_RATE} or more")
+        if stream.frames >= UNKNOWN_LENGTH:
+            raise UserError("its header does not say how long it is; convert it")
+        if stream.frames > size * stream.samplerate:
+            raise UserError(
+                f"{stream.frames / stream.samplerate / 3600:,.0f} hours by its header, which {size:,} bytes can't hold"
+            )
+        yield stream
 
 
 def _read_mono(stream, frames: int) -> NDArray[np.float32]:
@@ -113,11 +123,7 @@ def seconds_of(recording: Path) -> float:
     import soundfile
 
     try:
-        size = recording.stat().st_size
-        if size == 0:
-            return 0.0
-        with recording.open("rb") as raw, soundfile.SoundFile(raw.fileno(), closefd=False) as stream:
-            _check_header(stream, size)
+        with _opened(recording) as stream:
             return stream.frames / stream.samplerate
     except (soundfile.LibsndfileError, RuntimeError, OSError, UserError):
         return 0.0
