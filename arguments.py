@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+import run_log
 import runtime
 from runtime import UserError
 
@@ -19,6 +21,7 @@ ATTRIBUTES = ("Act", "Dom", "Val")
 STOP_SOON = 0.1  # seconds after which a signal that came within an import is looked at again
 STOP_AGAIN = 10  # seconds after which a signal that some library swallowed is raised again; cleaning up takes less
 RANK_PATIENCE = 10  # seconds that another rank waits for rank 0 before it tells of an error itself
+LOST_CONNECTION = r"connection.*(closed|reset)|broken pipe"  # what gloo and NCCL say where another rank has ended
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -394,14 +397,14 @@ def run(
         status = 130 if isinstance(stop, KeyboardInterrupt) else 143
     except Exception as error:
         sys.stderr = errors
-        if runtime.num_ranks() == 1 or "Connection closed" not in str(error):
+        if runtime.num_ranks() == 1 or not re.search(LOST_CONNECTION, str(error), re.IGNORECASE):
             raise
         # Another rank has failed and says why; what reaches this one is only that the connection broke.
         print(f"{parser.prog}: rank {runtime.rank()}: another process has ended.", file=errors)
         status = 1
     if runtime.num_ranks() > 1:
         # All is written. A thread of gloo that lets go of its last tensor while Python ends would abort the process.
-        runtime.TrainingRun.release_files()
+        run_log.TrainingRun.release_files()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from runtime import UserError, read_json_object, write_text
+from runtime import UserError
+from storage import read_json_object, write_text
 
 LEVEL_EDGES = (2.0, 3.0, 4.0, 5.0, 6.0)  # six levels: <2, [2,3), [3,4), [4,5), [5,6), >=6
 NUM_LEVELS = len(LEVEL_EDGES) + 1

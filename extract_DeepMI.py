@@ -54,6 +54,7 @@ def open_network(args: argparse.Namespace, checkpoint: Path, *folders: Path) -> 
     Raises:
         UserError: corpus, norm terms or checkpoint are missing, damaged or do not fit.
     """
+    import run_log
     import runtime
     import utils
     from batches import Rows
@@ -66,7 +67,7 @@ def open_network(args: argparse.Namespace, checkpoint: Path, *folders: Path) -> 
     model, info = load_ssl_checkpoint(
         checkpoint, corpus.num_features, args.num_clusters, args.emo_attr, corpus.feature_set
     )
-    runtime.tell_if_unfinished(checkpoint)
+    run_log.tell_if_unfinished(checkpoint)
     corpus.tell_if_other_terms(checkpoint, info)
     utils.make_output_folders(*folders, args.cache_dir)
     with runtime.first_rank_first():

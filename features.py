@@ -24,16 +24,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime import (
-    UserError,
-    digest,
-    prepare_folder,
-    read_json_object,
-    shielded_workers,
-    tell,
-    write_atomically,
-    write_together,
-)
+from runtime import UserError, shielded_workers, tell
+from storage import digest, prepare_folder, read_json_object, write_atomically, write_together
 
 FEATURE_KEY = "Audio_data"  # the variable that holds the features in MSP-Podcast's .mat files
 SET_FILE = "feature_set.json"  # beside .mat files and norm terms: which feature set they are of

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import runtime
+import storage
 from features import common_feature_set
 from runtime import UserError
 
@@ -181,7 +181,7 @@ def save_ssl_checkpoint(path: Path, state: Mapping[str, Tensor], info: dict) -> 
     """
     keys = {key: key.replace("dnn_features.", "dnn_features.module.", 1) for key in state}
     weights = {keys[key]: value.detach().cpu().contiguous() for key, value in state.items()}
-    runtime.save_tensors({"arch": "resnet", "state_dict": weights, INFO_KEY: info}, path)
+    storage.save_tensors({"arch": "resnet", "state_dict": weights, INFO_KEY: info}, path)
 
 
 def load_ssl_checkpoint(
@@ -206,7 +206,7 @@ def load_ssl_checkpoint(
             f"{path}: no such checkpoint. Run training_DeepEmoCluster.py with the same -ep, -batch, -emo and -nc first "
             "(the published ones: --model-dir trained_SSLmodels_v1.8)."
         )
-    content = runtime.load_tensors(path)
+    content = storage.load_tensors(path)
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise UserError(f"{path}: no state_dict in it; expected a DenseResNet checkpoint.")
@@ -228,7 +228,7 @@ def save_regressor(path: Path, state: Mapping[str, Tensor], info: dict) -> None:
     """
     weights = OrderedDict((key, value.detach().cpu().contiguous()) for key, value in state.items())
     weights._metadata = {"": {"version": 1, INFO_KEY: info}}
-    runtime.save_tensors(weights, path)
+    storage.save_tensors(weights, path)
 
 
 def load_regressor(path: Path, num_features: int, emo_attr: str = "", feature_set: str = "") -> tuple[DenseNet, dict]:
@@ -250,7 +250,7 @@ def load_regressor(path: Path, num_features: int, emo_attr: str = "", feature_se
             f"{path}: no such regressor. training_Curriculum.py writes them, as "
             "SimpleEmoRegressor_DeepMI@_Val.pt.tar in its --model-dir."
         )
-    state = runtime.load_tensors(path)
+    state = storage.load_tensors(path)
     if not isinstance(state, dict):
         raise UserError(f"{path}: expected the state dict of a curriculum regressor, found {type(state).__name__}.")
     if "state_dict" in state:
@@ -269,7 +269,7 @@ def _checked_info(path: Path, info: object) -> dict:
     """What was saved with a network, empty where nothing was; `UserError` where this program did not write it."""
 
     def is_ours(name: object, value: object) -> bool:
-        kinds = str if name in ("emo_attr", "feature_set", "norm_terms") else runtime.PLAIN
+        kinds = str if name in ("emo_attr", "feature_set", "norm_terms") else storage.PLAIN
         fit = math.isfinite(value) if isinstance(value, float) else len(str(value)) <= LONGEST_FACT
         return isinstance(name, str) and isinstance(value, kinds) and fit
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
-from runtime import write_atomically
+from storage import write_atomically
 
 _TRAINING, _HELD_OUT = "tab:blue", "tab:orange"
 

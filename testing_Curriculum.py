@@ -22,7 +22,9 @@ from pathlib import Path
 
 import arguments
 import curriculum
+import run_log
 import runtime
+import storage
 
 FEW = "; these are few, so read it as a rough one"
 
@@ -257,7 +259,7 @@ def test_on(test: TestCorpus, model_file: Path, device, precision: str, args: ar
     files = [args.results_dir / f"{stem}_{test.split}{ending}" for ending in (".json", ".csv")]
     rows = pd.DataFrame({"FileName": data.names, "label": data.labels, "prediction": prediction})
     write_result(files[0], result)
-    runtime.write_text(files[1], rows.to_csv(index=False))
+    storage.write_text(files[1], rows.to_csv(index=False))
 
     if test.name:
         print(f"\n{test.name}, split {test.split}:")
@@ -274,7 +276,7 @@ def test_on(test: TestCorpus, model_file: Path, device, precision: str, args: ar
 
 def write_result(file: Path, result) -> None:
     """Write JSON without NaN."""
-    runtime.write_text(file, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    storage.write_text(file, json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
 def table_of(tests: list[TestCorpus], results: list[dict]) -> list[str]:
@@ -304,14 +306,14 @@ def main(args: argparse.Namespace) -> None:
     utils.make_output_folders(args.results_dir, args.cache_dir)
     tests = open_tests(args)
     model_file = find_regressor(args)
-    runtime.tell_if_unfinished(model_file)
+    run_log.tell_if_unfinished(model_file)
     results = [test_on(test, model_file, device, precision, args) for test in tests]
     if len(results) > 1:
         table = table_of(tests, results)
         stem = args.results_dir / model_file.name.removesuffix(".pt.tar")
         files = [stem.with_name(f"{stem.name}_corpora{ending}") for ending in (".json", ".md")]
         write_result(files[0], results)
-        runtime.write_text(files[1], "\n".join(table) + "\n")
+        storage.write_text(files[1], "\n".join(table) + "\n")
         print("\n".join(["", *table, "", *(f"wrote {path}" for path in files)]))
 
 

@@ -19,7 +19,9 @@ from pathlib import Path
 
 import arguments
 import curriculum
+import run_log
 import runtime
+import storage
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -99,7 +101,7 @@ class Learner:
         for number, x in enumerate(own_rows):
             losses[number] = self.step(x, targets[batches[number]])
         losses = losses.cpu()  # one wait for the device an epoch, none a batch
-        runtime.refuse_divergence(losses, batches, names, f"epoch {epoch}")
+        run_log.refuse_divergence(losses, batches, names, f"epoch {epoch}")
         return losses.mean().item()
 
     def validation_loss(self, rows, targets) -> float:
@@ -120,7 +122,7 @@ def load_order(args: argparse.Namespace, names: list[str], labels) -> tuple:
     if args.order in curriculum.METRIC_ORDERS:
         file = args.metric or utils.metric_file(args.metric_dir, args.num_clusters, args.emo_attr)
         values = curriculum.match_metric(deepmi.read_metric(file), names, file)
-        metric, key = Path(file).name, runtime.digest(values.tobytes())
+        metric, key = Path(file).name, storage.digest(values.tobytes())
         print(f"order {args.order} by {file}")
     else:
         print(f"order {args.order}, no DeepMI used")
@@ -181,7 +183,7 @@ def main(args: argparse.Namespace) -> None:
         counts = {"Train": len(train.names), "Validation": len(held_out.names)}
         details = {"corpus": str(args.corpus), "counts": counts, "device": str(device), "metric": metric}
         details["ranks"] = runtime.num_ranks()
-        run = runtime.TrainingRun(target, arguments.chosen(args, "order", "pacing"), keys, details, args.resume)
+        run = run_log.TrainingRun(target, arguments.chosen(args, "order", "pacing"), keys, details, args.resume)
         finished = run.is_finished()
         state = None if finished else run.start()
     run.refuse_unlike_ranks(finished)

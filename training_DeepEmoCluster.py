@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 
 import arguments
+import run_log
 import runtime
 
 LR_TRUNK = 1e-3  # SGD on everything but the top layer, both stages
@@ -137,7 +138,7 @@ class Learner:
                 losses[number] = self.steps[LABELED](x, pseudo_labels[batch], part.targets[batch])
         losses[:, 0] = runtime.sum_over_ranks(losses[:, 0])
         losses = losses.cpu()  # one wait for the device a stage, none a batch
-        runtime.refuse_divergence(losses, batches, part.names, title)
+        run_log.refuse_divergence(losses, batches, part.names, title)
         return tuple(losses.mean(dim=0).tolist())
 
 
@@ -284,7 +285,7 @@ def main(args: argparse.Namespace) -> None:
         parts, keys, facts = load_parts(args, device)
         counts = {name: len(part.names) for name, part in parts.items()}
         details = {"corpus": str(args.corpus), "counts": counts, "device": str(device), "ranks": runtime.num_ranks()}
-        run = runtime.TrainingRun(checkpoint, arguments.chosen(args, "num_clusters"), keys, details, args.resume)
+        run = run_log.TrainingRun(checkpoint, arguments.chosen(args, "num_clusters"), keys, details, args.resume)
         finished = run.is_finished()
         state = None if finished else run.start()
     run.refuse_unlike_ranks(finished)

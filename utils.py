@@ -20,17 +20,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 import features
-from runtime import (
-    LARGEST_LABELS,
-    UNPRINTABLE,
-    UserError,
-    digest,
-    prepare_folder,
-    read_json_object,
-    read_text,
-    tell,
-    write_together,
-)
+from runtime import UNPRINTABLE, UserError, tell
+from storage import LARGEST_LABELS, digest, prepare_folder, read_json_object, read_text, write_together
 
 FEATURE_FOLDER = Path("Features/OpenSmile_func_IS13ComParE/feat_mat")
 PREPARED_LABELS, PREPARED_MARK = "labels_consensus.csv", "prepared.json"  # what tools.prepare_corpus writes

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import arguments
+import run_log
 import runtime
 from benchmarks.real_speech import ROOT, machine, replace_section, split_section
 
@@ -241,7 +242,7 @@ def run_inside(stage: str, argv: list[str], target: Path) -> None:
         torch.cuda.reset_peak_memory_stats(device)
         return rates
 
-    end_epoch, in_batches = runtime.TrainingRun.end_epoch, batches.in_batches
+    end_epoch, in_batches = run_log.TrainingRun.end_epoch, batches.in_batches
 
     def measured_end_epoch(self, record: dict) -> None:
         end_epoch(self, record)
@@ -258,7 +259,7 @@ def run_inside(stage: str, argv: list[str], target: Path) -> None:
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    runtime.TrainingRun.end_epoch, batches.in_batches = measured_end_epoch, measured_in_batches
+    run_log.TrainingRun.end_epoch, batches.in_batches = measured_end_epoch, measured_in_batches
     begin = time.perf_counter()
     module.main(args)
     _wait(device)

@@ -29,6 +29,7 @@ from pathlib import Path
 from unittest import mock
 
 import arguments
+import run_log
 import runtime
 from benchmarks.real_speech import machine, replace_section, split_section
 
@@ -201,8 +202,8 @@ def _ssl_checkpoints() -> list[bytes]:
         return [path.read_bytes()]
 
 
-def _run_of(checkpoint: Path) -> runtime.TrainingRun:
-    return runtime.TrainingRun(checkpoint, {"epoch": 2, "seed": 31}, {"Train": "a"}, {}, True)
+def _run_of(checkpoint: Path) -> run_log.TrainingRun:
+    return run_log.TrainingRun(checkpoint, {"epoch": 2, "seed": 31}, {"Train": "a"}, {}, True)
 
 
 def _resume(path: Path) -> None:

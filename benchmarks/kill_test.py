@@ -24,6 +24,7 @@ from pathlib import Path
 
 import arguments
 import runtime
+import storage
 from benchmarks.real_speech import ROOT, demo_corpus, machine, replace_section, split_section
 
 CLIPS = {"Train": 60, "Development": 24, "Test1": 24, "Unlabeled": 40}
@@ -169,7 +170,7 @@ def fault_of(path: Path) -> str:
             key = features.FEATURE_KEY if "_norm_" not in path.name else "normal_para"
             features.read_mat(path, key)
         elif ending in (".tar", ".resume"):
-            runtime.load_tensors(path)
+            storage.load_tensors(path)
         elif ending == ".png":
             matplotlib.image.imread(path)
         elif ending == ".html" and not path.read_text().rstrip().endswith("</html>"):

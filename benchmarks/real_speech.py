@@ -21,6 +21,7 @@ from pathlib import Path
 
 import arguments
 import runtime
+import storage
 
 ROOT = Path(__file__).resolve().parents[1]
 # Test1 CCC of the original program on EmoDB with nEMO as unlabeled set (its published code, made to start on a CPU):
@@ -147,7 +148,7 @@ def split_section(path: Path, name: str) -> tuple[str, str]:
         UserError: no such section.
     """
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    content = runtime.read_text(path)
+    content = storage.read_text(path)
     if begin not in content or end not in content:
         raise runtime.UserError(f"{path}: no section {name}; expected the markers {begin} and {end}.")
     return content.split(begin)[0] + begin, end + content.split(end)[1]
@@ -156,7 +157,7 @@ def split_section(path: Path, name: str) -> tuple[str, str]:
 def replace_section(path: Path, name: str, text: str) -> None:
     """Put a text into a section of a Markdown file; raises as `split_section`."""
     before, after = split_section(path, name)
-    runtime.write_text(path, f"{before}\n{text}\n{after}")
+    storage.write_text(path, f"{before}\n{text}\n{after}")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+import run_log
 import runtime
+import storage
 import utils
 
 
@@ -45,7 +47,7 @@ def test_a_stage_ends_in_a_message_and_leaves_what_was_there(trained, stage, siz
     before = contents(trained.folder)
     with files_up_to(size):
         result = trained.stage(stage, *MORE.get(stage, []))
-        runtime.TrainingRun.release_files()  # as at the end of a process
+        run_log.TrainingRun.release_files()  # as at the end of a process
     if result[0] == 0:
         assert size and stage in (0, 2, 4)  # their files are small enough
         return
@@ -80,7 +82,7 @@ def test_a_kill_between_checkpoint_and_log_does_not_pass_for_finished(trained, m
 
     before = trained.regressor.read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(runtime.TrainingRun, "_write_log", dies)
+        patched.setattr(run_log.TrainingRun, "_write_log", dies)
         with pytest.raises(Killed):
             trained.stage(3, "--seed", 5)
     assert trained.regressor.read_bytes() != before
@@ -97,7 +99,7 @@ def test_the_log_stays_that_of_the_checkpoint_until_there_is_another(trained, mo
         raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as patched:
-        patched.setattr(runtime, "save_tensors", fails)
+        patched.setattr(storage, "save_tensors", fails)
         trained.refuses(trained.stage(3, "--seed", 5), "No space left")
     assert log.read_bytes() == before
     code, _, err = trained.stage(3, "--seed", 5)
@@ -106,12 +108,12 @@ def test_the_log_stays_that_of_the_checkpoint_until_there_is_another(trained, mo
 
 def test_a_line_is_added_whole_or_not_at_all(tmp_path):
     file = tmp_path / "log.jsonl"
-    runtime.append_line(file, "one")
+    storage.append_line(file, "one")
     with files_up_to(7), pytest.raises(OSError, match="File too large") as error:
-        runtime.append_line(file, "another line")
+        storage.append_line(file, "another line")
     assert error.value.filename == str(file)
     assert file.read_text() == "one\n"
-    runtime.append_line(file, "two")
+    storage.append_line(file, "two")
     assert file.read_text() == "one\ntwo\n"
 
 
@@ -132,7 +134,7 @@ def test_norm_terms_come_together_or_not_at_all(tmp_path):
 
 def test_a_kill_never_leaves_new_files_beside_old_ones(tmp_path, monkeypatch):
     files = [tmp_path / name for name in "abc"]
-    runtime.write_together(dict.fromkeys(files, b"old"))
+    storage.write_together(dict.fromkeys(files, b"old"))
 
     class Killed(BaseException):
         pass
@@ -148,7 +150,7 @@ def test_a_kill_never_leaves_new_files_beside_old_ones(tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(tmp_path), "replace", dies)
     with pytest.raises(Killed):
-        runtime.write_together(dict.fromkeys(files, b"new"))
+        storage.write_together(dict.fromkeys(files, b"new"))
     assert renames[0] == files[0]
     assert [file.read_bytes() if file.exists() else None for file in files] == [b"new", None, None]
 

@@ -8,6 +8,7 @@ import torch
 
 import batches
 import deepmi
+import run_log
 import runtime
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
@@ -33,7 +34,7 @@ def test_a_run_resumes_on_a_gpu(bench, monkeypatch, number):
     for before in range(number):
         bench.stage(before)
     with monkeypatch.context() as patched:
-        patched.setattr(runtime.TrainingRun, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(run_log.TrainingRun, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert bench.stage(number, "--device", "cuda")[0] == 130
     code, out, err = bench.stage(number, "--device", "cuda")
     assert code == 0 and "going on after" in out, err

@@ -1,5 +1,7 @@
 """Several processes under torchrun do what one does."""
 
+import argparse
+import io
 import json
 import os
 import subprocess
@@ -9,6 +11,8 @@ import pytest
 import torch
 from conftest import ROOT
 
+import arguments
+import run_log
 import runtime
 
 SMALL = ("-batch", "16", "-emo", "Val", "-nc", "5")
@@ -87,7 +91,7 @@ def test_two_ranks_train_the_curriculum_as_one_process_does(trained):
 
 def test_a_run_of_two_ranks_goes_on_as_one_process(trained):
     """From the state that the ranks saved: which machine a cluster gives a job next is not known before."""
-    killed = "import runtime, os; runtime.TrainingRun.finish = lambda *_: os._exit(9)"
+    killed = "import run_log, os; run_log.TrainingRun.finish = lambda *_: os._exit(9)"
     driver = trained.folder / "killed.py"
     driver.write_text(
         f"import sys; sys.path[:0] = [{str(ROOT)!r}]\n{killed}\n"
@@ -107,6 +111,31 @@ def test_bad_input_is_said_once_and_no_rank_hangs(bench):
     assert "Traceback" not in result.stderr.split("ChildFailedError")[0].split("torch/distributed")[0]
 
 
+@pytest.mark.parametrize(
+    ("message", "is_lost"),
+    [("Connection closed by peer [::1]:80", True), ("Read error: Connection reset by peer.", True), ("a bug", False)],
+)
+def test_a_rank_whose_rank_0_has_ended_says_so_in_a_line(monkeypatch, message, is_lost):
+    """A rank may hear of it in several ways, by chance; any other error keeps its traceback."""
+
+    def loses(args):
+        raise RuntimeError(message)
+
+    def ends(status):
+        raise SystemExit(status)
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(runtime, "join_ranks", lambda: None)
+    monkeypatch.setattr(os, "_exit", ends)
+    spoken = io.StringIO()
+    for stream in ("stdout", "stderr", "__stderr__"):
+        monkeypatch.setattr(sys, stream, spoken)
+    with pytest.raises(SystemExit if is_lost else RuntimeError):
+        arguments.run(loses, argparse.ArgumentParser(prog="stage"), [], with_ranks=True)
+    assert spoken.getvalue() == ("stage: rank 1: another process has ended.\n" if is_lost else "")
+
+
 def test_a_stage_of_one_process_says_so(bench):
     result = run_on(2, "testing_Curriculum.py", "-emo", "Val", folder=bench.folder)
     assert result.returncode != 0 and "start it without torchrun" in result.stderr
@@ -124,10 +153,10 @@ def test_each_rank_drops_units_of_its_own(monkeypatch):
 
 
 def test_ranks_that_see_other_folders_are_refused(tmp_path, monkeypatch):
-    runs = [runtime.TrainingRun(tmp_path / f"{rank}/x.pt.tar", {}, {}, {}, True) for rank in range(2)]
+    runs = [run_log.TrainingRun(tmp_path / f"{rank}/x.pt.tar", {}, {}, {}, True) for rank in range(2)]
     runs[0].history = [{"epoch": 0}]  # rank 0 goes on, the other one has nothing to go on from
     found = []
-    monkeypatch.setattr(runtime, "from_first_rank", lambda make: found.append(make()) or found[0])
+    monkeypatch.setattr(run_log, "from_first_rank", lambda make: found.append(make()) or found[0])
     runs[0].refuse_unlike_ranks(False)
     with pytest.raises(runtime.UserError, match="common file system"):
         runs[1].refuse_unlike_ranks(False)

@@ -21,6 +21,7 @@ import batches
 import deepmi
 import metrics
 import model
+import run_log
 import runtime
 import training_DeepEmoCluster as ssl_stage
 import utils
@@ -364,7 +365,7 @@ def test_a_run_killed_after_every_epoch_ends_with_the_same_bytes(trained_here, m
         file.unlink()
     if number == 3:
         assert trained_here.stage(2)[0] == 2  # the checkpoint is gone, the metric stays
-    original = runtime.TrainingRun.save_if_due
+    original = run_log.TrainingRun.save_if_due
     kills = 0
 
     def save_then_die(self, *args):
@@ -374,7 +375,7 @@ def test_a_run_killed_after_every_epoch_ends_with_the_same_bytes(trained_here, m
             original(self, *args)  # every other kill comes before the state is saved
         raise Killed
 
-    monkeypatch.setattr(runtime.TrainingRun, "save_if_due", save_then_die)
+    monkeypatch.setattr(run_log.TrainingRun, "save_if_due", save_then_die)
     script = SCRIPTS[number]
     module = sys.modules.get(script) or __import__(script)
     more = ["--unlabeled", f"{trained_here.corpus}_unlabeled"] if number == 1 else []
@@ -486,7 +487,7 @@ def test_a_finished_run_is_not_trained_again(trained_here):
 
 def test_an_unfinished_run_of_another_seed_is_not_overwritten(bench, monkeypatch):
     bench.stage(0)
-    monkeypatch.setattr(runtime.TrainingRun, "finish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(run_log.TrainingRun, "finish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     assert bench.stage(1)[0] == 130
     monkeypatch.undo()
     os.chdir(bench.folder)

@@ -17,7 +17,9 @@ import arguments
 import deepmi
 import features
 import model
+import run_log
 import runtime
+import storage
 import utils
 from benchmarks import fuzz
 from runtime import UserError
@@ -158,9 +160,9 @@ def test_a_checkpoint_cut_anywhere_is_refused(regressor, ends_after):
 
 @pytest.mark.parametrize("stage", [1, 3])
 def test_a_state_of_other_networks_is_refused(trained_here, monkeypatch, stage):
-    monkeypatch.setattr(runtime.TrainingRun, "finish", lambda self, write_outputs: None)
+    monkeypatch.setattr(run_log.TrainingRun, "finish", lambda self, write_outputs: None)
     more = ["-ep", 3] if stage == 1 else ["-ep", 9]
-    monkeypatch.setattr(runtime.TrainingRun, "_save_cost", 0.0, raising=False)
+    monkeypatch.setattr(run_log.TrainingRun, "_save_cost", 0.0, raising=False)
     assert trained_here.stage(stage, *more)[0] == 0
     (resume,) = trained_here.folder.glob("Models/*.resume")
     good = torch.load(resume, weights_only=True)
@@ -219,7 +221,7 @@ def test_nested_or_endless_json_is_refused(tmp_path, content):
 
 
 def test_large_json_of_one_level_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime, "LARGEST_NESTED", 10)
+    monkeypatch.setattr(storage, "LARGEST_NESTED", 10)
     deepmi.write_metric(tmp_path / "m.json", {"a.wav": 0.5, "b.wav": 0.25})
     assert deepmi.read_metric(tmp_path / "m.json") == {"a.wav": 0.5, "b.wav": 0.25}
 

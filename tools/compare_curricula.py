@@ -34,6 +34,7 @@ from pathlib import Path
 
 import arguments
 import runtime
+import storage
 from tools import trials
 
 CONTROLS = ("random", "none")  # what the other orders are compared with
@@ -400,8 +401,8 @@ def main(args: argparse.Namespace) -> None:
 
     stem = output_stem(args)
     files = [stem.with_name(stem.name + ending) for ending in (".md", ".csv", "_curves.png", "_orders.png")]
-    runtime.write_text(files[0], "\n".join(lines) + "\n")
-    runtime.write_text(files[1], pd.concat(tables.values()).to_csv(index=False))
+    storage.write_text(files[0], "\n".join(lines) + "\n")
+    storage.write_text(files[1], pd.concat(tables.values()).to_csv(index=False))
     curves = {
         order: [results[order, seed]["curve"] for seed in seeds_of(args)]
         for order in args.orders

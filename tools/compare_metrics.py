@@ -22,6 +22,7 @@ from pathlib import Path
 import arguments
 import curriculum
 import runtime
+import storage
 from tools import trials
 
 
@@ -201,7 +202,7 @@ def main(args: argparse.Namespace) -> None:
             raise runtime.UserError("--seeds makes the DeepMI files itself; leave out files and --out.")
         lines = measure_stability(args)
         target = args.results_dir / f"compare_metrics_{args.emo_attr}.md"
-        runtime.write_text(target, "\n".join(lines) + "\n")
+        storage.write_text(target, "\n".join(lines) + "\n")
         print("\n".join([*lines, f"wrote {target}"]))
         return
     if len(args.files) < 2:
@@ -228,7 +229,7 @@ def write_values(target: Path, metrics: dict[str, dict[str, float]]) -> None:
         values = pd.Series(metric)
         columns[title] = values
         columns[f"{title} percentile"] = pd.Series(percentiles(values.to_numpy()), values.index)
-    runtime.write_text(target, pd.DataFrame(columns).rename_axis("FileName").sort_index().to_csv())
+    storage.write_text(target, pd.DataFrame(columns).rename_axis("FileName").sort_index().to_csv())
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ import pandas as pd
 
 import utils
 from features import AUDIO_ENDINGS, feature_name
-from runtime import LARGEST_LABELS, UserError, derived_seed, read_text, tell
+from runtime import UserError, derived_seed, tell
+from storage import LARGEST_LABELS, read_text
 from tools.extract_features import list_recordings
 
 ATTRIBUTE_COLUMNS = ("EmoAct", "EmoVal", "EmoDom")
@@ -426,6 +427,6 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
     Ten digits: what a change of scale leaves in the sixteenth must not move a label over the edge of a level.
     """
-    from runtime import write_text
+    from storage import write_text
 
     write_text(path, table.to_csv(index=False, float_format="%.10g", lineterminator="\n"))

@@ -21,9 +21,9 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     """Draw and write."""
     import plots
-    import runtime
+    import storage
 
-    runtime.prepare_folder(args.out.parent)
+    storage.prepare_folder(args.out.parent)
     plots.draw_method(args.out)
     print(f"wrote {args.out}")
 

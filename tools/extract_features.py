@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 
 import arguments
 import runtime
-from runtime import UserError, prepare_folder
+from runtime import UserError
+from storage import prepare_folder
 
 if TYPE_CHECKING:
     from tools.feature_sets import Clip

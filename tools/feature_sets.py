@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime import UserError, choose_device, read_json_object, shielded_workers
+from runtime import UserError, choose_device, shielded_workers
+from storage import read_json_object
 
 LOWEST_RATE = 1000  # Hz; below, there is no speech, and a short file would become hours at 16 kHz
 LONGEST_CLIP = 7200  # seconds

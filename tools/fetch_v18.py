@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import arguments
-from runtime import UserError, prepare_folder, write_atomically
+from runtime import UserError
+from storage import prepare_folder, write_atomically
 
 URL = "https://github.com/winston-lin-wei-cheng/DeepMI-Curriculum-Metric"
 COMMIT = "0f5294eaf95866e48dee2bf94a395bdb4cfafdd5"

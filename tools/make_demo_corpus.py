@@ -37,7 +37,8 @@ from pathlib import Path
 import numpy as np
 
 import arguments
-from runtime import UserError, prepare_folder, read_json_object, shielded_workers, write_atomically, write_text
+from runtime import UserError, shielded_workers
+from storage import prepare_folder, read_json_object, write_atomically, write_text
 
 VERSION = 2  # raise it whenever the same seed would give other files
 MARKER = "demo_corpus.json"

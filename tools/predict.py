@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import arguments
+import run_log
 import runtime
+import storage
 from runtime import UserError
 
 if TYPE_CHECKING:
@@ -213,7 +215,7 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     regressors, files, label_norm, terms = {}, {}, {}, {}
     for file in args.model:
         regressor, info = load_regressor(file, feature_norm[0].size)
-        runtime.tell_if_unfinished(file)
+        run_log.tell_if_unfinished(file)
         attribute = attribute_of(file, info)
         sets[file] = info.get("feature_set", "")
         label_norm[attribute] = utils.read_label_norm(args.norm_dir, attribute)
@@ -240,7 +242,7 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
         )
     order = [attribute for attribute in arguments.ATTRIBUTES if attribute in files]
     regressors = {attribute: regressors[attribute] for attribute in order}
-    key = runtime.digest(kind.name, terms, *(files[attribute].read_bytes() for attribute in order))
+    key = storage.digest(kind.name, terms, *(files[attribute].read_bytes() for attribute in order))
     return Predictor(regressors, files, label_norm, feature_norm, asked, device, key)
 
 
@@ -281,12 +283,12 @@ class Progress:
                 block = json.loads(line)
                 self.done[block["key"]] = block
         if self.file and self.file.exists():
-            runtime.write_text(self.file, "".join(json.dumps(block) + "\n" for block in self.done.values()))
+            storage.write_text(self.file, "".join(json.dumps(block) + "\n" for block in self.done.values()))
 
     def add(self, block: dict) -> None:
         """Keep one more block."""
         if self.file:
-            runtime.append_line(self.file, json.dumps(block))
+            storage.append_line(self.file, json.dumps(block))
 
     def end(self) -> None:
         """All is written elsewhere."""
@@ -304,7 +306,7 @@ def predict(
     with tqdm(total=len(todo), desc="predictions", unit="clip", disable=None) as bar:
         for start in range(0, len(todo), BLOCK):
             part = {clip: clips[clip] for clip in todo[start : start + BLOCK]}
-            key = runtime.digest(predictor.key, args.segment, list(map(_state, part)), list(part.values()))
+            key = storage.digest(predictor.key, args.segment, list(map(_state, part)), list(part.values()))
             block = progress.done.get(key)
             if block is None:
                 labels, failed = predict_block(predictor, list(part), args, bar)
@@ -339,9 +341,9 @@ def main(args: argparse.Namespace) -> int:
     import csv
 
     clips = find_clips(args.inputs, args.segment)
-    table = None if args.out == "-" else runtime.output_file(args.out)
+    table = None if args.out == "-" else storage.output_file(args.out)
     if table:
-        runtime.prepare_folder(table.parent)
+        storage.prepare_folder(table.parent)
         if table.resolve() in {path.resolve() for path in (*args.model, *(clip.recording for clip in clips))}:
             raise UserError(f"--out {args.out}: is one of the inputs; give another name.")
     predictor = load_predictor(args)
@@ -351,7 +353,7 @@ def main(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         stream = sys.stdout
         if table:
-            temporary = stack.enter_context(runtime.write_atomically(table))
+            temporary = stack.enter_context(storage.write_atomically(table))
             # A file name of no encoding is written as it is.
             stream = stack.enter_context(temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape"))
         writer = csv.writer(stream, lineterminator="\n")

@@ -20,7 +20,8 @@ import shutil
 from pathlib import Path
 
 import arguments
-from runtime import UserError, one_line, prepare_folder, write_atomically, write_text
+from runtime import UserError, one_line
+from storage import prepare_folder, write_atomically, write_text
 
 # Flags that do not change what the labels are
 OTHER_FLAGS = (
@@ -286,7 +287,7 @@ def write_corpus(out: Path, table, ratings, mark: dict, copy: bool, replace: boo
         UserError: the folder holds a corpus that this tool did not prepare, or with other flags; or can't be written.
     """
     import utils
-    from runtime import read_json_object
+    from storage import read_json_object
     from tools import corpora
 
     labels = out / "Labels"

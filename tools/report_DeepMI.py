@@ -16,6 +16,7 @@ from pathlib import Path
 
 import arguments
 import runtime
+import storage
 from runtime import UserError
 
 TRUTH = "demo_truth.csv"  # of the demo corpus: which clips it made disputed
@@ -243,7 +244,7 @@ def main(args: argparse.Namespace) -> None:
     other = re.search(r"@_(Act|Dom|Val)\b", metric_file.name)
     if other and other[1] != args.emo_attr:
         report.warnings.append(f"{metric_file.name} is by its name a file of {other[1]}, not of {args.emo_attr}.")
-    runtime.write_text(page, report_page.page(found, report, corpus_name, metric_file.name, audio))
+    storage.write_text(page, report_page.page(found, report, corpus_name, metric_file.name, audio))
     for line in (*(f"warning: {text}" for text in report.warnings), *report.findings):
         print(line)
     print(f"wrote {page} and, beside it, {len(written)} pictures, {page.stem}_*.png")

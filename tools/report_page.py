@@ -19,7 +19,8 @@ import pandas as pd
 import curriculum
 import deepmi
 from features import AUDIO_ENDINGS
-from runtime import UserError, read_text
+from runtime import UserError
+from storage import read_text
 from tools.corpora import find_audio_folder
 from tools.report_panels import ATTRIBUTE_NAMES, LEVEL_NAMES, Evidence, Report, Section, first_bins
 from tools.report_render import height_of, numbers, plotly_figure

@@ -25,7 +25,9 @@ from numpy.typing import NDArray
 
 import arguments
 import curriculum
+import run_log
 import runtime
+import storage
 
 FOLDS = 5  # of the self-taught scores
 RIDGE = "ridge"  # no order: scikit-learn's regression in place of the network
@@ -168,7 +170,7 @@ def make_metrics(tasks: Sequence[argparse.Namespace], jobs: int) -> None:
     for task in tasks:  # what is wrong with the input comes to light here, and all cores pack
         parts, keys, _ = training_DeepEmoCluster.load_parts(task, torch.device("cpu"))
         task.num_unlabeled = len(parts["unlabeled"].names) if "unlabeled" in parts else 0
-        identity = runtime.digest(_settings(task), task.ssl_epochs, task.num_clusters, keys)
+        identity = storage.digest(_settings(task), task.ssl_epochs, task.num_clusters, keys)
         task.metric_folder = trial_folder(task) / f"{task.emo_attr}_seed{task.seed}_{identity[:12]}"
     for task, task.metric in side_by_side(make_metric, tasks, jobs, "DeepEmoCluster"):
         names = task.ssl_epochs, task.batch_size, task.num_clusters, task.emo_attr
@@ -198,7 +200,7 @@ def noisy_labels(args: argparse.Namespace) -> Path:
         f"{drawn[name]:.10g}" if name in drawn else text for name, text in zip(table["FileName"], table[column])
     ]
     target = trial_folder(args) / f"labels_{args.emo_attr}_seed{args.seed}_noise{100 * args.label_noise:g}.csv"
-    runtime.write_text(target, table.to_csv(index=False))
+    storage.write_text(target, table.to_csv(index=False))
     return target
 
 
@@ -288,11 +290,11 @@ def fit(args: argparse.Namespace, data: Data, order: NDArray[np.int64]) -> tuple
     model = DenseNet(data.corpus.num_features)
     learner = training_Curriculum.Learner(model, runtime.choose_device(args.device), args)
     train, held_out = data.train, data.held_out
-    best, curve = runtime.NO_BEST, []
+    best, curve = run_log.NO_BEST, []
     for record in training_Curriculum.train_epochs(
         learner, train.rows, train.data, held_out.rows, held_out.data, order, args
     ):
-        best = runtime.better_of(best, record["validation_ccc_loss"], record["epoch"], model.state_dict())
+        best = run_log.better_of(best, record["validation_ccc_loss"], record["epoch"], model.state_dict())
         curve.append(1 - record["validation_ccc_loss"])
     model.load_state_dict(best["weights"])
     return model, best["epoch"], curve
@@ -320,7 +322,7 @@ def self_taught(args: argparse.Namespace) -> Path:
 
     data = load_data(args)
     train = data.train.data
-    identity = runtime.digest(_settings(args), train.key, data.held_out.data.key)
+    identity = storage.digest(_settings(args), train.key, data.held_out.data.key)
     target = trial_folder(args) / f"selftaught_{args.emo_attr}_seed{args.seed}_{identity[:12]}.json"
     if target.is_file():
         return target
@@ -407,7 +409,7 @@ def ridge_predictions(train_rows: NDArray, labels: NDArray, *test_rows: NDArray)
 def _kept(target: Path, data: Data) -> dict | None:
     """The result of a finished trial; None where there is none, or what is there is damaged."""
     try:
-        result = runtime.read_json_object(target)
+        result = storage.read_json_object(target)
         whole = result.keys() == RESULT_KEYS and {name: list(tests) for name, tests in result["tests"].items()} == {
             name: part.data.names for name, part in data.tests.items()
         }
@@ -439,7 +441,7 @@ def run_trial(args: argparse.Namespace) -> dict:
         order = np.arange(len(train.names))
     else:
         order = order_of(args, data)
-    identity = runtime.digest(settings, keys, order.tobytes())
+    identity = storage.digest(settings, keys, order.tobytes())
     target = trial_folder(args) / f"{args.emo_attr}_{args.order}_seed{args.seed}_{identity[:12]}.json"
     if kept := _kept(target, data):
         return kept
@@ -456,5 +458,5 @@ def run_trial(args: argparse.Namespace) -> dict:
         name: dict(zip(part.data.names, predictions.tolist()))
         for (name, part), predictions in zip(data.tests.items(), found)
     }
-    runtime.write_text(target, json.dumps(result))
+    storage.write_text(target, json.dumps(result))
     return result
