@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -194,8 +195,26 @@ def prepare_folder(folder: Path) -> Path:
     for entry in os.scandir(folder):
         leftover = re.fullmatch(rf"\..*\.{host}\.(\d+)\.tmp", entry.name)
         if leftover and not _is_alive(int(leftover[1])):
-            Path(entry.path).unlink(missing_ok=True)
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                Path(entry.path).unlink(missing_ok=True)
     return folder
+
+
+@contextlib.contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """A folder within another for as long as the block runs; that of a killed run goes with the next one's start.
+
+    Raises:
+        UserError: the outer folder can't be made or written.
+    """
+    scratch = _temporary_name(prepare_folder(folder) / "scratch")
+    try:
+        scratch.mkdir()
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def digest(*parts: object) -> str:

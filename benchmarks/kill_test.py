@@ -1,15 +1,17 @@
-"""Is anything lost where a run is killed? Each stage and six tools, killed at random moments and started again.
+"""Is anything lost where a run is killed? Each stage and eight tools, killed at random moments and started again.
 
     python -m benchmarks.kill_test --results benchmarks/RESULTS.md
 
 runs a chain on a part of the demo corpus twice: once undisturbed, and once with each step killed (SIGKILL, its workers
 too) at random moments of its running time and started again, until that many kills are counted. After every kill each
 output is read; in the end all are compared with those of the undisturbed chain, byte by byte, logs but for their times.
+The demo corpus that is made under kills is a small one, and the v1.8 files are fetched from a repository of others.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -34,6 +36,16 @@ SSL = ("-ep", "4", "-nc", "4", *TRAINING, *CORPUS)
 CURRICULUM = ("-ep", "30", *TRAINING, *CORPUS)
 REGRESSOR = "Models/SimpleEmoRegressor_DeepMI@_Val.pt.tar"
 STEPS = {
+    "make_demo_corpus": (
+        "-c",
+        "from pathlib import Path; from tools.make_demo_corpus import make_corpus; "
+        "make_corpus(Path('made'), workers=2, clips={'Train': 40, 'Development': 8, 'Test1': 8}, unlabeled_clips=8)",
+    ),
+    "fetch_v18": (
+        "-c",
+        "import json; from pathlib import Path; from tools.fetch_v18 import fetch; "
+        "fetch(**json.loads(Path('published.json').read_text()), target=Path('fetched'))",
+    ),
     "extract_features": ("-m", "tools.extract_features", "corpus/Audios", "features", "--workers", "2"),
     "prepare_corpus": (
         *("-m", "tools.prepare_corpus", "csv", "ratings.csv", "--audio", "corpus/Audios", "--out", "prepared"),
@@ -109,6 +121,34 @@ def make_corpus(demo: Path, folder: Path) -> None:
         shutil.copy2(file, folder / "unlabeled")
 
 
+def publish(folder: Path) -> None:
+    """A git repository with files of the published names, and published.json: the arguments that fetch them."""
+    import numpy as np
+    import scipy.io
+    import torch
+
+    from tools import fetch_v18
+
+    rng = np.random.default_rng(0)
+    repository, blobs = folder / "published", {}
+    for name in fetch_v18.BLOBS:
+        file = repository / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".mat":
+            scipy.io.savemat(file, {"normal_para": rng.random((1, 6373))})
+        elif file.suffix == ".json":
+            file.write_text(json.dumps({f"{number}.wav": value for number, value in enumerate(rng.random(40_000))}))
+        else:
+            storage.save_tensors({"weight": torch.from_numpy(rng.random((2000, 256)))}, file)
+        blobs[name] = fetch_v18.blob_id(file.read_bytes())
+    git = ("git", "-C", str(repository), "-c", "user.name=kill_test", "-c", "user.email=kill_test")
+    for command in (("init", "-q"), ("add", "-A"), ("commit", "-q", "-m", "files")):
+        subprocess.run([*git, *command], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    published = {"url": str(repository), "commit": commit, "blobs": blobs}
+    (folder / "published.json").write_text(json.dumps(published))
+
+
 def start(step: str, folder: Path) -> subprocess.Popen:
     """Start a step as a user does, in a process group of its own."""
     return subprocess.Popen(
@@ -125,6 +165,15 @@ def start(step: str, folder: Path) -> subprocess.Popen:
 def files_of(folder: Path) -> set[Path]:
     """Every file below a folder, by its relative path."""
     return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+
+
+def take_away(folder: Path, files: set[Path]) -> None:
+    """Remove files, given relative to a folder, and the folders below it that are empty then."""
+    for file in files:
+        (folder / file).unlink(missing_ok=True)
+        for parent in file.parents[:-1]:
+            with contextlib.suppress(OSError):
+                (folder / parent).rmdir()
 
 
 def run_whole(step: str, folder: Path) -> float:
@@ -149,6 +198,7 @@ def fault_of(path: Path) -> str:
     """What is wrong with an output, empty where it can be read from its first byte to its last."""
     import matplotlib.image
     import numpy as np
+    import soundfile
 
     import features
 
@@ -171,6 +221,8 @@ def fault_of(path: Path) -> str:
             features.read_mat(path, key)
         elif ending in (".tar", ".resume"):
             storage.load_tensors(path)
+        elif ending == ".wav":
+            soundfile.read(path)
         elif ending == ".png":
             matplotlib.image.imread(path)
         elif ending == ".html" and not path.read_text().rstrip().endswith("</html>"):
@@ -211,8 +263,7 @@ def kill_often(step: str, folder: Path, outputs: set[Path], count: Count, kills:
                     raise runtime.UserError(f"{step} ended with status {process.returncode}: {errors.strip()[-300:]}")
                 if count.kills >= kills:
                     return
-                for path in outputs:  # it has ended before its kill: from the beginning
-                    (folder / path).unlink(missing_ok=True)
+                take_away(folder, outputs)  # it has ended before its kill: from the beginning
             for path in sorted(path for path in outputs if (folder / path).is_file()):
                 count.read += 1
                 if fault := fault_of(folder / path):
@@ -261,6 +312,7 @@ def main(args: argparse.Namespace) -> int:
         # One after the other on the same input files: paths and file times are in the names of caches and trials.
         chain, whole = work / "chain", work / "whole"
         make_corpus(demo, chain)
+        publish(chain)
         given = files_of(chain)
         outputs: dict[str, set[Path]] = {}
         for step in STEPS:
@@ -268,8 +320,7 @@ def main(args: argparse.Namespace) -> int:
             counts[step] = Count(run_whole(step, chain))
             outputs[step] = files_of(chain) - before
         shutil.copytree(chain, whole)
-        for path in files_of(chain) - given:
-            (chain / path).unlink()
+        take_away(chain, files_of(chain) - given)
         for step in STEPS:
             if step in args.steps:
                 kill_often(step, chain, outputs[step], counts[step], args.kills, rng)

@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 
+import storage
 from runtime import UserError
 from tools import fetch_v18
 
@@ -65,12 +66,24 @@ def test_files_that_are_there_already_need_no_network(remote, tmp_path):
     assert len(fetch_v18.fetch("file:///gone", commit, BLOBS, tmp_path / "here")) == 3
 
 
+def test_what_a_killed_run_left_goes_with_the_next(remote, tmp_path, monkeypatch):
+    folder, commit = remote
+    with monkeypatch.context() as patched:
+        patched.setattr(storage.os, "getpid", lambda: 2**22 + 1)  # of a process that there can't be
+        patched.setattr(storage.shutil, "rmtree", lambda *_, **__: None)
+        fetch_v18.fetch(folder.as_uri(), commit, BLOBS, tmp_path / "here")
+    (tmp_path / "here/NormTerm/v1.8/act_norm_means.mat").unlink()
+    assert list((tmp_path / "here").glob(".*.tmp/clone/.git"))
+    fetch_v18.fetch(folder.as_uri(), commit, BLOBS, tmp_path / "here")
+    assert not list((tmp_path / "here").glob(".*"))
+
+
 def test_a_tampered_file_is_refused_and_nothing_is_written(remote, tmp_path):
     folder, _ = remote
     newest = git(folder, "rev-parse", "HEAD")
     with pytest.raises(UserError, match=r"act_norm_means\.mat is not the published file.*nothing was written"):
         fetch_v18.fetch(folder.as_uri(), newest, BLOBS, tmp_path / "here")
-    assert not (tmp_path / "here").exists()
+    assert not list((tmp_path / "here").iterdir())
 
 
 def test_a_missing_file_a_missing_commit_and_a_missing_repository_are_refused(remote, tmp_path):
@@ -81,7 +94,7 @@ def test_a_missing_file_a_missing_commit_and_a_missing_repository_are_refused(re
         fetch_v18.fetch(folder.as_uri(), "0" * 40, BLOBS, tmp_path / "here")
     with pytest.raises(UserError, match="git clone"):
         fetch_v18.fetch("file:///no/such/repository", commit, BLOBS, tmp_path / "here")
-    assert not (tmp_path / "here").exists()
+    assert not list((tmp_path / "here").iterdir())
 
 
 def test_the_three_folders_are_asked_for():

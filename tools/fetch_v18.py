@@ -13,13 +13,12 @@ import argparse
 import hashlib
 import os
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import arguments
 from runtime import UserError
-from storage import prepare_folder, write_atomically
+from storage import prepare_folder, scratch_folder, write_atomically
 
 URL = "https://github.com/winston-lin-wei-cheng/DeepMI-Curriculum-Metric"
 COMMIT = "0f5294eaf95866e48dee2bf94a395bdb4cfafdd5"
@@ -96,8 +95,8 @@ def fetch(url: str, commit: str, blobs: Mapping[str, str], target: Path) -> list
     files = {name: Path(target) / local_path(name) for name in blobs}
     if all(file.is_file() and blob_id(file.read_bytes()) == blobs[name] for name, file in files.items()):
         return list(files.values())
-    with tempfile.TemporaryDirectory() as scratch:
-        clone = str(Path(scratch) / "clone")
+    with scratch_folder(Path(target)) as scratch:
+        clone = str(scratch / "clone")
         _git("clone", "--quiet", "--filter=blob:none", "--no-checkout", "--", url, clone)
         folders = sorted({f"/{Path(name).parts[0]}/" for name in blobs})
         _git("-C", clone, "sparse-checkout", "set", "--no-cone", *folders)
