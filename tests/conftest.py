@@ -18,6 +18,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
+# A shell's background ignores Ctrl-C, and what the tests start there would do so, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import arguments  # noqa: E402
 import features  # noqa: E402
