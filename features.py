@@ -179,11 +179,12 @@ def _matrix(content: memoryview, order: str) -> tuple[str, NDArray | None]:
         raise _damaged_at(f"{len(numbers)} bytes of numbers for a matrix of shape {shape}")
     if source[0] == "f" and target[0] != "f":
         raise _damaged_at("fractions in a matrix of integers")
-    stored = np.frombuffer(numbers, order + source)
-    with np.errstate(over="ignore", invalid="ignore"):
-        values = stored.astype(target, copy=False)  # small integers may stand for doubles
-    if not np.can_cast(stored.dtype, target) and not np.array_equal(values, stored, equal_nan=True):
-        raise _damaged_at("numbers that its class can't hold")
+    values = stored = np.frombuffer(numbers, order + source)
+    if stored.dtype != target:  # small integers may stand for doubles
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = stored.astype(target)
+        if not np.can_cast(stored.dtype, target) and not np.array_equal(values, stored, equal_nan=True):
+            raise _damaged_at("numbers that its class can't hold")
     try:
         return name, values.reshape(shape, order="F")
     except ValueError:  # without numbers a shape may be anything
