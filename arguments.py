@@ -21,7 +21,7 @@ ATTRIBUTES = ("Act", "Dom", "Val")
 STOP_SOON = 0.1  # seconds after which a signal that came within an import is looked at again
 STOP_AGAIN = 10  # seconds after which a signal that some library swallowed is raised again; cleaning up takes less
 RANK_PATIENCE = 10  # seconds that another rank waits for rank 0 before it tells of an error itself
-LOST_CONNECTION = r"connection.*(closed|reset)|broken pipe"  # what gloo and NCCL say where another rank has ended
+LOST_CONNECTION = r"connection.*(closed|reset)|broken pipe"  # what gloo says where another rank has ended
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -1,4 +1,4 @@
-"""What lies beside a checkpoint while it is trained and after: the run log, the resume file, the lock."""
+"""What lies beside a checkpoint (run log, resume file, lock), which epoch is the best, and when training diverges."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def refuse_divergence(losses, batches, names: list[str], title: str) -> None:
         files = ", ".join(names[i] for i in batches[first][:5].tolist())
         raise UserError(
             f"{title}: the loss of batch {first} is not finite (files {files}, ...). Look at their features, or try "
-            "--precision fp32. The last saved state is kept."
+            "--precision fp32. A saved state, if there is one, is kept."
         )
 
 
@@ -119,7 +119,7 @@ def better_of(best: dict, loss: float, epoch: int, weights: dict) -> dict:
     if not math.isfinite(loss):
         raise UserError(
             f"epoch {epoch}: the validation loss is not finite: training diverged, or the validation labels are all "
-            "the same. Look at them, or try --precision fp32. The last saved state is kept."
+            "the same. Look at them, or try --precision fp32. A saved state, if there is one, is kept."
         )
     if best["weights"] is not None and loss >= best["loss"]:
         return best

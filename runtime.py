@@ -1,4 +1,4 @@
-"""Device, precision, seeds, ranks, what is told to the user. Nothing here is about emotion, or about files."""
+"""Device, precision, seeds, captured steps, ranks, signals, what is told to the user; no emotion, no files."""
 
 from __future__ import annotations
 
@@ -415,6 +415,10 @@ def over_ranks(model, in_parts: bool = False):
     from torch.nn.parallel import DistributedDataParallel
 
     return DistributedDataParallel(model, find_unused_parameters=in_parts)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Signals
 
 
 @contextlib.contextmanager

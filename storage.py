@@ -1,4 +1,7 @@
-"""Files that are written whole or not at all, and read without trust: nothing runs, nothing takes unbounded memory."""
+"""Files that are written whole or not at all, and read without trust; digests of what is in them.
+
+Reading runs no code, and takes no memory without a bound.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import shutil
 import signal
 import socket
 import stat
+import tempfile
 import warnings
 import zipfile
 from collections import Counter
@@ -27,11 +31,17 @@ LARGEST_LABELS = 2**30  # the single raters' labels of MSP-Podcast 2.0 have some
 LARGEST_NESTED = 2**24  # characters of a JSON file, but for labels, that may have more than one level
 TENSOR_TYPES = r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor|tensor_v2|parameter)|torch\.\w+Storage"
 LEGACY_PICKLES = 5  # one after the other, before the numbers: magic number, version, system, content, keys
+SCRATCH = ".scratch-"  # how the names of temporary folders begin
 PLAIN = (str, int, float, type(None))
 
 
+def _mark_of_process() -> str:
+    """How the names of temporary files of this process end; no name of a host has an @."""
+    return f"@{socket.gethostname()}.{os.getpid()}.tmp"
+
+
 def _temporary_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}{_mark_of_process()}")
 
 
 def output_file(path: Path) -> Path:
@@ -193,25 +203,26 @@ def prepare_folder(folder: Path) -> Path:
         ) from None
     host = re.escape(socket.gethostname())
     for entry in os.scandir(folder):
-        leftover = re.fullmatch(rf"\..*\.{host}\.(\d+)\.tmp", entry.name)
-        if leftover and not _is_alive(int(leftover[1])):
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
-            else:
-                Path(entry.path).unlink(missing_ok=True)
+        leftover = re.fullmatch(rf"\..*@{host}\.(\d+)\.tmp", entry.name)
+        if not leftover or _is_alive(int(leftover[1])):
+            continue
+        if not entry.is_dir(follow_symlinks=False):
+            with contextlib.suppress(OSError):
+                Path(entry.path).unlink()
+        elif re.match(rf"{re.escape(SCRATCH)}\w+@", entry.name):
+            shutil.rmtree(entry.path, ignore_errors=True)
     return folder
 
 
 @contextlib.contextmanager
 def scratch_folder(folder: Path) -> Iterator[Path]:
-    """A folder within another for as long as the block runs; that of a killed run goes with the next one's start.
+    """A folder within another for as long as the block runs; `prepare_folder` clears that of a killed run.
 
     Raises:
         UserError: the outer folder can't be made or written.
     """
-    scratch = _temporary_name(prepare_folder(folder) / "scratch")
+    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, suffix=_mark_of_process(), dir=prepare_folder(folder)))
     try:
-        scratch.mkdir()
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -90,7 +90,7 @@ def fetch(url: str, commit: str, blobs: Mapping[str, str], target: Path) -> list
     Returns:
         The files, in the order of `blobs`.
     Raises:
-        UserError: no git, no such repository or commit, a file missing or not the known one. Nothing is written then.
+        UserError: no git, no such repository or commit, a file missing or not the known one. No file is written then.
     """
     files = {name: Path(target) / local_path(name) for name in blobs}
     if all(file.is_file() and blob_id(file.read_bytes()) == blobs[name] for name, file in files.items()):
