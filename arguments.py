@@ -19,6 +19,7 @@ from runtime import UserError
 
 ATTRIBUTES = ("Act", "Dom", "Val")
 STOP_SOON = 0.1  # seconds after which a signal that came within an import is looked at again
+STOP_PATIENCE = 5  # seconds that a training has from a signal to the end of its epoch, which is saved then
 STOP_AGAIN = 10  # seconds after which a signal that some library swallowed is raised again; cleaning up takes less
 RANK_PATIENCE = 10  # seconds that another rank waits for rank 0 before it tells of an error itself
 LOST_CONNECTION = r"connection.*(closed|reset)|broken pipe"  # what gloo says where another rank has ended
@@ -310,16 +311,21 @@ def _stop_by(what: type[BaseException]) -> Callable[[int, FrameType | None], Non
     """A signal's handler that raises `what`, and again until `run` has heard it.
 
     Once is not enough: what is raised within a library's callback or its `except:` can be lost there. And while modules
-    are imported it waits, since an exception within torch's import aborts the process.
+    are imported it waits, since an exception within torch's import aborts the process, and so it does for the end of a
+    training's epoch, unless that is far off or a second signal comes.
     """
 
     def handler(signum: int, frame: FrameType | None) -> None:
         if hasattr(signal, "setitimer"):
-            later = _is_importing(frame)
             signal.signal(signal.SIGALRM, handler)
-            signal.setitimer(signal.ITIMER_REAL, STOP_SOON if later else STOP_AGAIN)
-            if later:
+            training = run_log.TrainingRun.current
+            if _is_importing(frame):
+                signal.setitimer(signal.ITIMER_REAL, STOP_SOON)
                 return
+            if training and training.stops_within(STOP_PATIENCE):
+                signal.setitimer(signal.ITIMER_REAL, STOP_PATIENCE)
+                return
+            signal.setitimer(signal.ITIMER_REAL, STOP_AGAIN)
         raise what
 
     return handler
@@ -329,7 +335,12 @@ def _what_remains(args: argparse.Namespace) -> str:
     if not hasattr(args, "resume"):
         return "No file is half written; the same command does what is left."
     again = "The same command" if args.resume else "The same command without --no-resume"
-    return f"{again} goes on from the last saved state."
+    training = run_log.TrainingRun.current
+    if training is None:
+        return f"{again} goes on from the last saved state, if there is one."
+    if not training.saved_epochs:
+        return "Nothing was saved yet; the same command begins anew."
+    return f"{again} goes on after {training.saved_epochs} epochs."
 
 
 def _drop_output() -> None:
@@ -355,6 +366,7 @@ def run(
     if runtime.rank() > 0:
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # rank 0 speaks for all
     args = parser.parse_args(argv)
+    run_log.TrainingRun.current = None  # there is one where this process has trained before
     signal.signal(signal.SIGTERM, _stop_by(_Terminated))
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a shell's background
         signal.signal(signal.SIGINT, _stop_by(KeyboardInterrupt))

@@ -42,12 +42,15 @@ def match_metric(metric: Mapping[str, float], utterances: Sequence[str], source:
     unknown = [name for name in metric if name not in known]
     if lacking or unknown:
         parts = [
-            f"{what} {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-            for what, names in (("lacks", lacking), ("has unknown", unknown))
+            f"{what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for what, names in (
+                (f"lacks {len(lacking)} of them", lacking),
+                (f"has {len(unknown)} besides", unknown),
+            )
             if names
         ]
         raise UserError(
-            f"{source}: made for another Train split: it {' and '.join(parts)} of {len(known)} training files. "
+            f"{source}: made for another Train split than these {len(known)} utterances: it {' and '.join(parts)}. "
             "Run extract_DeepMI.py on this corpus, or name its metric with --metric FILE."
         )
     return np.array([metric[name] for name in utterances])

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from runtime import UserError
+from runtime import UserError, tell
 from storage import read_json_object, write_text
 
 LEVEL_EDGES = (2.0, 3.0, 4.0, 5.0, 6.0)  # six levels: <2, [2,3), [3,4), [4,5), [5,6), >=6
@@ -58,7 +58,7 @@ def information_of_cells(joint: NDArray[np.float64]) -> NDArray[np.float64]:
 def entropy(probability: NDArray[np.float64]) -> float:
     """Entropy in nats of a distribution of any shape."""
     p = probability[probability > 0]
-    return float(-(p * np.log(p)).sum())
+    return max(0.0, float(-(p * np.log(p)).sum()))  # not -0.0
 
 
 def deepmi_values(
@@ -119,3 +119,12 @@ def read_metric(path: Path) -> dict[str, float]:
         if not number or not abs(value) < 1e300:  # a whole number may be too large for a float
             raise UserError(f"{path}: the value of {name[:60]} is {str(value)[:40]!r}; expected a finite number.")
     return {name: float(value) for name, value in values.items()}
+
+
+def tell_if_flat(values: NDArray[np.float64], source: object) -> None:
+    """Warn where all utterances have the same value, as where they are all in one cluster."""
+    if len(values) > 1 and values.min() == values.max():
+        tell(
+            f"warning: {source}: one value for all {len(values)} utterances, so it tells nothing, and a curriculum "
+            "by it follows file names. A DeepEmoCluster of more epochs or clusters may tell them apart."
+        )

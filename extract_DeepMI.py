@@ -112,6 +112,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"H(X)    = {information['H(X)']:.5f} nats  clusters ({np.log(args.num_clusters):.5f} if all were as large)")
     print(f"alpha {alpha:g}; {len(set(values.tolist()))} distinct values from {values.min():g} to {values.max():g}")
     print(f"wrote {target}")
+    deepmi.tell_if_flat(values, target)
 
 
 if __name__ == "__main__":

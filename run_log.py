@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, ClassVar
 
-from runtime import UserError, __version__, from_first_rank, rank, tell
+from runtime import UserError, __version__, from_first_rank, num_ranks, rank, tell
 from storage import append_line, digest, load_tensors, read_text, save_tensors, write_text
 
 
@@ -142,6 +143,7 @@ class TrainingRun:
     leaves it there, but unlocked.
     """
 
+    current: ClassVar[TrainingRun | None] = None  # this process's, from its start to its end
     _locks: ClassVar[dict[Path, IO]] = {}  # of the runs of this process, by the locked file
 
     def __init__(self, checkpoint: Path, arguments: dict, inputs: dict, details: dict, resume: bool):
@@ -166,6 +168,8 @@ class TrainingRun:
         self.log_is_ours = False  # until the first outputs are written, the log is that of the checkpoint before
         self.history: list[dict] = []
         self.best = NO_BEST
+        self.saved_epochs = 0
+        self._stop_is_asked = False
         self._last_save = time.monotonic()
         self._save_cost = 0.0
 
@@ -225,6 +229,8 @@ class TrainingRun:
             self._write_log()
         else:
             self._tell_what_is_replaced()
+        self.saved_epochs = len(self.history)
+        TrainingRun.current = self
         return state
 
     def _write(self, write_outputs: Callable[[], None]) -> None:
@@ -337,9 +343,21 @@ class TrainingRun:
         """Keep a copy of the weights if their validation loss is the lowest so far; raises as `better_of`."""
         self.best = better_of(self.best, loss, epoch, weights)
 
+    def stops_within(self, seconds: float) -> bool:
+        """Have SIGALRM come once the epoch has ended and is saved; False if that takes longer, or was said before.
+
+        Several ranks would have to agree on the epoch, so they don't wait for it.
+        """
+        if self._stop_is_asked or num_ranks() > 1 or not self.history:
+            return False
+        self._stop_is_asked = self.history[-1].get("seconds", math.inf) < seconds
+        return self._stop_is_asked
+
     def save_if_due(self, make_state: Callable[[], dict], write_outputs: Callable[[], None]) -> None:
         """Write the outputs so far and the state, unless the last save is too recent to be worth it."""
-        if rank() > 0 or time.monotonic() - self._last_save < 10 * self._save_cost:
+        if self._stop_is_asked:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        elif rank() > 0 or time.monotonic() - self._last_save < 10 * self._save_cost:
             return
         begin = time.monotonic()
         self._write(write_outputs)
@@ -350,8 +368,11 @@ class TrainingRun:
             "state": make_state(),
         }
         save_tensors(content, self.resume_file)
+        self.saved_epochs = len(self.history)
         self._last_save = time.monotonic()
         self._save_cost = self._last_save - begin
+        if self._stop_is_asked:
+            signal.raise_signal(signal.SIGALRM)
 
     def finish(self, write_outputs: Callable[[], None]) -> None:
         """Write the outputs for good, mark the log, remove the resume file and say where all is."""
@@ -362,6 +383,7 @@ class TrainingRun:
         self.end_epoch({"finished": True, **facts, "checkpoint": digest(self.checkpoint.read_bytes())})
         self.resume_file.unlink(missing_ok=True)
         self._unlock()
+        TrainingRun.current = None
         print(f"best validation loss {self.best['loss']:.4f} at epoch {self.best['epoch']}")
         print("\n".join(f"wrote {path}" for path in (self.checkpoint, self.log_file, self.picture)))
 

@@ -228,12 +228,11 @@ def test_on(test: TestCorpus, model_file: Path, device, precision: str, args: ar
     corpus, data, (low, high) = test.corpus, test.data, test.scale
     model, info = load_regressor(model_file, corpus.num_features, args.emo_attr, corpus.feature_set)
     corpus.tell_if_other_terms(model_file, info)
-    asked = {"epoch": args.epoch, "batch_size": args.batch_size}
-    given = {name: info.get(name) for name in asked}
-    if info and asked != given:
+    given = {"epoch": args.epoch, "batch_size": args.batch_size}
+    if any(value not in (info.get(name, value), get_args_parser().get_default(name)) for name, value in given.items()):
         print(
-            f"note: {model_file} was trained with -ep {given['epoch']} -batch {given['batch_size']}; the test does not "
-            "depend on what is given here."
+            f"note: {model_file} was trained with -ep {info.get('epoch')} -batch {info.get('batch_size')}; the test "
+            "does not depend on what is given here."
         )
     (z,) = in_batches(model.to(device), model, Rows(data.rows, device, precision), precision)
     prediction = utils.in_label_units(z.cpu().numpy(), corpus.label_norm, model_file)

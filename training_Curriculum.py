@@ -124,6 +124,7 @@ def load_order(args: argparse.Namespace, names: list[str], labels) -> tuple:
         values = curriculum.match_metric(deepmi.read_metric(file), names, file)
         metric, key = Path(file).name, storage.digest(values.tobytes())
         print(f"order {args.order} by {file}")
+        deepmi.tell_if_flat(values, file)
     else:
         print(f"order {args.order}, no DeepMI used")
     levels = deepmi.emotion_levels(labels)

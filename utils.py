@@ -573,6 +573,8 @@ def write_norm_terms(
         contents |= _norm_files(norm_dir, "feat", *feature_norm)
     for emo_attr, terms in (label_norms or {}).items():
         contents |= _norm_files(norm_dir, emo_attr.lower(), *terms)
+    if any(path.is_file() and path.read_bytes() != content for path, content in contents.items()):
+        tell(f"note: replaces other norm terms in {norm_dir}.")
     write_together(contents)
     return [path for path, content in contents.items() if content is not None]
 

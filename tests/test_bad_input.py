@@ -274,7 +274,7 @@ def test_metric_missing_or_for_other_files(trained):
     trained.metric.write_text(json.dumps(fewer))
     trained.refuses(trained.stage(3), "lacks 2", first, "extract_DeepMI.py")
     trained.metric.write_text(json.dumps(values | {"stranger.wav": 1.0}))
-    trained.refuses(trained.stage(3), "has unknown 1", "stranger.wav")
+    trained.refuses(trained.stage(3), "has 1 besides", "stranger.wav")
     trained.refuses(
         trained.stage(3, "-nc", 6), "DeepMI_6clusters@_Val.json", "there are DeepMI_5clusters@_Val.json (-nc"
     )
@@ -377,7 +377,9 @@ def test_features_that_are_all_the_same_leave_one_cluster(bench):
     for number in range(5):
         code, _, err = bench.stage(number, *(["--unlabeled-size", 0] if number == 1 else []))
         assert code == 0, err
-    assert "I(X;Y)  = 0.00000" in bench.stage(2)[1]
+        assert ("one value for all 60 utterances" in err) == (number in (2, 3))
+    out = bench.stage(2)[1]
+    assert "I(X;Y)  = 0.00000" in out and "H(X)    = 0.00000" in out
 
 
 @pytest.mark.parametrize("batch", [59, 5000])

@@ -19,6 +19,7 @@ from scipy.io import loadmat
 import arguments
 import batches
 import deepmi
+import features
 import metrics
 import model
 import run_log
@@ -101,6 +102,18 @@ def test_norm_terms_are_numpys(bench):
         assert stored.shape == (1, matrix.shape[1]) and np.allclose(stored[0], expected, rtol=1e-12, atol=1e-13)
     assert loadmat(bench.folder / "NormTerm/act_norm_means.mat")["normal_para"].item() == pytest.approx(labels.mean())
     assert loadmat(bench.folder / "NormTerm/act_norm_stds.mat")["normal_para"].item() == pytest.approx(labels.std())
+
+
+def test_the_settings_of_the_training_are_told_where_others_are_given(trained):
+    note = "was trained with -ep 8 -batch 16"
+    assert note not in trained.run("testing_Curriculum", "--corpus", trained.corpus, "-emo", "Val")[1]
+    assert note not in trained.stage(4)[1] and note in trained.stage(4, "-ep", 9)[1]
+
+
+def test_other_norm_terms_are_not_replaced_without_a_word(bench):
+    assert "replaces" not in bench.stage(0)[2] + bench.stage(0)[2]
+    features.write_mat(bench.feature_files[0], features.FEATURE_KEY, np.arange(40.0)[None])
+    assert "note: replaces other norm terms in NormTerm" in bench.stage(0)[2]
 
 
 @pytest.mark.parametrize("empty", ["", "nan", "NA"])
@@ -439,11 +452,14 @@ def test_a_signal_ends_a_run_with_one_line(bench, number, status):
     argv = ["--corpus", bench.corpus, "-ep", 5000, "-batch", 8, "-nc", 5, "--unlabeled-size", 0]
     command = [sys.executable, str(ROOT / "training_DeepEmoCluster.py"), *map(str, argv)]
     process = subprocess.Popen(command, cwd=bench.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process.stdout.readline()  # the first line: the run has begun
+    while not (line := process.stdout.readline()).startswith("epoch   3"):
+        assert line, process.stderr.read()
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == status
-    assert "stopped. The same command goes on" in err and len(err.strip().splitlines()) == 1
+    (line,) = err.strip().splitlines()
+    last = int(out.strip().splitlines()[-1].split(":")[0].split()[1]) if out.strip() else 3
+    assert line.endswith(f"stopped. The same command goes on after {last + 1} epochs.")
 
 
 def test_a_signal_that_a_library_swallows_still_ends_the_run(monkeypatch, capsys):

@@ -10,6 +10,7 @@ from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor
 
 import arguments
+import run_log
 import runtime
 from tools import trials
 
@@ -47,6 +48,39 @@ def test_a_second_signal_changes_nothing(capsys):
     signal.raise_signal(signal.SIGINT)
     assert leaving.value.code == 130
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "signals", "saved"),
+    [(0.1, 1, 4), (0.1, 2, 1), (60.0, 1, 1)],
+    ids=["short epochs", "a second signal", "long epochs"],
+)
+def test_a_stopped_training_saves_the_epoch_that_is_soon_at_its_end(tmp_path, capsys, seconds, signals, saved):
+    checkpoint = tmp_path / "x.pt.tar"
+
+    def training(args):
+        run = run_log.TrainingRun(checkpoint, {}, {}, {}, True)
+        run.start()
+        for epoch in range(10):
+            if epoch == 3:
+                for _ in range(signals):
+                    signal.raise_signal(signal.SIGTERM)
+            run.end_epoch({"epoch": epoch, "seconds": seconds})
+            run.keep_if_best(1.0, epoch, {})
+            run.save_if_due(dict, checkpoint.touch)
+            run._save_cost = 1000.0  # so no other save is due
+
+    parser = arguments.new_parser("x")
+    parser.set_defaults(resume=True)
+    with pytest.raises(SystemExit) as leaving:
+        arguments.run(training, parser, [])
+    assert leaving.value.code == 143
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.endswith(f"The same command goes on after {saved} epochs.")
+    again = run_log.TrainingRun(checkpoint, {}, {}, {}, True)
+    again.start()
+    assert len(again.history) == saved
+    run_log.TrainingRun.release_files()
 
 
 def test_workers_leave_interrupts_to_the_process_that_started_them():
