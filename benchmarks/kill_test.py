@@ -125,9 +125,10 @@ def make_corpus(demo: Path, folder: Path) -> None:
 def publish(folder: Path) -> None:
     """A git repository with files of the published names, and published.json: the arguments that fetch them."""
     import numpy as np
-    import scipy.io
     import torch
 
+    import features
+    import utils
     from tools import fetch_v18
 
     rng = np.random.default_rng(0)
@@ -136,7 +137,7 @@ def publish(folder: Path) -> None:
         file = repository / name
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == ".mat":
-            scipy.io.savemat(file, {"normal_para": rng.random((1, 6373))})
+            features.write_mat(file, utils.NORM_KEY, rng.random((1, 6373)))
         elif file.suffix == ".json":
             file.write_text(json.dumps({f"{number}.wav": value for number, value in enumerate(rng.random(40_000))}))
         else:
@@ -202,6 +203,7 @@ def fault_of(path: Path) -> str:
     import numpy as np
 
     import features
+    import utils
 
     try:
         ending = path.suffix
@@ -218,7 +220,7 @@ def fault_of(path: Path) -> str:
             if not np.load(path, mmap_mode="r", allow_pickle=False)[-1].any():
                 raise ValueError("its last row is empty")
         elif ending == ".mat":
-            key = features.FEATURE_KEY if "_norm_" not in path.name else "normal_para"
+            key = features.FEATURE_KEY if "_norm_" not in path.name else utils.NORM_KEY
             features.read_mat(path, key)
         elif ending in (".tar", ".resume"):
             storage.load_tensors(path)
