@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
+import math
 import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +21,14 @@ import runtime
 from runtime import UserError
 
 ATTRIBUTES = ("Act", "Dom", "Val")
+CONTROL_GROUP = Path("/sys/fs/cgroup")  # holds a container's limit: microseconds of CPU time per period
 STOP_SOON = 0.1  # seconds after which a signal that came within an import is looked at again
 STOP_PATIENCE = 5  # seconds that a training has from a signal to the end of its epoch, which is saved then
 STOP_AGAIN = 10  # seconds after which a signal that some library swallowed is raised again; cleaning up takes less
 RANK_PATIENCE = 10  # seconds that another rank waits for rank 0 before it tells of an error itself
+# A disk that is full, read-only or failing; missing permissions; too many open files; a name that no file can have
+MACHINE_ERRORS = "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EIO ESTALE EMFILE ENFILE ENAMETOOLONG ELOOP ENOMEM".split()
+PATH_ERRORS = ("ENOENT", "ENOTDIR", "EISDIR")
 LOST_CONNECTION = r"connection.*(closed|reset)|broken pipe"  # what gloo says where another rank has ended
 
 
@@ -54,8 +61,13 @@ batch_int = _whole_number(2)  # the CCC of one sample has no gradient
 
 
 def cpu_count() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processors that this process may use, by its affinity and by the limit of its container."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # version 2, version 1
+        with contextlib.suppress(OSError, ValueError):  # not this version, or no limit ("max")
+            quota, period = (int(text) for file in files for text in (CONTROL_GROUP / file).read_text().split())
+            count = min(count, math.ceil(quota / period)) if quota > 0 else count
+    return count
 
 
 def _optional_path(variable: str) -> Path | None:
@@ -205,6 +217,13 @@ def add_unlabeled_arguments(parser: argparse.ArgumentParser, several: bool = Fal
         help="utterances drawn from it at random (all, where there are fewer); 0 trains on the labeled set only",
         **({"nargs": "+"} if several else {}),
     )
+    group.add_argument(
+        "--unlabeled-seed",
+        type=non_negative_int,
+        default=99,
+        metavar="N",
+        help="which utterances are drawn; independent of --seed, so that runs of all seeds share one packed file",
+    )
 
 
 def chosen(args: argparse.Namespace, *more: str) -> dict:
@@ -343,6 +362,37 @@ def _what_remains(args: argparse.Namespace) -> str:
     return f"{again} goes on after {training.saved_epochs} epochs."
 
 
+def _end_where_deaf(prog: str) -> None:
+    """End this rank some seconds after a signal that its main thread does not hear.
+
+    A collective that waits for another rank, who may never come, runs no signal handler of Python.
+    """
+    listening, waking = os.pipe()
+    os.set_blocking(waking, False)
+    signal.set_wakeup_fd(waking)
+
+    def watch() -> None:
+        number = 0
+        while number not in (signal.SIGINT, signal.SIGTERM):
+            number = os.read(listening, 1)[0]
+        time.sleep(STOP_PATIENCE)
+        print(f"\n{prog}: stopped while it waited for another process.", file=sys.stderr, flush=True)
+        os._exit(128 + number)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _can_be_mended(error: OSError, args: argparse.Namespace) -> bool:
+    """Whether an error is the machine's or one of a file that the user named; any other is the program's own."""
+    kind = errno.errorcode.get(error.errno)
+    if kind in MACHINE_ERRORS:
+        return True
+    values = [value for given in vars(args).values() for value in (given if isinstance(given, list) else [given])]
+    named = [value.absolute() for value in values if isinstance(value, Path)]
+    files = [Path(os.fsdecode(name)).absolute() for name in (error.filename, error.filename2) if name]
+    return kind in PATH_ERRORS and any(file.is_relative_to(folder) for file in files for folder in named)
+
+
 def _drop_output() -> None:
     """Write standard output nowhere from now on: what it still holds must not make Python complain at its end."""
     if sys.stdout:
@@ -375,6 +425,7 @@ def run(
         if runtime.num_ranks() > 1:
             if not with_ranks:
                 raise UserError("runs as one process; start it without torchrun.")
+            _end_where_deaf(parser.prog)
             runtime.join_ranks()
         status = main(args) or 0
         if sys.stdout:  # there is none where it was closed
@@ -393,6 +444,9 @@ def run(
         _drop_output()  # the reader of our output (head, less) left; nothing is wrong
         status = 141
     except OSError as error:
+        sys.stderr = errors
+        if not _can_be_mended(error, args):
+            raise
         name = error.filename2 or error.filename  # of two names the second is where something was to go
         if name is None and error.errno in (errno.ENOSPC, errno.EFBIG):
             name = "standard output"  # whatever writes a file adds its name

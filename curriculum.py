@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime import UserError, derived_seed
+from runtime import UserError, derived_seed, tell
 
 ORDERS = ("deepmi", "deepmi-balanced", "random", "reverse", "none")
 METRIC_ORDERS = ("deepmi", "deepmi-balanced", "reverse")  # those that need a metric
@@ -31,16 +31,35 @@ LEARNING_RATE = 1e-3
 HALVING_EPOCHS = range(4, 45, 5)
 
 
-def match_metric(metric: Mapping[str, float], utterances: Sequence[str], source: object) -> NDArray[np.float64]:
+def match_metric(
+    metric: Mapping[str, float],
+    utterances: Sequence[str],
+    source: object,
+    train: Sequence[str] | None = None,
+    skip_missing: bool = False,
+) -> NDArray[np.float64]:
     """The metric's value of each utterance, joined by file name.
 
+    Args:
+        metric: DeepMI or another value by file name.
+        utterances: those to train on, N of them.
+        source: the metric's file, for the messages.
+        train: every utterance of the label file's Train split, with or without features; by default `utterances`.
+        skip_missing: whether the metric may lack utterances; how many is reported.
+    Returns:
+        float64, shape (N,), NaN where the metric lacks an utterance.
     Raises:
-        UserError: the metric lacks an utterance, or has one that is not among them.
+        UserError: the metric lacks an utterance (all of them, with `skip_missing`), or has one that is not in `train`.
     """
-    known = set(utterances)
+    known = set(utterances if train is None else train)
     lacking = [name for name in utterances if name not in metric]
     unknown = [name for name in metric if name not in known]
-    if lacking or unknown:
+    if lacking and skip_missing and not unknown and len(lacking) < len(utterances):
+        tell(
+            f"warning: {source}: no value for {len(lacking)} of {len(utterances)} Train utterances "
+            f"({', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}); left out."
+        )
+    elif lacking or unknown:
         parts = [
             f"{what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
             for what, names in (
@@ -50,10 +69,11 @@ def match_metric(metric: Mapping[str, float], utterances: Sequence[str], source:
             if names
         ]
         raise UserError(
-            f"{source}: made for another Train split than these {len(known)} utterances: it {' and '.join(parts)}. "
-            "Run extract_DeepMI.py on this corpus, or name its metric with --metric FILE."
+            f"{source}: made for a Train split different from these {len(utterances)} utterances: it "
+            f"{' and '.join(parts)}. Run extract_DeepMI.py on this corpus, or name its metric with --metric FILE"
+            + (", or leave out what it lacks with --skip-missing." if not unknown else ".")
         )
-    return np.array([metric[name] for name in utterances])
+    return np.array([metric.get(name, math.nan) for name in utterances])
 
 
 def training_order(
@@ -67,11 +87,11 @@ def training_order(
             or `none` (both drawn or kept without looking at the values).
         utterances: file names, N of them; they break ties, so it does not matter how they came.
         values: DeepMI, or what the rival goes by (less error, less disagreement: higher), shape (N,); None where the
-            order needs none.
+            order needs none. Utterances whose value is NaN are left out.
         seed: of `random`.
         levels: emotion level of each utterance, shape (N,), for `deepmi-balanced`.
     Returns:
-        A permutation, int64, shape (N,).
+        Each position once, int64, shape (N,), fewer where values are NaN.
     Source: Lin, Sridhar & Busso (2024); ties: README, difference 4.
     """
     names = np.asarray(utterances, dtype=str)
@@ -79,16 +99,18 @@ def training_order(
     if order == "none":
         return by_name
     if order == "random":
-        return np.random.default_rng(derived_seed(seed, 0)).permutation(by_name)
+        return np.random.default_rng(derived_seed(seed, "random order")).permutation(by_name)
     if order in METRIC_ORDERS + RIVAL_ORDERS:
-        ranked = np.lexsort((names, np.asarray(values) * (1 if order == "reverse" else -1)))
+        values = np.asarray(values)
+        ranked = np.lexsort((names, values * (1 if order == "reverse" else -1)))
+        ranked = ranked[~np.isnan(values[ranked])]
         return _spread_levels(ranked, np.asarray(levels)) if order == "deepmi-balanced" else ranked
     raise ValueError(f"order {order!r}, expected one of {', '.join(ORDERS + RIVAL_ORDERS)}")
 
 
 def _spread_levels(ranked: NDArray[np.int64], levels: NDArray) -> NDArray[np.int64]:
     """The utterances by their rank within their emotion level, as a share of that level; equal shares as they came."""
-    share = np.empty(len(ranked))
+    share = np.empty(len(levels))
     for level in np.unique(levels):
         rows = ranked[levels[ranked] == level]
         share[rows] = (np.arange(len(rows)) + 0.5) / len(rows)

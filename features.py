@@ -14,6 +14,7 @@ import itertools
 import json
 import math
 import os
+import re
 import struct
 import time
 import zlib
@@ -31,7 +32,7 @@ FEATURE_KEY = "Audio_data"  # the variable that holds the features in MSP-Podcas
 SET_FILE = "feature_set.json"  # beside .mat files and norm terms: which feature set they are of
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
 CLIP = 3.0  # normalised features are clipped to [-CLIP, CLIP]
-CACHE_FORMAT = 2  # part of every cache key: raise it when the packed form or the key's own form changes
+CACHE_FORMAT = 3  # part of every cache key: raise it when the packed form or the key's own form changes
 CHUNK = 64  # files that a worker reads at a time; moments are merged in chunks, so this is part of the result
 RUN = 4  # chunks whose moments a worker sends together
 BLOCK = 4096  # utterances whose names or file times are held as text at a time
@@ -556,7 +557,7 @@ class PackedFeatures:
     Attributes:
         names: utterances (file names), sorted; row i belongs to names[i].
         rows: float32, shape (N, D), a memory map.
-        key: digest of what the rows were made from.
+        key: digest of names and rows. Times of files and their folders have no part in it.
     """
 
     names: list[str]
@@ -584,9 +585,9 @@ def cache_file(
 ) -> Path:
     """The .npy file in which `pack_features` keeps the rows of these utterances, whether it is there or not.
 
-    Its name is a digest over files, norm terms and packed form. Beside it lies, under the ending .json, the list of the
-    sorted names as `json.dumps` writes it; the matrix counts only with that. The arguments are those of
-    `pack_features`.
+    Its name is a digest of the files' sizes and times, norm terms and packed form: these decide whether to pack again.
+    Beside it lies an index with the ending .json: the digest of names and rows, and the sorted names. The matrix counts
+    only with that. The arguments are those of `pack_features`.
     """
     paths = feature_paths(feature_dir, sorted(names))
     blocks = ((paths[part],) for part in _parts(len(paths), BLOCK))
@@ -596,30 +597,45 @@ def cache_file(
     return Path(cache_dir) / f"{digest(CACHE_FORMAT, files, mean.tobytes(), std.tobytes())}.npy"
 
 
-def _index_text(names: Sequence[str]) -> Iterator[bytes]:
-    """`json.dumps(names)`, a block at a time."""
-    yield b"["
+def _index_text(content: str, names: Sequence[str]) -> Iterator[bytes]:
+    """The index as JSON, one block of names at a time."""
+    yield f'{{"content": "{content}", "names": ['.encode()
     for part in _parts(len(names), BLOCK):
         text = json.dumps(names[part])[1:-1]
         yield (f", {text}" if part.start else text).encode()
-    yield b"]"
+    yield b"]}"
 
 
-def _is_index_of(index: Path, names: Sequence[str]) -> bool:
+def write_index(cache: Path, content: str, names: Sequence[str]) -> None:
+    """Write the index of a packed matrix: a digest of names and rows (64 hexadecimal digits), and the sorted names."""
+    with write_atomically(cache.with_suffix(".json")) as temporary, open(temporary, "wb") as stream:
+        stream.writelines(_index_text(content, names))
+
+
+def _read_index(index: Path, names: Sequence[str]) -> str | None:
+    """The digest in an index; None where the index is not that of these names."""
     with open(index, "rb") as stream:
-        return all(stream.read(len(text)) == text for text in _index_text(names)) and not stream.read(1)
+        found = re.match(rb'\{"content": "([0-9a-f]{64})"', stream.read(len('{"content": "') + 65))
+        if not found:
+            return None
+        content = found[1].decode()
+        stream.seek(0)
+        whole = all(stream.read(len(text)) == text for text in _index_text(content, names)) and not stream.read(1)
+    return content if whole else None
 
 
-def _open_cache(cache: Path, names: Sequence[str], width: int) -> NDArray[np.float32] | None:
+def _open_cache(cache: Path, names: Sequence[str], width: int) -> PackedFeatures | None:
     """The cached matrix if it is whole, else None."""
     try:
-        if not _is_index_of(cache.with_suffix(".json"), names):
+        content = _read_index(cache.with_suffix(".json"), names)
+        if content is None:
             return None
         # Copy-on-write: torch wants writable memory, the file stays as it is.
         rows = np.load(cache, mmap_mode="c", allow_pickle=False)
     except Exception:  # numpy raises many kinds over an odd header
         return None
-    return rows if rows.shape == (len(names), width) and rows.dtype == np.float32 else None
+    whole = rows.shape == (len(names), width) and rows.dtype == np.float32
+    return PackedFeatures(list(names), rows, content) if whole else None
 
 
 def _reserve(target: Path, shape: tuple[int, int]) -> int:
@@ -643,15 +659,16 @@ def _reserve(target: Path, shape: tuple[int, int]) -> int:
 
 
 def _pack_chunk(
-    paths: Sequence[Path], mean: NDArray, std: NDArray, target: Path, position: int
-) -> tuple[list[str], list[str]]:
+    paths: FeaturePaths, mean: NDArray, std: NDArray, target: Path, position: int
+) -> tuple[str, list[str], list[str]]:
+    """Pack some files; the digest of their names and rows, what is wrong with them, names of those with infinities."""
     rows, faults, infinite = _read_chunk(paths, mean.size)
     packed = _normalise_into(rows, rows, mean, std).astype(np.float32)
     # Written, not mapped: a map takes a page fault every 4 kB, three times as long.
     with open(target, "r+b") as stream:
         stream.seek(position)
         stream.write(packed)
-    return faults, infinite
+    return digest(paths.names, packed.tobytes()), faults, infinite
 
 
 def pack_features(
@@ -680,12 +697,12 @@ def pack_features(
     """
     names = sorted(utterances)
     cache = cache_file(feature_dir, names, mean, std, cache_dir, workers)
-    rows = _open_cache(cache, names, mean.size)
-    if rows is None:
+    found = _open_cache(cache, names, mean.size)
+    if found is None:
         paths = feature_paths(feature_dir, names)
         _refuse_width(paths[0], mean.size)
         prepare_folder(cache.parent)
-        faults, infinite = [], []
+        content, faults, infinite = "", [], []
         with write_atomically(cache) as temporary:
             start = _reserve(temporary, (len(names), mean.size))
             row_bytes = mean.size * np.dtype(np.float32).itemsize
@@ -693,22 +710,21 @@ def pack_features(
                 (paths[part], mean, std, temporary, start + part.start * row_bytes)
                 for part in _parts(len(paths), CHUNK)
             )
-            for chunk_faults, chunk_infinite in _in_parallel(_pack_chunk, chunks, workers, len(paths), title):
+            for chunk, chunk_faults, chunk_infinite in _in_parallel(_pack_chunk, chunks, workers, len(paths), title):
+                content = digest(content, chunk)
                 faults += chunk_faults
                 infinite += chunk_infinite
             _raise_faults(faults, len(paths))
-        with write_atomically(cache.with_suffix(".json")) as temporary:  # last: without it the matrix does not count
-            with open(temporary, "wb") as stream:
-                stream.writelines(_index_text(names))
+        write_index(cache, content, names)  # last: without it the matrix does not count
         if infinite:
             tell(
                 f"warning: infinite values in {len(infinite)} feature files ({', '.join(infinite[:5])}); "
                 f"they were clipped to +-{CLIP:g}."
             )
-        rows = _open_cache(cache, names, mean.size)
-        if rows is None:
+        found = _open_cache(cache, names, mean.size)
+        if found is None:
             raise UserError(f"{cache}: written but can't be read back; is the disk full?")
-    return PackedFeatures(names, rows, cache.stem)
+    return found
 
 
 def _refuse_width(path: Path, width: int) -> None:

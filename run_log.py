@@ -58,6 +58,20 @@ def tell_if_unfinished(checkpoint: Path) -> None:
         tell(f"note: {checkpoint}: its training has not ended; this is the best so far.")
 
 
+def weighted_mean(losses, sizes: list[int], smallest: int = 1) -> float:
+    """Mean loss of an epoch's batches, each weighted by its size.
+
+    Args:
+        losses: tensor, shape (number of batches,).
+        sizes: utterances in each batch.
+        smallest: batches of fewer utterances do not count.
+    Returns:
+        The mean, 1 where no batch counts.
+    """
+    weights = losses.new_tensor([size if size >= smallest else 0 for size in sizes])
+    return (losses @ weights / weights.sum()).item() if weights.any() else 1.0
+
+
 def refuse_divergence(losses, batches, names: list[str], title: str) -> None:
     """Stop at the first batch whose loss is not finite.
 

@@ -10,9 +10,12 @@ import platform
 import re
 import signal
 import sys
+import threading
+import zlib
 from collections.abc import Callable, Iterator
 
 __version__ = "0.2.0"
+JOIN_PATIENCE = 10  # seconds without the other ranks after which that is said
 
 # What does something else on a terminal or a page than to be read: control characters, line ends, changes of direction
 UNPRINTABLE = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
@@ -108,18 +111,21 @@ def autocast(device, precision: str):
     return contextlib.nullcontext()
 
 
-def derived_seed(seed: int, *context: int) -> int:
-    """A seed of its own for one place of a run, e.g. (epoch, stage).
+def derived_seed(seed: int, *place: int | str) -> int:
+    """The seed of one random step, from the run's seed and the step's place in the run.
 
-    Every random step takes its seed from the run's seed and its place, so no generator state has to outlive an
-    epoch and a resumed run draws what the uninterrupted one would have drawn.
+    No generator state has to outlive an epoch, so a resumed run draws what an uninterrupted one would have drawn.
 
+    Args:
+        seed: the run's.
+        place: what is drawn, and where, e.g. ("k-means", epoch, phase). Different places have different seeds.
     Returns:
         An int in [0, 2**31), the range that faiss, numpy and torch all accept.
     """
     import numpy as np
 
-    return int(np.random.SeedSequence([seed, *context]).generate_state(1)[0] >> 1)
+    key = tuple(zlib.crc32(part.encode()) if isinstance(part, str) else part for part in place)
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0] >> 1)
 
 
 def seed_everything(seed: int) -> None:
@@ -277,8 +283,13 @@ def join_ranks() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    note = threading.Timer(JOIN_PATIENCE, tell, [f"note: waiting for {num_ranks()} processes to meet at {where}."])
+    note.daemon = True
+    note.start()
     # Long: while rank 0 packs the features of a large corpus the others wait.
     distributed.init_process_group(backend, timeout=datetime.timedelta(days=7))
+    note.cancel()
 
 
 def _meet() -> None:
@@ -361,10 +372,10 @@ def sum_over_ranks(tensor):
     return total
 
 
-def seed_own_dropout(seed: int, *context: int) -> None:
-    """Let every rank but the first go on with random numbers of its own, so that no two drop the same units."""
+def seed_own_dropout(seed: int, *place: int | str) -> None:
+    """Give every rank but the first its own random numbers, so that no two drop the same units."""
     if rank() > 0:
-        seed_everything(derived_seed(seed, *context, rank()))
+        seed_everything(derived_seed(seed, "dropout", *place, rank()))
 
 
 def as_on_first_rank(tensor):

@@ -40,19 +40,12 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="split to test on: Test1, Test2, Validation, ... or all, Train included; one for all corpora or one each",
     )
-    parser.add_argument(
-        "--label-scale",
-        type=float,
-        nargs="+",
-        metavar="LO HI",
-        help="lowest and highest possible label, where it is not 1 7; labels are brought to 1..7 linearly. One pair "
-        "for all corpora or one each. A corpus from tools.prepare_corpus needs none: its labels are on 1..7 already",
-    )
+    add_label_scale_argument(parser, "")
     parser.add_argument(
         "--order",
         choices=curriculum.ORDERS,
-        default="deepmi",
-        help="which regressor: the order that training_Curriculum.py was given",
+        help="regressor to test, by the order that training_Curriculum.py was given; by default deepmi, or where that "
+        "is missing the only regressor in the folder",
     )
     parser.add_argument(
         "--model", type=Path, metavar="FILE", help="regressor file, whatever --order and --model-dir say"
@@ -66,14 +59,28 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_label_scale_argument(parser: argparse.ArgumentParser, which: str) -> None:
+    """--label-scale, for the corpora that `which` names."""
+    parser.add_argument(
+        "--label-scale",
+        type=float,
+        nargs="+",
+        metavar="LO HI",
+        help=f"lowest and highest possible label{which}, where it is not 1 7; labels are rescaled linearly to 1-7. One "
+        "pair for all corpora or one each. A corpus from tools.prepare_corpus needs none, it is on 1-7 already",
+    )
+
+
 def find_regressor(args: argparse.Namespace) -> Path:
-    """The regressor to test: as named, else that of --order, else the only one in the folder."""
+    """The regressor to test: --model, that of --order, or by default deepmi's or the only one in the folder."""
     import utils
 
     if args.model:
+        if args.order:
+            raise runtime.UserError("--order and --model both name a regressor; leave one out.")
         return args.model
-    file = utils.regressor_checkpoint(args.model_dir, args.order, args.emo_attr)
-    if file.is_file() or not args.model_dir.is_dir():
+    file = utils.regressor_checkpoint(args.model_dir, args.order or "deepmi", args.emo_attr)
+    if args.order or file.is_file() or not args.model_dir.is_dir():
         return file
     pattern = utils.regressor_checkpoint(args.model_dir, "*", args.emo_attr).name
     others = sorted(args.model_dir.glob(pattern))
@@ -159,6 +166,14 @@ def one_each(values: list, corpora: list, flag: str) -> list:
     return values * len(corpora) if len(values) == 1 else values
 
 
+def scale_pairs(bounds: list[float] | None) -> list[tuple[float, float] | None]:
+    """The pairs of --label-scale, [None] where it is not given; raises `UserError` where a number has no partner."""
+    bounds = bounds or []
+    if len(bounds) % 2:
+        raise runtime.UserError(f"--label-scale: {len(bounds)} numbers; expected pairs, the lowest label first.")
+    return list(zip(bounds[::2], bounds[1::2])) or [None]
+
+
 def label_scale(labels: Path, asked: tuple[float, float] | None) -> tuple[tuple[float, float], tuple[float, float]]:
     """(scale of the label file, scale of the labels that it was made from).
 
@@ -180,6 +195,17 @@ def label_scale(labels: Path, asked: tuple[float, float] | None) -> tuple[tuple[
     return utils.LABEL_RANGE, prepared
 
 
+def tell_if_narrow(data, labels: Path, asked: tuple[float, float] | None) -> None:
+    """Print a note where no scale was given and all labels are as those of a scale 1..5 would be."""
+    import utils
+
+    if asked is None and utils.prepared_scale(labels) is None and len(data.labels) >= 20 and data.labels.max() <= 5:
+        runtime.tell(
+            f"note: {labels}: all {len(data.labels)} labels are at most {data.labels.max():g}. If its scale is 1 to 5, "
+            "give --label-scale 1 5; the CCC depends on it."
+        )
+
+
 def open_tests(args: argparse.Namespace) -> list[TestCorpus]:
     """Every corpus, read before any is tested.
 
@@ -196,10 +222,7 @@ def open_tests(args: argparse.Namespace) -> list[TestCorpus]:
     for split in args.split:
         if re.search(rf"[/\\{runtime.UNPRINTABLE}]", split) or len(split) > 64:
             raise runtime.UserError(f"--split {split}: becomes part of a file name; expected the name of a split.")
-    bounds = args.label_scale or []
-    if len(bounds) % 2:
-        raise runtime.UserError(f"--label-scale: {len(bounds)} numbers; expected pairs, the lowest label first.")
-    scales = list(zip(bounds[::2], bounds[1::2])) or [None]
+    scales = scale_pairs(args.label_scale)
     tests = []
     for name, folder, split, norm_dir, asked in zip(
         distinct_names(corpora),
@@ -212,7 +235,9 @@ def open_tests(args: argparse.Namespace) -> list[TestCorpus]:
         scale, original = label_scale(labels, asked)
         one = argparse.Namespace(**{**vars(args), "corpus": folder, "norm_dir": norm_dir})
         corpus = arguments.open_corpus(one, scale)
-        tests.append(TestCorpus(name, corpus, corpus.load(split), split, original, norm_dir))
+        data = corpus.load(split)
+        tell_if_narrow(data, labels, asked)
+        tests.append(TestCorpus(name, corpus, data, split, original, norm_dir))
     return tests
 
 
@@ -262,8 +287,11 @@ def test_on(test: TestCorpus, model_file: Path, device, precision: str, args: ar
 
     if test.name:
         print(f"\n{test.name}, split {test.split}:")
-    else:
+    elif all(name.upper().startswith("MSP-PODCAST") for name in data.names):
         print("Recognition performance for the MSP-Podcast Test set:")
+    else:
+        where = corpus.corpus.root.resolve().name if corpus.corpus.root else corpus.corpus.labels
+        print(f"Recognition performance for {where}, split {test.split}:")
     print(f"{args.emo_attr} (CCC): {ccc:.3f}")
     print(interval_line)
     print(f"{result['n']} utterances of {result['corpus']}, split {test.split}")
@@ -302,9 +330,9 @@ def main(args: argparse.Namespace) -> None:
 
     device = runtime.choose_device(args.device)
     precision = runtime.choose_precision(device, args.precision)
+    model_file = find_regressor(args)
     utils.make_output_folders(args.results_dir, args.cache_dir)
     tests = open_tests(args)
-    model_file = find_regressor(args)
     run_log.tell_if_unfinished(model_file)
     results = [test_on(test, model_file, device, precision, args) for test in tests]
     if len(results) > 1:

@@ -63,7 +63,7 @@ class Learner:
         self.step = runtime.CapturedStep(self._step, device)
 
     def _step(self, x, targets):
-        """Train on a batch; its CCC loss."""
+        """Train on a batch; its CCC loss, which needs two utterances or more."""
         from metrics import ccc_loss
 
         with runtime.autocast(self.device, self.precision):
@@ -84,17 +84,20 @@ class Learner:
             names: file names of the N utterances.
             epoch: counted from 0.
         Returns:
-            Mean CCC loss over the batches.
+            Mean CCC loss over the batches, weighted by their size. The CCC of a single utterance has no gradient, so a
+            last batch of one is left out; where there is no other batch, the loss is 1.
         Raises:
             UserError: a loss is not finite.
         """
         import torch
 
         runtime.set_rate(self.adam, curriculum.learning_rate(epoch))
-        runtime.seed_everything(runtime.derived_seed(self.seed, epoch, 1))
+        runtime.seed_everything(runtime.derived_seed(self.seed, "batches", epoch))
         shuffled = runtime.as_on_first_rank(torch.randperm(len(subset), device=self.device))
-        batches = subset[shuffled].split(self.batch_size)
-        runtime.seed_own_dropout(self.seed, epoch, 1)
+        batches = [batch for batch in subset[shuffled].split(self.batch_size) if len(batch) > 1]
+        if not batches:
+            return 1.0
+        runtime.seed_own_dropout(self.seed, epoch)
         self.model.train()
         losses = torch.zeros(len(batches), 1, device=self.device)
         own_rows = rows.batches([batch[runtime.own_share(len(batch))] for batch in batches])
@@ -102,7 +105,7 @@ class Learner:
             losses[number] = self.step(x, targets[batches[number]])
         losses = losses.cpu()  # one wait for the device an epoch, none a batch
         run_log.refuse_divergence(losses, batches, names, f"epoch {epoch}")
-        return losses.mean().item()
+        return run_log.weighted_mean(losses[:, 0], [len(batch) for batch in batches])
 
     def validation_loss(self, rows, targets) -> float:
         """1 - CCC over the whole validation set at once."""
@@ -113,22 +116,31 @@ class Learner:
         return runtime.from_first_rank(lambda: 1 - concordance_cc(targets, predictions[0].cpu().numpy()))
 
 
-def load_order(args: argparse.Namespace, names: list[str], labels) -> tuple:
-    """The training order, and name and digest of the metric it comes from (None each where it needs none)."""
+def load_order(args: argparse.Namespace, corpus, train) -> tuple:
+    """The training order, and name and digest of the metric it comes from (None each where it needs none).
+
+    Args:
+        args: order, seed, skip_missing, and where the metric is.
+        corpus: `utils.LabeledCorpus`.
+        train: its Train split, a `utils.LabeledSet`.
+    """
+    import numpy as np
+
     import deepmi
     import utils
 
     values, metric, key = None, None, None
     if args.order in curriculum.METRIC_ORDERS:
         file = args.metric or utils.metric_file(args.metric_dir, args.num_clusters, args.emo_attr)
-        values = curriculum.match_metric(deepmi.read_metric(file), names, file)
+        in_train = corpus.select("Train")["FileName"].tolist()
+        values = curriculum.match_metric(deepmi.read_metric(file), train.names, file, in_train, args.skip_missing)
         metric, key = Path(file).name, storage.digest(values.tobytes())
         print(f"order {args.order} by {file}")
-        deepmi.tell_if_flat(values, file)
+        deepmi.tell_if_flat(values[~np.isnan(values)], file)
     else:
         print(f"order {args.order}, no DeepMI used")
-    levels = deepmi.emotion_levels(labels)
-    return curriculum.training_order(args.order, names, values, args.seed, levels), metric, key
+    levels = deepmi.emotion_levels(train.labels)
+    return curriculum.training_order(args.order, train.names, values, args.seed, levels), metric, key
 
 
 def train_epochs(learner: Learner, rows, train, held_out_rows, held_out, order, args, first: int = 0) -> Iterator[dict]:
@@ -140,7 +152,7 @@ def train_epochs(learner: Learner, rows, train, held_out_rows, held_out, order, 
         train: its `utils.LabeledSet`.
         held_out_rows: those of the validation set.
         held_out: its `utils.LabeledSet`.
-        order: positions in the training set, the first to be trained first, int64, shape (N,).
+        order: positions in the training set, the first to be trained first, int64, shape (N,) or fewer.
         args: with epoch (how many), order and pacing.
         first: epoch to begin with, counted from 0.
     Yields:
@@ -179,9 +191,9 @@ def main(args: argparse.Namespace) -> None:
     with runtime.first_rank_first():
         corpus = arguments.open_corpus(args)
         train, held_out = corpus.load("Train"), corpus.load_validation()
-        order, metric, metric_key = load_order(args, train.names, train.labels)
+        order, metric, metric_key = load_order(args, corpus, train)
         keys = {"Train": train.key, "Validation": held_out.key, "metric": metric_key}
-        counts = {"Train": len(train.names), "Validation": len(held_out.names)}
+        counts = {"Train": len(order), "Validation": len(held_out.names)}
         details = {"corpus": str(args.corpus), "counts": counts, "device": str(device), "metric": metric}
         details["ranks"] = runtime.num_ranks()
         run = run_log.TrainingRun(target, arguments.chosen(args, "order", "pacing"), keys, details, args.resume)
@@ -191,7 +203,7 @@ def main(args: argparse.Namespace) -> None:
     if finished:
         return
 
-    runtime.seed_everything(runtime.derived_seed(args.seed, 0))
+    runtime.seed_everything(runtime.derived_seed(args.seed, "regressor"))
     model = DenseNet(corpus.num_features)
     learner = Learner(model, device, args)
     if state is not None:
@@ -201,9 +213,9 @@ def main(args: argparse.Namespace) -> None:
     rows, held_out_rows = Rows(train.rows, device, args.precision), Rows(held_out.rows, device, args.precision)
     sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
     print(f"{sizes} utterances of {corpus.num_features} features, on {device}")
-    last = curriculum.training_size(args.order, args.epoch - 1, len(train.names), args.pacing)
-    if last < len(train.names):
-        print(f"note: -ep {args.epoch} ends within the curriculum, at {last} of {len(train.names)} Train utterances.")
+    last = curriculum.training_size(args.order, args.epoch - 1, len(order), args.pacing)
+    if last < len(order):
+        print(f"note: -ep {args.epoch} ends within the curriculum, at {last} of {len(order)} Train utterances.")
 
     def write_outputs() -> None:
         save_regressor(target, run.best["weights"], run.facts() | corpus.facts() | {"metric": metric})

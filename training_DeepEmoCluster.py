@@ -36,8 +36,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     arguments.add_model_dir_argument(parser)
     arguments.add_compute_arguments(
         parser,
-        "seed of the weights, the unlabeled draw, k-means, the batches and dropout; same seed, same machine: "
-        "same bytes on a CPU",
+        "seed of the weights, k-means, the batches and dropout; same seed, same machine: same bytes on a CPU",
     )
     arguments.add_resume_argument(parser)
     return parser
@@ -74,16 +73,22 @@ class Learner:
         self.network = runtime.over_ranks(model, in_parts=True)
         self.steps = [runtime.CapturedStep(step, device) for step in (self._cluster_step, self._joint_step)]
 
-    def _cluster_step(self, x, labels):
+    def _cluster_step(self, x, labels, *more_optimizers):
         """Train on a batch's pseudo-labels; (cross-entropy, 0)."""
         with runtime.autocast(self.device, self.precision):
             logits, _ = self.network(x, clusters_only=True)
         cluster_loss = self._cluster_loss(logits, labels)
-        return self._update(cluster_loss, cluster_loss.new_zeros(()))
+        return self._update(cluster_loss, cluster_loss.new_zeros(()), *more_optimizers)
 
     def _joint_step(self, x, labels, targets):
-        """Train on a batch's pseudo-labels and labels; (cross-entropy, CCC loss)."""
+        """Train on a batch's pseudo-labels and labels; (cross-entropy, CCC loss).
+
+        The CCC of a single utterance has no gradient, so such a batch trains on its pseudo-label only.
+        """
         from metrics import ccc_loss
+
+        if len(labels) == 1:
+            return self._cluster_step(x, labels, self.adam)
 
         with runtime.autocast(self.device, self.precision):
             logits, attribute = self.network(x)
@@ -119,7 +124,8 @@ class Learner:
             draws: positions of the utterances to train on, in this order; tensor on the device.
             title: what the progress bar and an error call this.
         Returns:
-            Mean cross-entropy and mean CCC loss over the batches (0 without targets).
+            Mean cross-entropy, and mean CCC loss over batches of two or more (0 without targets); batches are weighted
+            by their size.
         Raises:
             UserError: a loss is not finite.
         """
@@ -139,7 +145,8 @@ class Learner:
         losses[:, 0] = runtime.sum_over_ranks(losses[:, 0])
         losses = losses.cpu()  # one wait for the device a stage, none a batch
         run_log.refuse_divergence(losses, batches, part.names, title)
-        return tuple(losses.mean(dim=0).tolist())
+        sizes = [len(batch) for batch in batches]
+        return run_log.weighted_mean(losses[:, 0], sizes), run_log.weighted_mean(losses[:, 1], sizes, smallest=2)
 
 
 def cluster(learner: Learner, part: Part, num_clusters: int, seed: int):
@@ -156,24 +163,25 @@ def cluster(learner: Learner, part: Part, num_clusters: int, seed: int):
     return runtime.from_first_rank(lambda: clustering.kmeans(points[0], num_clusters, seed, learner.device))
 
 
-def run_stage(learner: Learner, part: Part, num_clusters: int, seeds: tuple[int, ...], title: str):
+def run_stage(learner: Learner, part: Part, num_clusters: int, seed: int, place: tuple[int, int], title: str):
     """Cluster a part and train on its pseudo-labels.
 
     Args:
-        seeds: run's seed, epoch and stage.
+        seed: the run's.
+        place: epoch and stage.
     Returns:
         (`Clustering`, record for the log).
     """
     import clustering
 
-    clusters = cluster(learner, part, num_clusters, runtime.derived_seed(*seeds, 0))
+    clusters = cluster(learner, part, num_clusters, runtime.derived_seed(seed, "k-means", *place))
     pseudo_labels = clusters.assignment.to(learner.device)
-    draws = clustering.uniform_draws(pseudo_labels, num_clusters, runtime.derived_seed(*seeds, 1))
+    draws = clustering.uniform_draws(pseudo_labels, num_clusters, runtime.derived_seed(seed, "sampler", *place))
     draws = runtime.as_on_first_rank(draws)
-    runtime.seed_everything(runtime.derived_seed(*seeds, 2))
+    runtime.seed_everything(runtime.derived_seed(seed, "top layer", *place))
     learner.model.renew_top_layer()
     runtime.as_on_first_rank(learner.model.top_layer_class.weight.detach())
-    runtime.seed_own_dropout(*seeds, 2)
+    runtime.seed_own_dropout(seed, *place)
     cluster_loss, ccc_loss = learner.train_on(part, pseudo_labels, draws, title)
     record = {
         "cluster_loss": cluster_loss,
@@ -213,13 +221,14 @@ def load_parts(args: argparse.Namespace, device) -> tuple[dict[str, Part], dict[
         parts[split] = Part(rows, data.names, torch.from_numpy(data.targets).to(device))
         keys[split] = data.key
     if args.unlabeled_size:
-        paths = utils.draw_unlabeled(args.unlabeled, args.unlabeled_size, args.seed)
+        paths = utils.draw_unlabeled(args.unlabeled, args.unlabeled_size, args.unlabeled_seed)
         facts["feature_set"] = features.common_feature_set(
             {args.norm_dir: corpus.feature_set, paths.folder: features.read_feature_set(paths.folder)}
         )
         packed = features.pack_features(
             paths.folder, paths.names, *corpus.feature_norm, args.cache_dir, args.workers, "unlabeled"
         )
+        corpus.warn_of_tested(packed.names, paths.folder)
         parts["unlabeled"] = Part(Rows(packed.rows, device, args.precision), packed.names)
         keys["unlabeled"] = packed.key
     for name in ("Train", "unlabeled"):
@@ -246,10 +255,10 @@ def train_epoch(learner: Learner, parts: dict[str, Part], args: argparse.Namespa
     if "unlabeled" in parts:
         title = f"epoch {epoch}, unlabeled"
         _, record["unlabeled"] = run_stage(
-            learner, parts["unlabeled"], args.num_clusters, (args.seed, epoch, UNLABELED), title
+            learner, parts["unlabeled"], args.num_clusters, args.seed, (epoch, UNLABELED), title
         )
     clusters, record["labeled"] = run_stage(
-        learner, parts["Train"], args.num_clusters, (args.seed, epoch, LABELED), f"epoch {epoch}, labeled"
+        learner, parts["Train"], args.num_clusters, args.seed, (epoch, LABELED), f"epoch {epoch}, labeled"
     )
     record["nmi"] = None if previous is None else clustering.nmi(clusters.assignment, previous)
     record["validation_ccc_loss"] = validation_loss(learner, parts["Validation"])
@@ -264,7 +273,7 @@ def describe(record: dict) -> str:
     return (
         f"epoch {record['epoch']:3d}: validation CCC loss {record['validation_ccc_loss']:.4f}, joint loss "
         f"{labeled['joint_loss']:.4f} (clusters {labeled['cluster_loss']:.4f}, CCC {labeled['ccc_loss']:.4f}), "
-        f"NMI {nmi}, {labeled['non_empty']} clusters of {labeled['sizes'][-1]}..{labeled['sizes'][0]}, "
+        f"NMI {nmi}, {labeled['non_empty']} clusters of {min(filter(None, labeled['sizes']))}..{labeled['sizes'][0]}, "
         f"{record['seconds']:.1f} s"
     )
 
@@ -292,7 +301,7 @@ def main(args: argparse.Namespace) -> None:
     if finished:
         return
 
-    runtime.seed_everything(runtime.derived_seed(args.seed))
+    runtime.seed_everything(runtime.derived_seed(args.seed, "DeepEmoCluster"))
     num_features = parts["Train"].rows.num_features
     model = DenseResNet(num_features, args.num_clusters)
     learner = Learner(model, device, args.precision, args.batch_size)

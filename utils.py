@@ -33,6 +33,7 @@ DETAILED_COLUMNS = ("FileName", "Worker", "EmoClass_Major", "EmoClass_Second", "
 UNKNOWN_SPEAKER = "Unknown"
 LARGEST_LABEL = 1e9  # whatever the scale
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+UNLABELED_SEED = 99  # the original's for this draw, the same for every run
 LONGEST_NAME = 255  # bytes, the limit of the usual file systems
 
 NO_CORPUS = (
@@ -442,8 +443,18 @@ def _detailed_csv(path: Path) -> list[dict]:
     lines = _csv_lines(path)
     header = lines[0][1] if lines else []
     if "EmoDetail" in header:
-        # A secondary class may list several emotions with commas, unquoted: all after the name is the detail.
-        return [parse_detail(path, fields[0], ",".join(fields[1:])) for _, fields in lines[1:]]
+        if "FileName" not in header:
+            raise UserError(f"{path}: no column FileName; found {', '.join(header)}.")
+        # A secondary class may list several emotions with commas, unquoted: what the other columns leave is the detail.
+        start, name = header.index("EmoDetail"), header.index("FileName")
+        after = len(header) - 1 - start  # columns behind the detail, counted from the end of a line
+        rows = []
+        for number, fields in lines[1:]:
+            if len(fields) < len(header):
+                raise UserError(f"{path}: line {number} has {len(fields)} fields; expected at least {len(header)}.")
+            detail = fields[start : len(fields) - after]
+            rows.append(parse_detail(path, fields[name if name < start else name - len(header)], ",".join(detail)))
+        return rows
     table = read_csv(path, ("FileName",))
     worker = "WorkerID" if "WorkerID" in table.columns else "Workers"
     _check_columns(path, table, ("FileName", worker))
@@ -512,7 +523,7 @@ def rater_spread(path: Path, emo_attr: str) -> pd.Series:
 # The unlabeled set
 
 
-def getPaths_unlabel_Podcast(root_dir: Path | str, sample_num: int = 90000, seed: int = 31) -> list[Path]:
+def getPaths_unlabel_Podcast(root_dir: Path | str, sample_num: int = 90000, seed: int = UNLABELED_SEED) -> list[Path]:
     """Feature files of the unlabeled set, drawn at random; arguments and errors as those of `draw_unlabeled`."""
     return list(draw_unlabeled(Path(root_dir), sample_num, seed))
 
@@ -769,6 +780,23 @@ class LabeledCorpus:
         """Print a note where the network in `source`, by what was saved with it, was trained with other norm terms."""
         if has_other_terms(info, norm_key(self.feature_norm, self.label_norm)):
             print(f"note: {source} was trained with other norm terms than those used here; the figures follow these.")
+
+    def warn_of_tested(self, unlabeled: Sequence[str], folder: Path) -> None:
+        """Warn where the unlabeled set holds utterances of this corpus that are validated or tested on.
+
+        Args:
+            unlabeled: names of the unlabeled utterances.
+            folder: where they lie, for the message.
+        """
+        stems = {features.feature_name(name) for name in unlabeled}
+        shared = self.table[self.table["FileName"].map(features.feature_name).isin(stems)]
+        shared = shared[shared["Split_Set"].map(_split_name) != "train"]
+        if len(shared):
+            counts = ", ".join(f"{count} of {split}" for split, count in shared["Split_Set"].value_counts().items())
+            tell(
+                f"warning: {folder}: the unlabeled set holds {counts} ({', '.join(shared['FileName'][:3])}, ...). The "
+                "network trains on them, so results on these splits are too good; remove them from the unlabeled set."
+            )
 
     def select(self, split: str) -> pd.DataFrame:
         """The label rows of a split; raises `UserError` where there is no such split."""

@@ -29,6 +29,7 @@ from pathlib import Path
 import arguments
 import run_log
 import runtime
+import storage
 from benchmarks.real_speech import ROOT, machine, replace_section, split_section
 
 WIDTH = 6373
@@ -104,7 +105,7 @@ def make_corpus(root: Path, sizes: dict[str, int]) -> None:
             block = packed[first : first + 4096]
             np.clip(rng.standard_normal(block.shape, dtype=np.float32), -3, 3, out=block)
         packed.flush()
-        cache.with_suffix(".json").write_text(json.dumps(known))
+        features.write_index(cache, storage.digest(known), known)
 
 
 def make_metric(root: Path, sizes: dict[str, int]) -> None:

@@ -257,10 +257,11 @@ def _packed(path: Path) -> None:
     import features
 
     names = ["a.wav", "b.wav"]
-    path.with_suffix(".json").write_text(json.dumps(names))
-    rows = features._open_cache(path, names, 3)
-    if rows is None:
-        raise runtime.UserError("it is built anew")
+    features.write_index(path, "0" * 64, names)
+    found = features._open_cache(path, names, 3)
+    if found is None:
+        raise runtime.UserError("it is packed again")
+    rows = found.rows
     expect(rows.shape == (2, 3) and rows.dtype == "float32", f"{rows.shape}, {rows.dtype}")
     expect(len(rows.tobytes()) == 24, "rows that can't be read")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -166,18 +167,31 @@ def test_packing_does_not_depend_on_the_workers(tmp_path, eager_workers):
 
 
 @pytest.mark.parametrize("block", [1, 7, 150, 4096])
-def test_the_cache_file_is_known_beforehand_and_its_index_is_the_list_of_names(tmp_path, packable, monkeypatch, block):
+def test_the_cache_file_is_known_beforehand_and_its_index_lists_the_names(tmp_path, packable, monkeypatch, block):
     monkeypatch.setattr(features, "BLOCK", block)
     names, matrix, mean, std = packable
     cache = features.cache_file(tmp_path / "mat", reversed(names), mean, std, tmp_path / "cache")
     cache.parent.mkdir()
     np.save(cache, features.normalise(matrix, mean, std))
-    cache.with_suffix(".json").write_text(json.dumps(names), encoding="utf-8")
+    features.write_index(cache, "0" * 64, names)
     made = cache.stat().st_ino
-    assert pack(tmp_path, names, mean, std).key == cache.stem and cache.stat().st_ino == made
-    cache.with_suffix(".json").write_text(json.dumps([*names, "one more.wav"]), encoding="utf-8")
-    pack(tmp_path, names, mean, std)
-    assert cache.stat().st_ino != made and cache.with_suffix(".json").read_text() == json.dumps(names)
+    assert pack(tmp_path, names, mean, std).key == "0" * 64 and cache.stat().st_ino == made
+    features.write_index(cache, "0" * 64, [*names, "one more.wav"])
+    key = pack(tmp_path, names, mean, std).key
+    assert cache.stat().st_ino != made
+    assert json.loads(cache.with_suffix(".json").read_text()) == {"content": key, "names": names}
+
+
+def test_the_key_is_the_content_whatever_the_files_times_and_folder(tmp_path, packable, eager_workers):
+    names, _, mean, std = packable
+    key = pack(tmp_path, names, mean, std).key
+    for path in (tmp_path / "mat").iterdir():
+        path.chmod(0o600)
+    assert pack(tmp_path, names, mean, std, workers=2).key == key
+    shutil.copytree(tmp_path / "mat", tmp_path / "elsewhere" / "mat", copy_function=shutil.copyfile)
+    assert pack(tmp_path / "elsewhere", names, mean, std).key == key
+    (tmp_path / "mat" / features.feature_name(names[0])).rename(tmp_path / "mat" / "0000.mat")
+    assert pack(tmp_path, ["0000.wav", *names[1:]], mean, std).key != key
 
 
 def test_the_key_does_not_depend_on_the_workers(tmp_path, packable, monkeypatch, eager_workers):
@@ -193,7 +207,8 @@ def test_the_key_does_not_depend_on_the_workers(tmp_path, packable, monkeypatch,
 def test_an_index_is_json_whatever_the_names(monkeypatch, count):
     monkeypatch.setattr(features, "BLOCK", 7)
     names = [f'{i}, "ä\udc80\\].wav' for i in range(count)]
-    assert b"".join(features._index_text(names)) == json.dumps(names).encode()
+    text = b"".join(features._index_text("0" * 64, names))
+    assert text == json.dumps({"content": "0" * 64, "names": names}).encode()
 
 
 def test_feature_paths_are_a_sequence_of_paths(tmp_path):
@@ -245,7 +260,7 @@ def change_behind_the_time_stamp(path, names, mean, std):
 
 
 def change_norm_terms(path, names, mean, std):
-    mean[0] += 1e-9
+    mean[0] += 1
 
 
 def change_file_list(path, names, mean, std):
@@ -266,8 +281,8 @@ def test_a_stale_cache_is_never_used(tmp_path, packable, change):
 
 def test_a_torn_cache_is_built_anew(tmp_path, packable):
     names, matrix, mean, std = packable
-    key = pack(tmp_path, names, mean, std).key
-    cache = tmp_path / "cache" / f"{key}.npy"
+    pack(tmp_path, names, mean, std)
+    (cache,) = (tmp_path / "cache").glob("*.npy")
     cache.write_bytes(cache.read_bytes()[:-100])
     assert np.array_equal(pack(tmp_path, names, mean, std).rows, features.normalise(matrix, mean, std))
 

@@ -495,9 +495,9 @@ def test_the_results_name_the_metric(trained):
     assert result["training"]["metric"] == "DeepMI_5clusters@_Val.json"
 
 
-def test_a_finished_run_is_not_trained_again(trained_here):
+def test_a_finished_run_is_not_trained_again(trained):
     for number in (1, 3):
-        code, out, _ = trained_here.stage(number)
+        code, out, _ = trained.stage(number)
         assert code == 0 and "trained already" in out
 
 

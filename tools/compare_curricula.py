@@ -18,7 +18,7 @@ Orders, the first to be trained first:
     none             all from the start: the baseline
     agreement        least standard deviation between raters; needs labels_detailed  (Lotfian & Busso 2018)
     selftaught       least error of a regressor without curriculum that was trained on other utterances
-                     (Hacohen & Weinshall 2019, cross-fitted over five folds)
+                     (Hacohen & Weinshall 2019, cross-fitted over five folds of speakers)
     prediction       least error of DeepEmoCluster's own regressor: what the clusters add to DeepMI is missing here
     ridge            no order: scikit-learn's RidgeCV on the same features, the yardstick
 """
@@ -35,6 +35,7 @@ from pathlib import Path
 import arguments
 import runtime
 import storage
+import testing_Curriculum
 from tools import trials
 
 CONTROLS = ("random", "none")  # what the other orders are compared with
@@ -98,6 +99,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="CORPUS",
         help="other corpora to test on, whole, for mismatched conditions; their features must be of the same set",
     )
+    testing_Curriculum.add_label_scale_argument(parser, " of the --testing corpora")
     arguments.add_corpus_arguments(parser)
     parser.add_argument(
         "--ssl-epochs",
@@ -125,6 +127,10 @@ def by_deepemocluster(args: argparse.Namespace) -> list[str]:
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise `UserError` where flags do not fit together; nothing has been computed then."""
     args.orders = list(dict.fromkeys(args.orders))
+    if args.label_scale and not args.testing:
+        raise runtime.UserError("--label-scale is that of other corpora; name them with --testing, or leave it out.")
+    scales = testing_Curriculum.scale_pairs(args.label_scale)
+    args.testing_scales = tuple(testing_Curriculum.one_each(scales, args.testing, "--label-scale"))
     by_metric = by_deepemocluster(args)
     if args.ssl_epochs:
         if args.metric or args.checkpoint:
@@ -233,7 +239,6 @@ def compare(args: argparse.Namespace, test: str, data, results: dict[tuple[str, 
     import pandas as pd
 
     import metrics
-    import testing_Curriculum
 
     seeds = seeds_of(args)
     predictions = [

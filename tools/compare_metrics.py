@@ -165,6 +165,20 @@ def stability_rows(metrics: dict[str, dict[int, dict[str, float]]]) -> list[list
     return rows
 
 
+def without_equal_sizes(tasks: list[argparse.Namespace]) -> list[argparse.Namespace]:
+    """The tasks without those whose unlabeled size draws the same utterances as a smaller one; says which sizes."""
+    import utils
+
+    sizes = sorted({task.unlabeled_size for task in tasks})
+    if max(sizes) == 0 or tasks[0].unlabeled is None:
+        return tasks
+    pool = len(utils.draw_unlabeled(tasks[0].unlabeled, max(sizes), tasks[0].unlabeled_seed))
+    superfluous = [size for size in sizes if size > pool and any(pool <= other < size for other in sizes)]
+    for size in superfluous:
+        runtime.tell(f"note: --unlabeled-size {size}: {tasks[0].unlabeled} holds {pool} utterances; left out.")
+    return [task for task in tasks if task.unlabeled_size not in superfluous]
+
+
 def measure_stability(args: argparse.Namespace) -> list[str]:
     """Train for every seed and setting; the table, with what it compares."""
     import deepmi
@@ -177,6 +191,7 @@ def measure_stability(args: argparse.Namespace) -> list[str]:
         trials.with_changes(args, seed=args.seed + number, num_clusters=clusters, unlabeled_size=size)
         for clusters, size, number in itertools.product(args.num_clusters, args.unlabeled_size, range(args.seeds))
     ]
+    tasks = without_equal_sizes(tasks)
     trials.make_metrics(tasks, args.jobs)
     metrics: dict[str, dict[int, dict[str, float]]] = {}
     for task in tasks:

@@ -167,6 +167,20 @@ def find_network(args: argparse.Namespace):
         return None, None
 
 
+def other_labels(table, emo_attr: str, label_file: Path) -> list:
+    """Labels of each split besides Train, for the table of the page; a split whose labels are hidden is left out."""
+    import utils
+
+    found = []
+    for _, rows in table.groupby("Split_Set"):
+        if utils.has_labels(rows, emo_attr):
+            try:
+                found.append(utils.attribute_labels(rows, emo_attr, label_file))
+            except UserError as error:
+                runtime.tell(f"note: {error} That split is left out of the table.")
+    return found
+
+
 def gather(args: argparse.Namespace, metric_file: Path, label_file: Path):
     """Read everything: `report_panels.Evidence`.
 
@@ -174,6 +188,7 @@ def gather(args: argparse.Namespace, metric_file: Path, label_file: Path):
         UserError: labels, DeepMI file or an explicit checkpoint are missing or damaged, or not of one Train split.
     """
     import numpy as np
+    import pandas as pd
 
     import curriculum
     import deepmi
@@ -182,8 +197,9 @@ def gather(args: argparse.Namespace, metric_file: Path, label_file: Path):
 
     metric = deepmi.read_metric(metric_file)
     table = utils.read_labels(label_file)
-    labels = utils.attribute_labels(table, args.emo_attr, label_file)
-    train = utils.attribute_labels(utils.select_split(table, "Train", label_file), args.emo_attr, label_file)
+    in_train = utils.select_split(table, "Train", label_file)
+    train = utils.attribute_labels(in_train, args.emo_attr, label_file)
+    labels = pd.concat([train, *other_labels(table.drop(in_train.index), args.emo_attr, label_file)])
     with_features, network = find_network(args)
     names = sorted(train.index) if network is None else with_features
     if args.skip_missing:
@@ -194,7 +210,7 @@ def gather(args: argparse.Namespace, metric_file: Path, label_file: Path):
                 runtime.tell("warning: the checkpoint's pictures are of all training utterances; left out.")
                 network = None
         names = [name for name in names if name in metric]
-    values = curriculum.match_metric(metric, names, metric_file)
+    values = curriculum.match_metric(metric, names, metric_file, in_train["FileName"].tolist())
     spread = read_spread(args.corpus, args.emo_attr)
     marked, marked_by = read_truth(label_file), f"the clips that {TRUTH} calls so"
     if marked is None and spread is not None:

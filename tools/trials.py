@@ -16,6 +16,7 @@ import os
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +171,7 @@ def make_metrics(tasks: Sequence[argparse.Namespace], jobs: int) -> None:
     for task in tasks:  # what is wrong with the input comes to light here, and all cores pack
         parts, keys, _ = training_DeepEmoCluster.load_parts(task, torch.device("cpu"))
         task.num_unlabeled = len(parts["unlabeled"].names) if "unlabeled" in parts else 0
-        identity = storage.digest(_settings(task), task.ssl_epochs, task.num_clusters, keys)
+        identity = storage.digest(_settings(with_changes(task, epoch=task.ssl_epochs)), task.num_clusters, keys)
         task.metric_folder = trial_folder(task) / f"{task.emo_attr}_seed{task.seed}_{identity[:12]}"
     for task, task.metric in side_by_side(make_metric, tasks, jobs, "DeepEmoCluster"):
         names = task.ssl_epochs, task.batch_size, task.num_clusters, task.emo_attr
@@ -192,7 +193,7 @@ def noisy_labels(args: argparse.Namespace) -> Path:
     source = args.labels or utils.find_label_file(args.corpus)
     table = utils.read_labels(source)
     labels = utils.attribute_labels(utils.select_split(table, "Train", source), args.emo_attr, source)
-    rng = np.random.default_rng(runtime.derived_seed(args.seed, 2))
+    rng = np.random.default_rng(runtime.derived_seed(args.seed, "label noise"))
     chosen = rng.choice(len(labels), size=round(args.label_noise * len(labels)), replace=False)
     drawn = dict(zip(labels.index[chosen], rng.choice(labels.to_numpy(), size=len(chosen))))
     column = f"Emo{args.emo_attr}"
@@ -230,8 +231,8 @@ def load_data(args: argparse.Namespace) -> Data:
     """Train, Validation, the test split and the other corpora; kept for the next trial with the same labels.
 
     Args:
-        args: those of DATA_ARGUMENTS: of a corpus, and split (its name), testing (tuple of other corpora), device and
-            precision.
+        args: those of DATA_ARGUMENTS: of a corpus, and split (its name), testing (tuple of other corpora),
+            testing_scales (for each its label scale, or None), device and precision.
     Raises:
         UserError: as the stages.
     """
@@ -240,7 +241,7 @@ def load_data(args: argparse.Namespace) -> Data:
 
 DATA_ARGUMENTS = (
     *("corpus", "labels", "features", "norm_dir", "cache_dir", "workers", "skip_missing"),
-    *("emo_attr", "split", "testing", "device", "precision"),
+    *("emo_attr", "split", "testing", "testing_scales", "device", "precision"),
 )
 
 
@@ -260,14 +261,16 @@ def _load_data(*values: object) -> Data:
     tests = {args.split: part(corpus.load(args.split))}
     own = args.corpus or args.labels
     names = testing_Curriculum.distinct_names([own, *args.testing])[1:] if args.testing else []
-    for name, folder in zip(names, args.testing):
+    for name, folder, asked in zip(names, args.testing, args.testing_scales):
         if not folder.is_dir():
             raise runtime.UserError(f"--testing {folder}: no such folder; expected a corpus.")
         if args.corpus and folder.samefile(args.corpus):
             print(f"warning: --testing {folder} is the training corpus; its Train utterances are tested too.")
-        scale, _ = testing_Curriculum.label_scale(utils.find_label_file(folder), None)
+        scale, _ = testing_Curriculum.label_scale(utils.find_label_file(folder), asked)
         other = arguments.open_corpus(with_changes(args, corpus=folder, labels=None, features=None), scale)
-        tests[f"{name} (all)"] = part(other.load("all"))
+        data = other.load("all")
+        testing_Curriculum.tell_if_narrow(data, other.corpus.labels, asked)
+        tests[f"{name} (all)"] = part(data)
     return Data(corpus, part(corpus.load("Train")), part(corpus.load_validation()), tests)
 
 
@@ -286,7 +289,7 @@ def fit(args: argparse.Namespace, data: Data, order: NDArray[np.int64]) -> tuple
     import training_Curriculum
     from model import DenseNet
 
-    runtime.seed_everything(runtime.derived_seed(args.seed, 0))
+    runtime.seed_everything(runtime.derived_seed(args.seed, "regressor"))
     model = DenseNet(data.corpus.num_features)
     learner = training_Curriculum.Learner(model, runtime.choose_device(args.device), args)
     train, held_out = data.train, data.held_out
@@ -307,16 +310,41 @@ def predict(model, rows, precision: str) -> NDArray[np.float32]:
     return in_batches(model, model, rows, precision)[0].cpu().numpy()
 
 
+def folds_by_speaker(speakers: Sequence[str], names: Sequence[str], seed: int) -> NDArray[np.int64]:
+    """Fold of each utterance, the utterances of a speaker all in one.
+
+    Args:
+        speakers: speaker of each utterance; one of an unknown speaker counts as a speaker.
+        names: file name of each utterance.
+        seed: of the draw.
+    Returns:
+        Folds 0..FOLDS-1, fewer where there are fewer speakers, int64, shape (N,). A single speaker is cut through.
+    """
+    import utils
+
+    groups = [name if who == utils.UNKNOWN_SPEAKER else f"speaker {who}" for who, name in zip(speakers, names)]
+    groups = groups if len(set(groups)) > 1 else list(names)
+    sizes = Counter(groups)
+    drawn = np.random.default_rng(seed).permutation(sorted(sizes)).tolist()
+    totals = [0] * min(FOLDS, len(sizes))
+    fold_of = {}
+    for group in sorted(drawn, key=lambda group: -sizes[group]):  # the largest first, each into the smallest fold
+        fold_of[group] = totals.index(min(totals))
+        totals[fold_of[group]] += sizes[group]
+    return np.array([fold_of[group] for group in groups])
+
+
 def self_taught(args: argparse.Namespace) -> Path:
     """Score every training utterance by a regressor that was trained without it.
 
-    Five folds are drawn; a regressor without curriculum is trained on four of them, and scores the fifth.
+    Five folds are drawn by speaker; a regressor without curriculum is trained on four of them, and scores the fifth.
 
     Returns:
         A file like a DeepMI file: file name -> minus the absolute error, z-normed.
     Raises:
         UserError: as the stages.
-    Source: Hacohen & Weinshall, ICML 2019; cross-fitted so that no utterance is scored by what has learned it.
+    Source: Hacohen & Weinshall, ICML 2019; cross-fitted so that no utterance is scored by what has learned it, or has
+        heard its speaker.
     """
     import deepmi
 
@@ -326,9 +354,9 @@ def self_taught(args: argparse.Namespace) -> Path:
     target = trial_folder(args) / f"selftaught_{args.emo_attr}_seed{args.seed}_{identity[:12]}.json"
     if target.is_file():
         return target
-    fold = np.random.default_rng(runtime.derived_seed(args.seed, 3)).permutation(len(train.names)) % FOLDS
+    fold = folds_by_speaker(train.speakers, train.names, runtime.derived_seed(args.seed, "folds"))
     scores = np.empty(len(train.names))
-    for number in range(FOLDS):
+    for number in range(fold.max() + 1):
         model, _, _ = fit(with_changes(args, order="none"), data, np.flatnonzero(fold != number))
         error = np.abs(predict(model, data.train.rows, args.precision) - train.targets)
         scores[fold == number] = -error[fold == number]
@@ -359,7 +387,7 @@ def order_of(args: argparse.Namespace, data: Data) -> NDArray[np.int64]:
 
     train = data.train.data
     if args.order in curriculum.ORDERS:
-        return training_Curriculum.load_order(args, train.names, train.labels)[0]
+        return training_Curriculum.load_order(args, data.corpus, train)[0]
     if args.order == "agreement":
         file = utils.find_detailed_file(args.corpus) if args.corpus else None
         if file is None:
@@ -436,10 +464,10 @@ def run_trial(args: argparse.Namespace) -> dict:
     parts = {"train": data.train, "held_out": data.held_out, **data.tests}
     keys = {name: part.data.key for name, part in parts.items()}
     train = data.train.data
-    settings = _settings(args) | {"order": args.order, "pacing": args.pacing}
-    if args.order == RIDGE:
-        order = np.arange(len(train.names))
+    if args.order == RIDGE:  # depends on nothing but the data
+        settings, order = {"order": RIDGE, "version": runtime.__version__}, np.arange(len(train.names))
     else:
+        settings = _settings(args) | {"order": args.order, "pacing": args.pacing}
         order = order_of(args, data)
     identity = storage.digest(settings, keys, order.tobytes())
     target = trial_folder(args) / f"{args.emo_attr}_{args.order}_seed{args.seed}_{identity[:12]}.json"

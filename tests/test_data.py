@@ -1,0 +1,346 @@
+"""What a run depends on, and what is said where data are left out or should not be there."""
+
+import errno
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import read_rows, write_labels
+
+import arguments
+import batches
+import features
+import metrics
+import run_log
+import runtime
+import training_Curriculum
+import training_DeepEmoCluster as ssl_stage
+import utils
+from model import DenseNet, DenseResNet
+from tools import compare_curricula, compare_metrics, trials
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The identity of a run
+
+
+def move_to_a_copy(bench) -> None:
+    """The corpus and its unlabeled set as another machine sees them: other inodes, times and modes."""
+    for folder in (bench.corpus, bench.folder / "corpus_unlabeled"):
+        folder.rename(folder.with_name("old"))
+        shutil.copytree(folder.with_name("old"), folder, copy_function=shutil.copyfile)
+        shutil.rmtree(folder.with_name("old"))
+        for file in folder.rglob("*.mat"):
+            file.chmod(0o640)
+
+
+def test_a_copy_of_the_corpus_is_trained_already(trained):
+    files = (trained.ssl_checkpoint, trained.regressor)
+    before = [file.read_bytes() for file in files]
+    move_to_a_copy(trained)
+    for number in (1, 3):
+        code, out, err = trained.stage(number)
+        assert code == 0 and "trained already" in out, out + err
+    assert [file.read_bytes() for file in files] == before
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_run_goes_on_on_a_copy_of_the_corpus_and_ends_with_the_same_bytes(trained, monkeypatch, number):
+    target = trained.ssl_checkpoint if number == 1 else trained.regressor
+    expected = target.read_bytes()
+    finish = run_log.TrainingRun.finish
+    monkeypatch.setattr(run_log.TrainingRun, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert trained.stage(number, "--no-resume")[0] == 130
+    monkeypatch.setattr(run_log.TrainingRun, "finish", finish)
+    move_to_a_copy(trained)
+    code, out, err = trained.stage(number)
+    assert code == 0 and "going on after" in out, out + err
+    assert target.read_bytes() == expected
+
+
+def test_other_content_is_another_run(trained):
+    file = trained.feature_files[0]
+    features.write_mat(file, features.FEATURE_KEY, features.read_feature(file)[None] + 1)
+    code, out, err = trained.stage(1)
+    assert code == 0 and "trained already" not in out and "other Train data" in err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Seeds
+
+
+def test_different_places_have_different_seeds():
+    places = [(), (0,), (0, 0), (0, 0, 0), (1,), ("k-means",), ("k-means", 0), ("sampler", 0), ("sampler", 0, 0)]
+    seeds = [runtime.derived_seed(31, *place) for place in places]
+    assert len(set(seeds)) == len(places) and all(0 <= seed < 2**31 for seed in seeds)
+    assert runtime.derived_seed(31, "k-means", 0) == seeds[6] != runtime.derived_seed(32, "k-means", 0)
+
+
+def test_the_regressor_does_not_start_with_weights_of_deepemocluster(trained, monkeypatch):
+    first = []
+    for module, network in ((ssl_stage, DenseResNet), (training_Curriculum, DenseNet)):
+
+        class Watched(network):
+            def __init__(self, *args):
+                super().__init__(*args)
+                first.append(next(self.parameters()).detach().flatten()[:100].clone())
+
+        monkeypatch.setattr(f"model.{network.__name__}", Watched)
+        assert trained.stage(1 if module is ssl_stage else 3, "--no-resume")[0] == 0
+    assert not torch.allclose(*first)
+
+
+def test_the_unlabeled_draw_does_not_follow_the_seed(bench):
+    bench.stage(0)
+    for more in ((), ("--seed", 7), ("--seed", 7, "--unlabeled-seed", 5)):
+        assert bench.stage(1, "--unlabeled-size", 20, "-ep", 1, *more)[0] == 0
+        yet = len(list((bench.folder / "feature_cache").glob("*.npy")))
+        assert yet == (4 if "--unlabeled-seed" in more else 3)  # Train, Validation, unlabeled
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data that are left out, or that should not be there
+
+
+def rewrite_metric(bench, change) -> None:
+    values = json.loads(bench.metric.read_text())
+    change(values)
+    bench.metric.write_text(json.dumps(values))
+
+
+def test_a_metric_knows_utterances_whose_features_are_missing(trained):
+    name = sorted(json.loads(trained.metric.read_text()))[0]
+    (trained.corpus / utils.FEATURE_FOLDER / features.feature_name(name)).unlink()
+    trained.refuses(trained.stage(3, "--no-resume"), "1 of 60 feature files are missing")
+    code, out, err = trained.stage(3, "--no-resume", "--skip-missing")
+    assert code == 0 and "59 Train" in out and name in err
+
+
+@pytest.mark.parametrize("order", ["deepmi", "deepmi-balanced", "reverse"])
+def test_a_metric_of_a_part_of_train_is_refused_or_trains_on_that_part(trained, order):
+    names = sorted(json.loads(trained.metric.read_text()))[:7]
+    rewrite_metric(trained, lambda values: [values.pop(name) for name in names])
+    trained.refuses(trained.stage(3, "--no-resume", "--order", order), "lacks 7", "--skip-missing")
+    code, out, err = trained.stage(3, "--no-resume", "--order", order, "--skip-missing", "-ep", 47)
+    assert code == 0 and "53 Train" in out and "7 of 60" in err and names[0] in err
+    log = trained.folder / f"Models/SimpleEmoRegressor_{'DeepMI' if order == 'deepmi' else order}@_Val.log.jsonl"
+    assert json.loads(log.read_text().splitlines()[-2])["utterances"] == 53
+
+
+def test_a_metric_of_another_corpus_is_refused_even_with_skip_missing(trained):
+    rewrite_metric(trained, lambda values: values.update({"stranger.wav": 0.1}))
+    trained.refuses(trained.stage(3, "--no-resume", "--skip-missing"), "1 besides", "stranger.wav")
+
+
+def test_an_unlabeled_set_that_holds_tested_utterances_is_said(bench):
+    bench.stage(0)
+    code, _, err = bench.stage(1, "--unlabeled", bench.corpus)
+    assert code == 0 and "24 of Test1" in err and "24 of Development" in err and "of Train" not in err
+    assert "warning" not in bench.stage(1, "--no-resume")[2]
+
+
+def test_hidden_labels_of_a_split_that_is_not_used_do_not_stop_the_report(trained):
+    rows = read_rows(trained.labels)
+    hidden = [dict(zip(rows[0], row)) for row in rows[-3:]]
+    for number, row in enumerate(hidden):
+        row.update(FileName=f"hidden_{number}.wav", EmoVal="0", EmoAct="-", Split_Set="Test3")
+    write_labels(trained.labels, [*rows[1:], *([row[name] for name in rows[0]] for row in hidden)], rows[0])
+    code, _, err = trained.run("tools.report_DeepMI", "-emo", "Val", "-nc", 5, "--corpus", trained.corpus)
+    assert code == 0, err
+    assert "hidden_0.wav" in err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Batches of one
+
+
+def deepemocluster(batch_size: int):
+    runtime.seed_everything(0)
+    learner = ssl_stage.Learner(DenseResNet(12, 3), torch.device("cpu"), "fp32", batch_size)
+    rows = batches.Rows(torch.randn(9, 12).numpy(), torch.device("cpu"), "fp32")
+    return learner, ssl_stage.Part(rows, [str(number) for number in range(9)], torch.randn(9))
+
+
+def test_a_joint_batch_of_one_trains_on_its_pseudo_label_only():
+    learner, part = deepemocluster(8)
+    pseudo = torch.arange(9) % 3
+    learner.train_on(part, pseudo, torch.arange(8), "a full batch")  # so that Adam has its momentum
+    regressor = [value.clone() for value in learner.model.emo_regressor.parameters()]
+    top = learner.model.top_layer_class.weight.clone()
+    losses = learner.train_on(part, pseudo, torch.tensor([8]), "one")
+    assert all(torch.equal(a, b) for a, b in zip(regressor, learner.model.emo_regressor.parameters()))
+    assert not torch.equal(top, learner.model.top_layer_class.weight) and losses[1] == 1
+
+
+def test_the_mean_loss_of_an_epoch_is_weighted_by_the_size_of_its_batches():
+    losses = torch.tensor([0.5, 0.8, 1.0])
+    assert run_log.weighted_mean(losses, [4, 4, 1]) == pytest.approx((4 * 0.5 + 4 * 0.8 + 1) / 9)
+    assert run_log.weighted_mean(losses, [4, 4, 1], smallest=2) == pytest.approx(0.65)
+    assert run_log.weighted_mean(losses[2:], [1], smallest=2) == 1
+
+
+def test_a_curriculum_batch_of_one_leaves_the_regressor_alone(trained, monkeypatch):
+    sizes = []
+    step = training_Curriculum.Learner._step
+
+    def watched(self, x, targets):
+        sizes.append(len(targets))
+        return step(self, x, targets)
+
+    monkeypatch.setattr(training_Curriculum.Learner, "_step", watched)
+    assert trained.stage(3, "--no-resume", "--order", "none", "-batch", 59, "-ep", 2)[0] == 0
+    assert sizes == [59, 59]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is tested and compared
+
+
+def test_a_named_order_is_tested_or_missing(trained):
+    assert trained.stage(4)[0] == 0
+    trained.refuses(trained.stage(4, "--order", "reverse"), "SimpleEmoRegressor_reverse@_Val.pt.tar")
+    trained.refuses(trained.stage(4, "--order", "reverse", "--model", trained.regressor), "--order", "--model")
+
+
+def test_the_printed_corpus_is_the_tested_one(trained):
+    assert "Recognition performance for the MSP-Podcast Test set:" in trained.stage(4)[1]
+    rows = read_rows(trained.labels)
+    for row in rows[1:]:
+        file = trained.corpus / utils.FEATURE_FOLDER / features.feature_name(row[0])
+        row[0] = row[0].replace("MSP-PODCAST", "mine")
+        file.rename(file.with_name(features.feature_name(row[0])))
+    write_labels(trained.labels, rows[1:], rows[0])
+    out = trained.stage(4)[1]
+    assert "MSP-Podcast" not in out and "corpus, split Test1" in out and "Val (CCC): " in out
+
+
+def compare(bench, *more):
+    given = ["--corpus", bench.corpus, "-emo", "Val", "-nc", 5, "-batch", 16, "-ep", 2, "--seeds", 1, "--jobs", 1]
+    return bench.run("tools.compare_curricula", *given, *more)
+
+
+def test_other_corpora_of_a_comparison_have_their_label_scale(trained):
+    other = shutil.copytree(trained.corpus, trained.folder / "other")
+    table = pd.read_csv(other / "Labels/labels_concensus.csv")
+    original = table["EmoVal"].copy()
+    table["EmoVal"] = 1 + (table["EmoVal"] - 1) * 4 / 6
+    table.to_csv(other / "Labels/labels_concensus.csv", index=False)
+    code, _, err = compare(trained, "--orders", "ridge", "--testing", other)
+    assert code == 0 and "--label-scale 1 5" in err
+    code, _, err = compare(trained, "--orders", "ridge", "--testing", other, "--label-scale", 1, 5)
+    assert code == 0 and "--label-scale" not in err
+    found = pd.read_csv(trained.folder / "results/compare_Val.csv").set_index("test")["ccc"]
+    args = compare_curricula.get_args_parser().parse_args(["--corpus", str(trained.corpus), "-emo", "Val"])
+    train = arguments.open_corpus(args).load("Train")
+    everything = arguments.open_corpus(args).load("all")
+    (predicted,) = trials.ridge_predictions(train.rows, train.labels, everything.rows)
+    assert everything.labels == pytest.approx(original[table["FileName"].argsort()].to_numpy())
+    assert found["other (all)"] == pytest.approx(metrics.concordance_cc(everything.labels, predicted))
+    trained.refuses(compare(trained, "--orders", "ridge", "--label-scale", 1, 5), "--testing")
+
+
+def folders(bench) -> set[str]:
+    return {path.name for path in (bench.folder / "results/trials").iterdir()}
+
+
+def test_more_epochs_of_the_regressor_leave_deepemocluster_and_the_ridge_alone(bench):
+    bench.stage(0)
+    given = ("--orders", "deepmi", "ridge", "--ssl-epochs", 1, "--unlabeled-size", 0)
+    assert compare(bench, *given)[0] == 0
+    before = folders(bench)
+    assert compare(bench, *given, "-ep", 3)[0] == 0
+    new = folders(bench) - before
+    assert len(new) == 1 and "deepmi" in new.pop()
+
+
+def test_two_unlabeled_sizes_that_draw_the_same_set_are_one_setting(bench):
+    bench.stage(0)
+    given = ["--seeds", 2, "-ep", 1, "-batch", 16, "-emo", "Val", "-nc", 3, "--corpus", bench.corpus, "--jobs", 1]
+    given += ["--unlabeled", f"{bench.corpus}_unlabeled", "--unlabeled-size", 50, 90000]
+    code, out, err = bench.run("tools.compare_metrics", *given)
+    assert code == 0 and "90000" in err and "50 utterances" in err
+    assert len([line for line in out.splitlines() if line.startswith("| K 3, 50 unlabeled")]) == 1
+    args = compare_metrics.get_args_parser().parse_args(["--unlabeled", f"{bench.corpus}_unlabeled"])
+    tasks = [trials.with_changes(args, unlabeled_size=size) for size in (0, 20, 60, 70)]
+    assert [task.unlabeled_size for task in compare_metrics.without_equal_sizes(tasks)] == [0, 20, 60]
+
+
+def test_folds_keep_a_speakers_utterances_together():
+    speakers = ["a"] * 30 + ["b"] * 5 + ["c"] * 5 + ["d"] * 20 + ["Unknown"] * 40 + ["e"] * 9 + ["f"]
+    names = [f"{number}.wav" for number in range(len(speakers))]
+    folds = trials.folds_by_speaker(speakers, names, 1)
+    assert set(folds.tolist()) == set(range(5))
+    for who in "abcdef":
+        assert len({fold for fold, speaker in zip(folds, speakers) if speaker == who}) == 1
+    unknown = [fold for fold, speaker in zip(folds, speakers) if speaker == "Unknown"]
+    assert len(set(unknown)) > 1, "utterances of unknown speakers are not one speaker"
+    assert max(np.bincount(folds)) <= 30
+    assert folds.tolist() == trials.folds_by_speaker(speakers, names, 1).tolist()
+    assert folds.tolist() != trials.folds_by_speaker(speakers, names, 2).tolist()
+    assert set(trials.folds_by_speaker(["a", "b"] * 9, names[:18], 1).tolist()) == {0, 1}
+    assert len(set(trials.folds_by_speaker(["a"] * 18, names[:18], 1).tolist())) == 5
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Smaller
+
+
+def test_sizes_of_clusters_are_those_of_the_non_empty_ones():
+    record = {"cluster_loss": 1.0, "ccc_loss": 1.0, "joint_loss": 2.0, "non_empty": 2, "sizes": [64, 9, 0]}
+    line = ssl_stage.describe({"epoch": 0, "nmi": None, "validation_ccc_loss": 1.0, "seconds": 1.0, "labeled": record})
+    assert "2 clusters of 9..64" in line
+
+
+@pytest.mark.parametrize("header", ["FileName,EmoDetail", "EmoDetail,FileName", "Part,EmoDetail,FileName"])
+def test_detailed_labels_take_their_columns_by_name(tmp_path, header):
+    row = {"FileName": "a.wav", "EmoDetail": "WORKER1; Happy; Amused,Excited; A:5; V:6; D:4;", "Part": "x"}
+    file = tmp_path / "labels_detailed.csv"
+    file.write_text(f"{header}\n{','.join(row[name] for name in header.split(','))}\n")
+    (found,) = utils.read_detailed_labels(file).to_dict("records")
+    assert (found["FileName"], found["Worker"], found["EmoVal"]) == ("a.wav", "WORKER1", 6)
+    assert found["EmoClass_Second"] == "Amused,Excited"
+
+
+@pytest.mark.parametrize(
+    ("files", "count"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "max 100000\n"}, 64),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
+        ({}, 64),
+    ],
+)
+def test_processors_are_those_of_the_container(tmp_path, monkeypatch, files, count):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(arguments.os, "sched_getaffinity", lambda _: range(64), raising=False)
+    monkeypatch.setattr(arguments, "CONTROL_GROUP", tmp_path)
+    assert arguments.cpu_count() == count
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.EBADF, "Bad file descriptor"), None),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/a file of the program's own"), None),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "mine/a.mat"), "mine/a.mat"),
+        (PermissionError(errno.EACCES, "Permission denied", "/etc/secret"), "/etc/secret"),
+        (OSError(errno.ENOSPC, "No space left on device", "big.npy"), "big.npy"),
+    ],
+)
+def test_only_what_the_user_can_mend_becomes_a_message(capsys, monkeypatch, error, message):
+    parser = arguments.new_parser("x")
+    arguments.add_corpus_arguments(parser)
+    monkeypatch.setattr(arguments, "_drop_output", lambda: None)
+
+    def main(args):
+        raise error
+
+    with pytest.raises(SystemExit if message else OSError) as leaving:
+        arguments.run(main, parser, ["--corpus", "mine"])
+    if message:
+        assert leaving.value.code == 2 and message in capsys.readouterr().err
