@@ -36,7 +36,7 @@ def task(bench, **changes):
         [*map(str, ["--corpus", bench.corpus, "-emo", "Val", "-nc", 5, "-batch", 16, "-ep", 3])]
     )
     trials.prepare(args)
-    args.testing = ()
+    args.testing = args.testing_scales = ()
     return trials.with_changes(args, **changes)
 
 
