@@ -31,7 +31,7 @@ def concordance_cc(truth: ArrayLike, prediction: ArrayLike) -> float:
         raise ValueError(f"truth and prediction differ in shape: {x.shape} != {y.shape}")
     if x.size == 0:
         raise ValueError("CCC of no samples")
-    return float(_ccc(_sums(x - x.mean(), y - x.mean()).sum(axis=0)))
+    return float(ccc_of_sums(moment_sums(x - x.mean(), y - x.mean()).sum(axis=0)))
 
 
 def ccc_loss(prediction, truth):
@@ -163,7 +163,9 @@ def bootstrap_cccs(
         Shape (resamples, S); NaN where a sample has no CCC.
     """
     x = np.asarray(truth, dtype=np.float64)
-    of_utterances = np.stack([_sums(x - x.mean(), np.asarray(y, dtype=np.float64) - x.mean()) for y in predictions], 1)
+    of_utterances = np.stack(
+        [moment_sums(x - x.mean(), np.asarray(y, dtype=np.float64) - x.mean()) for y in predictions], 1
+    )
     group = _numbered(groups, len(x))
     count = group.max() + 1
     sums = np.zeros((count, *of_utterances.shape[1:]))  # (G, S, 6)
@@ -172,7 +174,7 @@ def bootstrap_cccs(
     values = np.empty((resamples, len(predictions)))
     for sample in range(resamples):
         times = np.bincount(rng.integers(0, count, count), minlength=count)
-        values[sample] = _ccc(np.tensordot(times, sums, 1))
+        values[sample] = ccc_of_sums(np.tensordot(times, sums, 1))
     return values
 
 
@@ -184,13 +186,13 @@ def _numbered(groups: Sequence[str] | None, count: int) -> NDArray[np.int64]:
     return np.array([numbers[group] for group in groups])
 
 
-def _sums(x: NDArray, y: NDArray) -> NDArray:
+def moment_sums(x: NDArray, y: NDArray) -> NDArray:
     """Per utterance: 1, x, y, x^2, y^2, xy; their sums over any set give its CCC."""
     return np.column_stack([np.ones_like(x), x, y, x * x, y * y, x * y])
 
 
-def _ccc(sums: NDArray) -> NDArray:
-    """CCC of sums as from `_sums`, shape (..., 6); NaN where it is not defined."""
+def ccc_of_sums(sums: NDArray) -> NDArray:
+    """CCC of sums as from `moment_sums`, shape (..., 6); NaN where it is not defined."""
     n, x, y, xx, yy, xy = np.moveaxis(sums, -1, 0)
     mean_x, mean_y = x / n, y / n
     # scale is var(x) + var(y) + (mean_x - mean_y)^2, with the cross terms cancelled by hand

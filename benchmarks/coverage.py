@@ -94,7 +94,7 @@ def population_ccc(effect: str, slope, noise: float):
 def two_stages(corpus: Corpus, predictions: list[np.ndarray], resamples: int, seed: int) -> np.ndarray:
     """Bootstrap CCCs by speakers, then utterances within each drawn speaker; shape (resamples, S)."""
     x = corpus.labels
-    sums = np.stack([metrics._sums(x, y) for y in predictions], 1)
+    sums = np.stack([metrics.moment_sums(x, y) for y in predictions], 1)
     sizes = np.bincount(corpus.speaker)
     starts = np.cumsum(sizes) - sizes
     rng = np.random.default_rng(seed)
@@ -103,17 +103,17 @@ def two_stages(corpus: Corpus, predictions: list[np.ndarray], resamples: int, se
         drawn = rng.integers(0, len(sizes), len(sizes))
         size = np.repeat(sizes[drawn], sizes[drawn])
         utterances = np.repeat(starts[drawn], sizes[drawn]) + rng.integers(0, size)
-        values[sample] = metrics._ccc(np.tensordot(np.bincount(utterances, minlength=len(x)), sums, 1))
+        values[sample] = metrics.ccc_of_sums(np.tensordot(np.bincount(utterances, minlength=len(x)), sums, 1))
     return values
 
 
 def jackknife(corpus: Corpus, prediction: np.ndarray) -> tuple[float, float]:
     """Fisher's z of the CCC, its variance by leaving out one speaker at a time, Student's t."""
-    sums = metrics._sums(corpus.labels, prediction)
+    sums = metrics.moment_sums(corpus.labels, prediction)
     by_speaker = np.stack([np.bincount(corpus.speaker, column) for column in sums.T], 1)
     count = len(by_speaker)
-    estimate = np.arctanh(metrics._ccc(sums.sum(axis=0)))
-    z = np.arctanh(metrics._ccc(sums.sum(axis=0) - by_speaker))
+    estimate = np.arctanh(metrics.ccc_of_sums(sums.sum(axis=0)))
+    z = np.arctanh(metrics.ccc_of_sums(sums.sum(axis=0) - by_speaker))
     half = stats.t.ppf(0.975, count - 1) * np.sqrt((count - 1) / count * ((z - z.mean()) ** 2).sum())
     return np.tanh(estimate - half), np.tanh(estimate + half)
 
@@ -250,8 +250,8 @@ def tables(args: argparse.Namespace) -> str:
     ):
         lines += [title, "", *arguments.markdown_table(table), ""]
     lines.append(
-        f"{args.corpora} corpora per setting, {args.resamples} resamples, seed {args.seed}, {args.regressor} regressor; "
-        f"{time.monotonic() - begin:.0f} s on {machine()}."
+        f"{args.corpora} corpora per setting, {args.resamples} resamples, seed {args.seed}, {args.regressor} "
+        f"regressor; {time.monotonic() - begin:.0f} s on {machine()}."
     )
     return "\n".join(lines)
 

@@ -204,7 +204,7 @@ def paired_p(differences, test: str) -> float:
 def order_means(samples, cccs, seed: int):
     """Mean CCC of each order in each bootstrap sample, with the seeds resampled too.
 
-    Speakers and seeds are separate sources of chance; each is widened by its own factor for how few there are.
+    Speakers and seeds are separate sources of chance; the spread of each is widened by its own factor.
 
     Args:
         samples: one of `metrics.widened_cccs`, shape (resamples, orders, S).
@@ -219,7 +219,7 @@ def order_means(samples, cccs, seed: int):
     import metrics
 
     resamples, _, seeds = samples.shape
-    # A stream apart from that of the speakers: as many seeds as speakers would else be drawn alike.
+    # A random stream separate from that of the speakers, so that equal numbers of both are not drawn alike.
     drawn = np.random.default_rng((seed, 1)).integers(0, seeds, (resamples, seeds))
     of_seeds = cccs[:, drawn].mean(axis=2).T - cccs.mean(axis=1)
     return samples.mean(axis=2) + metrics.widening(np.ones(seeds)) * of_seeds
