@@ -172,9 +172,12 @@ def bootstrap_cccs(
     np.add.at(sums, group, of_utterances)
     rng = np.random.default_rng(seed)
     values = np.empty((resamples, len(predictions)))
-    for sample in range(resamples):
-        times = np.bincount(rng.integers(0, count, count), minlength=count)
-        values[sample] = ccc_of_sums(np.tensordot(times, sums, 1))
+    block = max(1, 2**20 // count)  # samples at a time, to bound the memory
+    for start in range(0, resamples, block):
+        rows = np.arange(min(block, resamples - start))[:, None]
+        drawn = rng.integers(0, count, (len(rows), count)) + count * rows
+        times = np.bincount(drawn.ravel(), minlength=len(rows) * count).reshape(len(rows), count)
+        values[start : start + len(rows)] = ccc_of_sums(np.tensordot(times.astype(float), sums, 1))
     return values
 
 

@@ -97,18 +97,19 @@ def bootstrap_groups(speakers: list[str], names: list[str]) -> tuple[list[str] |
 
     known = len({speaker for speaker in speakers if speaker != utils.UNKNOWN_SPEAKER})
     unknown = speakers.count(utils.UNKNOWN_SPEAKER)
+    groups, count, unit = None, len(names), "utterance"
+    drawn = f"{count} utterance" + "s" * (count != 1)
     if known == 1 and not unknown:
-        return None, f"{len(names)} utterances", "; only 1 speaker: this interval says nothing about other speakers"
+        return groups, drawn, "; only 1 speaker: this interval says nothing about other speakers"
     if known:
         # An utterance of an unknown speaker stands for itself.
         groups = [name if who == utils.UNKNOWN_SPEAKER else f"speaker {who}" for who, name in zip(speakers, names)]
-        count, unit = known, "speaker" if known == 1 else "speakers"
-        drawn = f"{known} whole {unit}" + (f" and {unknown} utterances of unknown speakers" if unknown else "")
+        count, unit = known, "speaker"
+        drawn = f"{known} whole speaker" + "s" * (known != 1)
+        drawn += f" and {unknown} utterance{'s' * (unknown != 1)} of unknown speakers" if unknown else ""
         drawn += ", no narrower than for single utterances"
-    else:
-        groups, count, unit = None, len(names), "utterance" if len(names) == 1 else "utterances"
-        drawn = f"{count} {unit}"
-    return groups, drawn, f"; only {count} {unit}: treat this interval as approximate" if count < FEW else ""
+    warning = f"; only {count} {unit}{'s' * (count != 1)}: treat this interval as approximate"
+    return groups, drawn, warning if count < FEW else ""
 
 
 def interval(truth, prediction, speakers: list[str], names: list[str], seed: int) -> tuple[tuple[float, float], str]:

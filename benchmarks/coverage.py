@@ -2,9 +2,9 @@
 
     python -m benchmarks.coverage --corpora 400 --results benchmarks/RESULTS.md
 
-draws speakers, their utterances, labels and predictions from a known population, and compares several rules: the share
-of corpora whose interval holds the population's CCC (coverage), and the mean width of the interval. Speakers differ in
-their labels, and in how far the predictions of their utterances are shifted and stretched (the speaker effect).
+draws speakers, their utterances, labels and predictions from a known population, and compares several rules by the
+share of corpora whose interval holds the population's CCC (coverage) and by the mean width of the interval. Speakers
+differ in their labels, and in how far the predictions of their utterances are shifted and stretched (the speaker effect).
 """
 
 from __future__ import annotations
@@ -98,13 +98,13 @@ def two_stages(corpus: Corpus, predictions: list[np.ndarray], resamples: int, se
     sizes = np.bincount(corpus.speaker)
     starts = np.cumsum(sizes) - sizes
     rng = np.random.default_rng(seed)
-    values = np.empty((resamples, len(predictions)))
+    times = np.empty((resamples, len(x)))
     for sample in range(resamples):
         drawn = rng.integers(0, len(sizes), len(sizes))
         size = np.repeat(sizes[drawn], sizes[drawn])
         utterances = np.repeat(starts[drawn], sizes[drawn]) + rng.integers(0, size)
-        values[sample] = metrics.ccc_of_sums(np.tensordot(np.bincount(utterances, minlength=len(x)), sums, 1))
-    return values
+        times[sample] = np.bincount(utterances, minlength=len(x))
+    return metrics.ccc_of_sums(np.tensordot(times, sums, 1))
 
 
 def jackknife(corpus: Corpus, prediction: np.ndarray) -> tuple[float, float]:
@@ -259,11 +259,11 @@ def tables(args: argparse.Namespace) -> str:
 def main(args: argparse.Namespace) -> None:
     """Simulate, print, write."""
     if args.results:
-        split_section(args.results, "coverage")
+        split_section(args.results, f"coverage {args.regressor}")
     text = tables(args)
     print(text)
     if args.results:
-        replace_section(args.results, "coverage", text)
+        replace_section(args.results, f"coverage {args.regressor}", text)
 
 
 if __name__ == "__main__":
