@@ -4,7 +4,7 @@
 
 draws speakers, their utterances, labels and predictions from a known population, and compares several rules by the
 share of corpora whose interval holds the population's CCC (coverage) and by the mean width of the interval. Speakers
-differ in their labels, and in how far the predictions of their utterances are shifted and stretched (the speaker effect).
+differ in their labels, and in how their predictions are shifted and stretched (the speaker effect).
 """
 
 from __future__ import annotations
