@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtri, stdtrit
+
+RESAMPLES = 2000
 
 
 def concordance_cc(truth: ArrayLike, prediction: ArrayLike) -> float:
@@ -28,7 +31,7 @@ def concordance_cc(truth: ArrayLike, prediction: ArrayLike) -> float:
         raise ValueError(f"truth and prediction differ in shape: {x.shape} != {y.shape}")
     if x.size == 0:
         raise ValueError("CCC of no samples")
-    return float(_ccc(_sums(x - x.mean(), y - x.mean()).sum(axis=0)))
+    return float(ccc_of_sums(moment_sums(x - x.mean(), y - x.mean()).sum(axis=0)))
 
 
 def ccc_loss(prediction, truth):
@@ -52,27 +55,33 @@ def bootstrap_interval(
     truth: ArrayLike,
     prediction: ArrayLike,
     groups: Sequence[str] | None = None,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     level: float = 0.95,
     seed: int = 31,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the CCC.
+    """Bootstrap interval of the CCC, for new utterances of new speakers.
 
     Args:
         truth: labels, shape (N,).
         prediction: predictions, shape (N,).
-        groups: what belongs together, one name an utterance (a speaker's utterances are not independent): groups are
-            drawn, then utterances within each drawn group, so that few groups still give an interval. None draws
-            utterances.
+        groups: group of each utterance, usually its speaker; the utterances of one speaker are not independent. None
+            resamples single utterances.
         resamples: number of bootstrap samples.
         level: coverage, 0..1.
-        seed: of the draws.
+        seed: of the resampling.
     Returns:
-        (low, high).
-    Source: Davison & Hinkley, Bootstrap Methods and their Application (1997), section 3.8.
+        (low, high), from -1 to 1. Never narrower than the interval of single utterances.
+    Source: as `widened_cccs`; coverage in benchmarks/coverage.py.
     """
-    values = bootstrap_cccs(truth, [prediction], groups, resamples, seed)[:, 0]
-    return percentile_interval(values, level)
+    draws = widened_cccs(truth, [prediction], groups, resamples, level, seed)
+    return widest_interval([draw[:, 0] for draw in draws], level)
+
+
+def widest_interval(draws: Sequence[NDArray], level: float = 0.95, limit: float = 1.0) -> tuple[float, float]:
+    """The lowest and the highest bound of several percentile intervals, within -limit..limit."""
+    bounds = [percentile_interval(values, level) for values in draws]
+    low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
+    return float(np.clip(low, -limit, limit)), float(np.clip(high, -limit, limit))
 
 
 def percentile_interval(values: NDArray, level: float = 0.95) -> tuple[float, float]:
@@ -84,11 +93,62 @@ def percentile_interval(values: NDArray, level: float = 0.95) -> tuple[float, fl
     return float(low), float(high)
 
 
+def widening(sizes: ArrayLike, level: float = 0.95) -> float:
+    r"""Factor that makes up for few groups, by which a bootstrap sample's distance from the estimate is multiplied.
+
+    A percentile interval of G groups is too narrow by $\sqrt{(G - 1) / G}$, and its percentiles are those of a normal
+    distribution where Student's t with G - 1 degrees of freedom applies. For groups of unequal size G is the
+    effective number $(\sum n)^2 / \sum n^2$, but at least 2: one group says nothing about others.
+
+    Args:
+        sizes: utterances in each group, shape (G,).
+        level: coverage of the interval, 0..1.
+    Returns:
+        9.2 for 2 groups of one size, 1.2 for 10, near 1 for many.
+    Source: the factor is that of Hesterberg's expanded percentile interval, The American Statistician 69 (2015), which
+        moves the percentiles instead; few groups have too few different bootstrap samples for that. Effective number:
+        Kish, Survey Sampling (1965).
+    """
+    sizes = np.asarray(sizes, dtype=np.float64)
+    effective = max(2.0, sizes.sum() ** 2 / (sizes**2).sum())
+    tail = (1 + level) / 2
+    return float(stdtrit(effective - 1, tail) / ndtri(tail) * np.sqrt(effective / (effective - 1)))
+
+
+def widened_cccs(
+    truth: ArrayLike,
+    predictions: Sequence[ArrayLike],
+    groups: Sequence[str] | None = None,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+    seed: int = 31,
+) -> list[NDArray[np.float64]]:
+    """Bootstrap samples whose percentiles are bounds of an interval: of utterances and, if there are any, of groups.
+
+    Groups that happen to agree would make an interval too narrow, so `widest_interval` takes the bounds of both.
+
+    Args:
+        truth, predictions, groups, resamples, seed: as for `bootstrap_cccs`.
+        level: coverage of the interval, 0..1.
+    Returns:
+        One or two arrays of shape (resamples, S): `bootstrap_cccs`, widened by `widening` about the CCC of the data.
+    Source: Davison & Hinkley, Bootstrap Methods and their Application (1997), section 3.8, for keeping groups whole;
+        Field & Welsh, Journal of the Royal Statistical Society B 69 (2007), for the consistency of doing so.
+    """
+    estimates = np.array([concordance_cc(truth, prediction) for prediction in predictions])
+    draws = []
+    for units in (None,) if groups is None else (None, groups):
+        factor = widening(np.bincount(_numbered(units, len(truth))), level)
+        samples = bootstrap_cccs(truth, predictions, units, resamples, seed)
+        draws.append(estimates + factor * (samples - estimates))
+    return draws
+
+
 def bootstrap_cccs(
     truth: ArrayLike,
     predictions: Sequence[ArrayLike],
     groups: Sequence[str] | None = None,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     seed: int = 31,
 ) -> NDArray[np.float64]:
     """CCC of several predictions of one test set on the same bootstrap samples, so that they can be compared in pairs.
@@ -96,36 +156,49 @@ def bootstrap_cccs(
     Args:
         truth: labels, shape (N,).
         predictions: S predictions, shape (N,) each.
-        groups, resamples, seed: as for `bootstrap_interval`.
+        groups: group of each utterance; whole groups are drawn with replacement, as many as there are. None draws
+            utterances. What the groups are called makes no difference.
+        resamples, seed: as for `bootstrap_interval`.
     Returns:
         Shape (resamples, S); NaN where a sample has no CCC.
-    Source: as `bootstrap_interval`.
     """
     x = np.asarray(truth, dtype=np.float64)
-    group = np.zeros(len(x), dtype=int) if groups is None else np.unique(list(groups), return_inverse=True)[1]
-    by_group = np.argsort(group, kind="stable")
-    sums = [_sums(x - x.mean(), np.asarray(y, dtype=np.float64) - x.mean())[by_group] for y in predictions]  # (N, 6)
-    sizes = np.bincount(group)
-    starts = np.cumsum(sizes) - sizes
+    of_utterances = np.stack(
+        [moment_sums(x - x.mean(), np.asarray(y, dtype=np.float64) - x.mean()) for y in predictions], 1
+    )
+    group = _numbered(groups, len(x))
+    count = group.max() + 1
+    sums = np.zeros((count, *of_utterances.shape[1:]))  # (G, S, 6)
+    np.add.at(sums, group, of_utterances)
     rng = np.random.default_rng(seed)
-    values = np.empty((resamples, len(sums)))
-    for sample in range(resamples):
-        drawn = rng.integers(0, len(sizes), len(sizes))
-        size = np.repeat(sizes[drawn], sizes[drawn])
-        utterances = np.repeat(starts[drawn], sizes[drawn]) + rng.integers(0, size)
-        times = np.bincount(utterances, minlength=len(x))
-        values[sample] = [_ccc(times @ of_one) for of_one in sums]
+    values = np.empty((resamples, len(predictions)))
+    block = max(1, 2**20 // count)  # samples at a time, to bound the memory
+    for start in range(0, resamples, block):
+        rows = np.arange(min(block, resamples - start))[:, None]
+        drawn = rng.integers(0, count, (len(rows), count)) + count * rows
+        times = np.bincount(drawn.ravel(), minlength=len(rows) * count).reshape(len(rows), count)
+        values[start : start + len(rows)] = ccc_of_sums(np.tensordot(times.astype(float), sums, 1))
     return values
 
 
-def _sums(x: NDArray, y: NDArray) -> NDArray:
+def _numbered(groups: Sequence[str] | None, count: int) -> NDArray[np.int64]:
+    """Number of each utterance's group, in the order in which the groups appear; without groups, of each utterance."""
+    if groups is None:
+        return np.arange(count)
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    return np.array([numbers[group] for group in groups])
+
+
+def moment_sums(x: NDArray, y: NDArray) -> NDArray:
     """Per utterance: 1, x, y, x^2, y^2, xy; their sums over any set give its CCC."""
     return np.column_stack([np.ones_like(x), x, y, x * x, y * y, x * y])
 
 
-def _ccc(sums: NDArray) -> float:
-    n, x, y, xx, yy, xy = sums
+def ccc_of_sums(sums: NDArray) -> NDArray:
+    """CCC of sums as from `moment_sums`, shape (..., 6); NaN where it is not defined."""
+    n, x, y, xx, yy, xy = np.moveaxis(sums, -1, 0)
     mean_x, mean_y = x / n, y / n
-    scale = (xx + yy) / n - 2 * mean_x * mean_y
     # scale is var(x) + var(y) + (mean_x - mean_y)^2, with the cross terms cancelled by hand
-    return float("nan") if scale <= 0 else 2 * (xy / n - mean_x * mean_y) / scale
+    scale = (xx + yy) / n - 2 * mean_x * mean_y
+    scale = np.where(scale > 0, scale, np.nan)
+    return 2 * (xy / n - mean_x * mean_y) / scale

@@ -26,7 +26,7 @@ import run_log
 import runtime
 import storage
 
-FEW = "; these are few, so read it as a rough one"
+FEW = 10  # speakers, or utterances: an interval from fewer is approximate
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -90,37 +90,43 @@ def find_regressor(args: argparse.Namespace) -> Path:
     return others[0]
 
 
-def bootstrap_groups(speakers: list[str], names: list[str]) -> tuple[list[str] | None, str, bool]:
-    """What a bootstrap draws: speakers where any is known, else utterances.
+def bootstrap_groups(speakers: list[str], names: list[str]) -> tuple[list[str] | None, str, str]:
+    """What the bootstrap resamples: whole speakers where several are known, else utterances.
 
     Args:
         speakers: speaker of each utterance.
         names: file name of each utterance.
     Returns:
-        (group of each utterance, or None to draw utterances; what is drawn, in words; whether that is few).
+        (group of each utterance, or None to resample utterances; what is resampled, in words; a warning where that is
+        too little, else empty).
     """
     import utils
 
-    known = {speaker for speaker in speakers if speaker != utils.UNKNOWN_SPEAKER}
+    known = len({speaker for speaker in speakers if speaker != utils.UNKNOWN_SPEAKER})
     unknown = speakers.count(utils.UNKNOWN_SPEAKER)
-    groups, drawn, few = None, f"{len(names)} utterances", len(names) < 10
-    if known and len(known) + unknown > 1:
+    groups, count, unit = None, len(names), "utterance"
+    drawn = f"{count} utterance" + "s" * (count != 1)
+    if known == 1 and not unknown:
+        return groups, drawn, "; only 1 speaker: this interval says nothing about other speakers"
+    if known:
         # An utterance of an unknown speaker stands for itself.
         groups = [name if who == utils.UNKNOWN_SPEAKER else f"speaker {who}" for who, name in zip(speakers, names)]
-        drawn = f"{len(known)} speakers and their utterances"
-        drawn += f" and {unknown} utterances of unknown speakers" if unknown else ""
-        few = len(known) < 10
-    return groups, drawn, few
+        count, unit = known, "speaker"
+        drawn = f"{known} whole speaker" + "s" * (known != 1)
+        drawn += f" and {unknown} utterance{'s' * (unknown != 1)} of unknown speakers" if unknown else ""
+        drawn += ", no narrower than for single utterances"
+    warning = f"; only {count} {unit}{'s' * (count != 1)}: treat this interval as approximate"
+    return groups, drawn, warning if count < FEW else ""
 
 
 def interval(truth, prediction, speakers: list[str], names: list[str], seed: int) -> tuple[tuple[float, float], str]:
-    """The 95 % bootstrap interval, by speaker where any is known, and one line that says so."""
+    """The 95 % bootstrap interval, by speaker where several are known, and one line that says so."""
     import metrics
 
-    groups, drawn, few = bootstrap_groups(speakers, names)
+    groups, drawn, warning = bootstrap_groups(speakers, names)
     low, high = metrics.bootstrap_interval(truth, prediction, groups, seed=seed)
-    line = f"95 % bootstrap interval: {low:.3f} .. {high:.3f} (2000 resamples of {drawn})"
-    return (low, high), line + (FEW if few else "")
+    line = f"95 % bootstrap interval: {low:.3f} .. {high:.3f} ({metrics.RESAMPLES} resamples of {drawn})"
+    return (low, high), line + warning
 
 
 @dataclass

@@ -10,6 +10,7 @@ from scipy import stats
 
 import curriculum
 import deepmi
+import metrics
 import utils
 from runtime import UserError
 from tools import compare_curricula, trials
@@ -183,10 +184,32 @@ def test_p_is_that_of_the_paired_tests():
 
 
 def test_means_of_orders_are_over_the_same_seeds():
-    cccs = np.tile(np.arange(4.0), (50, 3, 1)) + np.arange(3)[None, :, None] * 10
-    means = compare_curricula.order_means(cccs, 1)
+    cccs = np.arange(4.0) + np.arange(3)[:, None] * 10
+    means = compare_curricula.order_means(np.tile(cccs, (50, 1, 1)), cccs, 1)
     assert np.allclose(np.diff(means, axis=1), 10)
     assert len(np.unique(means[:, 0])) > 3
+
+
+def test_seeds_widen_an_interval_as_their_t_interval_does():
+    cccs = np.random.default_rng(2).normal(0.5, 0.05, (1, 6))
+    means = compare_curricula.order_means(np.tile(cccs, (4000, 1, 1)), cccs, 1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    expected = stats.t.interval(0.95, 5, cccs.mean(), stats.sem(cccs[0]))
+    assert high - low == pytest.approx(expected[1] - expected[0], rel=0.1)
+
+
+def test_one_seed_leaves_the_samples_of_speakers_as_they_are():
+    samples = np.random.default_rng(2).normal(0.5, 0.05, (50, 3, 1))
+    assert np.array_equal(compare_curricula.order_means(samples, samples[0], 1), samples[..., 0])
+
+
+def test_as_many_seeds_as_speakers_are_drawn_independently():
+    labels, speakers = np.random.default_rng(0).normal(size=200), np.repeat(np.arange(5), 40)
+    samples = metrics.bootstrap_cccs(labels, [labels + speakers] * 5, list(speakers), 400, 31).reshape(400, 1, 5)
+    still = np.zeros_like(samples)
+    of_seeds = compare_curricula.order_means(still, np.arange(5.0)[None] ** 2, 31)[:, 0]
+    first_speaker = metrics.bootstrap_cccs(labels, [labels + (speakers == 4)], list(speakers), 400, 31)[:, 0]
+    assert abs(np.corrcoef(of_seeds, first_speaker)[0, 1]) < 0.2
 
 
 def test_every_order_of_the_stages_and_every_rival_is_offered():

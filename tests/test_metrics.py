@@ -4,8 +4,9 @@ import audmetric
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from metrics import bootstrap_cccs, bootstrap_interval, ccc_loss, concordance_cc
+from metrics import bootstrap_cccs, bootstrap_interval, ccc_loss, concordance_cc, widening
 
 
 @pytest.fixture
@@ -64,24 +65,104 @@ def test_interval_holds_the_ccc_and_narrows_with_more_utterances(pair):
 
 
 def test_interval_is_the_same_for_the_same_seed_only(pair):
-    assert bootstrap_interval(*pair, seed=1) == bootstrap_interval(*pair, seed=1)
-    assert bootstrap_interval(*pair, seed=1) != bootstrap_interval(*pair, seed=2)
+    speakers = list(np.arange(301) % 12)
+    for groups in (None, speakers):
+        assert bootstrap_interval(*pair, groups, seed=1) == bootstrap_interval(*pair, groups, seed=1)
+        assert bootstrap_interval(*pair, groups, seed=1) != bootstrap_interval(*pair, groups, seed=2)
 
 
-def test_speakers_that_differ_widen_the_interval():
+def corpus_of(speakers, utterances, effect):
+    """(labels, predictions, speaker of each utterance); the predictions of a speaker are shifted by `effect`."""
     rng = np.random.default_rng(0)
-    speakers = np.repeat(np.arange(10), 30)
-    truth = rng.normal(4, 1, 300)
-    prediction = truth + rng.normal(0, 1.0, 10)[speakers] + rng.normal(0, 0.1, 300)
-    by_utterance = bootstrap_interval(truth, prediction)
-    by_speaker = bootstrap_interval(truth, prediction, groups=[f"s{s}" for s in speakers])
-    assert by_speaker[1] - by_speaker[0] > 2 * (by_utterance[1] - by_utterance[0])
+    speaker = np.repeat(np.arange(speakers), utterances)
+    truth = rng.normal(4, 1, len(speaker))
+    prediction = truth + rng.normal(0, effect, speakers)[speaker] + rng.normal(0, 0.3, len(speaker))
+    return truth, prediction, [f"s{number}" for number in speaker]
+
+
+def width(interval):
+    return interval[1] - interval[0]
+
+
+@pytest.mark.parametrize("effect", [0.0, 0.3, 1.0])
+def test_interval_of_many_speakers_has_the_width_of_the_cluster_jackknife(effect):
+    truth, prediction, speakers = corpus_of(80, 20, effect)
+    names = np.array(speakers)
+    without = [concordance_cc(truth[names != name], prediction[names != name]) for name in dict.fromkeys(speakers)]
+    standard_error = np.sqrt(79 / 80 * ((without - np.mean(without)) ** 2).sum())
+    found = width(bootstrap_interval(truth, prediction, speakers))
+    assert found == pytest.approx(2 * stats.t.ppf(0.975, 79) * standard_error, rel=0.12)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 10])
+@pytest.mark.parametrize("effect", [0.0, 0.3, 1.0])
+def test_interval_of_few_speakers_is_no_narrower_than_that_of_utterances(count, effect):
+    truth, prediction, speakers = corpus_of(count, 40, effect)
+    (low, high), (inner_low, inner_high) = (
+        bootstrap_interval(truth, prediction, groups) for groups in (speakers, None)
+    )
+    assert -1 <= low <= inner_low < inner_high <= high <= 1
+
+
+def test_interval_of_few_speakers_has_the_width_of_students_t():
+    truth, prediction, speakers = corpus_of(6, 200, 1.0)
+    names = np.array(speakers)
+    without = [concordance_cc(truth[names != name], prediction[names != name]) for name in dict.fromkeys(speakers)]
+    standard_error = np.sqrt(5 / 6 * ((without - np.mean(without)) ** 2).sum())
+    found = width(bootstrap_interval(truth, prediction, speakers))
+    assert found == pytest.approx(2 * stats.t.ppf(0.975, 5) * standard_error, rel=0.25)
+
+
+def test_two_speakers_who_agree_do_not_make_an_interval_narrow(pair):
+    truth, prediction = (np.tile(values, 2) for values in pair)
+    speakers = ["a"] * 301 + ["b"] * 301
+    assert bootstrap_interval(truth, prediction, speakers) == bootstrap_interval(truth, prediction)
+
+
+def test_one_speaker_gives_the_interval_of_the_utterances(pair):
+    assert bootstrap_interval(*pair, ["a"] * 301) == bootstrap_interval(*pair)
+
+
+def test_utterances_of_unknown_speakers_do_not_count_as_many_speakers():
+    truth, prediction, speakers = corpus_of(2, 60, 1.0)
+    few = width(bootstrap_interval(truth, prediction, speakers))
+    rng = np.random.default_rng(1)
+    more = rng.normal(4, 1, 8)
+    truth, prediction = np.append(truth, more), np.append(prediction, more + rng.normal(0, 0.3, 8))
+    assert width(bootstrap_interval(truth, prediction, [*speakers, *"01234567"])) > 0.6 * few
+
+
+def test_interval_does_not_depend_on_what_speakers_are_called():
+    truth, prediction, speakers = corpus_of(7, 30, 0.5)
+    renamed = [f"{9 - int(name[1:])} other" for name in speakers]
+    assert bootstrap_interval(truth, prediction, speakers) == bootstrap_interval(truth, prediction, renamed)
+
+
+def test_perfect_and_undefined_predictions_have_an_interval_too():
+    truth, _, speakers = corpus_of(3, 10, 0.0)
+    assert bootstrap_interval(truth, truth, speakers) == pytest.approx((1.0, 1.0))
+    assert np.isnan(bootstrap_interval(np.ones(30), np.ones(30), speakers)).all()
+    assert bootstrap_interval(truth, np.zeros(30), speakers) == pytest.approx((0.0, 0.0))
+
+
+def test_widening_is_by_the_effective_number_of_groups():
+    assert widening([30] * 10) == pytest.approx(stats.t.ppf(0.975, 9) / stats.norm.ppf(0.975) * np.sqrt(10 / 9))
+    assert widening([1] * 5000) == pytest.approx(1, abs=1e-3)
+    assert widening([60, 60]) > widening([60, 60, 1, 1, 1, 1]) > widening([60] * 3)
+    assert widening([60]) == widening([1000, 1, 1]) == widening([60, 60])
+    assert widening([30] * 4, 0.8) == pytest.approx(stats.t.ppf(0.9, 3) / stats.norm.ppf(0.9) * np.sqrt(4 / 3))
 
 
 def test_predictions_are_compared_on_the_same_samples(pair):
     truth, prediction = pair
-    values = bootstrap_cccs(truth, [prediction, prediction, prediction - 2], resamples=200)
-    assert values.shape == (200, 3)
-    assert (values[:, 0] == values[:, 1]).all() and (values[:, 0] > values[:, 2]).all()
-    low, high = bootstrap_interval(truth, prediction, resamples=200)
-    assert (low, high) == pytest.approx(tuple(np.percentile(values[:, 0], [2.5, 97.5])), abs=1e-12)
+    for groups in (None, list(np.arange(301) % 20)):
+        values = bootstrap_cccs(truth, [prediction, prediction, prediction - 2], groups, resamples=200)
+        assert values.shape == (200, 3)
+        assert (values[:, 0] == values[:, 1]).all() and (values[:, 0] > values[:, 2]).all()
+
+
+def test_whole_groups_are_resampled():
+    truth, prediction, speakers = corpus_of(2, 30, 1.0)
+    pairs = [concordance_cc(truth[part], prediction[part]) for part in (slice(30), slice(30, 60), slice(60))]
+    found = bootstrap_cccs(truth, [prediction], speakers, resamples=100)[:, 0]
+    assert sorted(set(found.round(9))) == pytest.approx(sorted(pairs), abs=1e-8)

@@ -39,7 +39,6 @@ import testing_Curriculum
 from tools import trials
 
 CONTROLS = ("random", "none")  # what the other orders are compared with
-RESAMPLES = 2000
 
 
 def share(text: str) -> float:
@@ -208,21 +207,28 @@ def paired_p(differences, test: str) -> float:
     return float(stats.wilcoxon(differences).pvalue)
 
 
-def order_means(cccs, seed: int):
-    """Mean CCC of each order in each bootstrap sample, the seeds drawn anew too.
+def order_means(samples, cccs, seed: int):
+    """Mean CCC of each order in each bootstrap sample, with the seeds resampled too.
+
+    Speakers and seeds are separate sources of chance; the spread of each is widened by its own factor.
 
     Args:
-        cccs: shape (resamples, orders, S).
-        seed: of the draws.
+        samples: one of `metrics.widened_cccs`, shape (resamples, orders, S).
+        cccs: CCCs of the whole test set, shape (orders, S).
+        seed: of the resampling.
     Returns:
         Shape (resamples, orders). A sample has the same utterances and seeds for all orders, so that differences
         between its columns are paired.
     """
     import numpy as np
 
-    resamples, _, seeds = cccs.shape
-    drawn = np.random.default_rng(seed).integers(0, seeds, (resamples, 1, seeds))
-    return np.take_along_axis(cccs, drawn, axis=2).mean(axis=2)
+    import metrics
+
+    resamples, _, seeds = samples.shape
+    # A random stream separate from that of the speakers, so that equal numbers of both are not drawn alike.
+    drawn = np.random.default_rng((seed, 1)).integers(0, seeds, (resamples, seeds))
+    of_seeds = cccs[:, drawn].mean(axis=2).T - cccs.mean(axis=1)
+    return samples.mean(axis=2) + metrics.widening(np.ones(seeds)) * of_seeds
 
 
 def compare(args: argparse.Namespace, test: str, data, results: dict[tuple[str, int], dict]):
@@ -233,7 +239,7 @@ def compare(args: argparse.Namespace, test: str, data, results: dict[tuple[str, 
         data: its `utils.LabeledSet`.
         results: by order and seed.
     Returns:
-        (table, one row an order; what the bootstrap draws, in words).
+        (table, one row per order; what the bootstrap resamples, in words).
     """
     import numpy as np
     import pandas as pd
@@ -244,14 +250,17 @@ def compare(args: argparse.Namespace, test: str, data, results: dict[tuple[str, 
     predictions = [
         [results[order, seed]["tests"][test][name] for name in data.names] for order in args.orders for seed in seeds
     ]
-    groups, drawn, few = testing_Curriculum.bootstrap_groups(data.speakers, data.names)
-    samples = metrics.bootstrap_cccs(data.labels, predictions, groups, RESAMPLES, args.seed)
-    samples = order_means(samples.reshape(RESAMPLES, len(args.orders), len(seeds)), args.seed)
-    cccs = np.reshape([metrics.concordance_cc(data.labels, one) for one in predictions], (-1, len(seeds)))
+    shape = len(args.orders), len(seeds)
+    cccs = np.reshape([metrics.concordance_cc(data.labels, one) for one in predictions], shape)
+    groups, drawn, warning = testing_Curriculum.bootstrap_groups(data.speakers, data.names)
+    draws = [
+        order_means(samples.reshape(-1, *shape), cccs, args.seed)
+        for samples in metrics.widened_cccs(data.labels, predictions, groups, seed=args.seed)
+    ]
 
     rows, p_values = [], {}
     for place, order in enumerate(args.orders):
-        low, high = metrics.percentile_interval(samples[:, place])
+        low, high = metrics.widest_interval([means[:, place] for means in draws])
         runs = [results[order, seed] for seed in seeds]
         has_curve = runs[0]["curve"] is not None
         row = {
@@ -270,7 +279,7 @@ def compare(args: argparse.Namespace, test: str, data, results: dict[tuple[str, 
                 other = args.orders.index(control)
                 difference = cccs[place] - cccs[other]
                 row[f"minus_{control}"] = difference.mean()
-                bounds = metrics.percentile_interval(samples[:, place] - samples[:, other])
+                bounds = metrics.widest_interval([means[:, place] - means[:, other] for means in draws], limit=2)
                 row[f"minus_{control}_low"], row[f"minus_{control}_high"] = bounds
                 row[f"p_{control}"] = p_values[frozenset((order, control))] = paired_p(difference, args.paired_test)
         row |= {f"ccc_seed{seed}": ccc for seed, ccc in zip(seeds, cccs[place])}
@@ -282,7 +291,7 @@ def compare(args: argparse.Namespace, test: str, data, results: dict[tuple[str, 
         if f"p_{control}" in table:
             found = [corrected.get(frozenset((order, control)), float("nan")) for order in args.orders]
             table.insert(table.columns.get_loc(f"p_{control}") + 1, f"p_{control}_holm", found)
-    return table, drawn + (testing_Curriculum.FEW if few else "")
+    return table, drawn + warning
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -324,9 +333,10 @@ def describe(args: argparse.Namespace, train: int, held_out: int, drawn: dict[st
 
     Args:
         train, held_out: number of utterances.
-        drawn: by test set, what the bootstrap draws.
+        drawn: by test set, what the bootstrap resamples.
     """
     import curriculum
+    import metrics
 
     noise = f", {100 * args.label_noise:g} % of the Train labels drawn anew" if args.label_noise else ""
     metric = (
@@ -340,7 +350,7 @@ def describe(args: argparse.Namespace, train: int, held_out: int, drawn: dict[st
         f"{args.seed + args.seeds - 1}.",
     ]
     lines += [f"{test}: bootstrap over seeds and {words}." for test, words in drawn.items()]
-    lines.append(f"Intervals: {RESAMPLES} resamples, differences paired by seed and utterance.")
+    lines.append(f"Intervals: {metrics.RESAMPLES} resamples, differences paired by seed and utterance.")
     if args.seeds > 1:
         lines.append(
             f"p: {names[args.paired_test]} over the {args.seeds} seeds, corrected by Holm over all comparisons of a "
