@@ -226,7 +226,7 @@ def order_means(samples, cccs, seed: int):
 
     resamples, _, seeds = samples.shape
     # A random stream separate from that of the speakers, so that equal numbers of both are not drawn alike.
-    drawn = np.random.default_rng((seed, 1)).integers(0, seeds, (resamples, seeds))
+    drawn = np.random.default_rng(runtime.derived_seed(seed, "resampled seeds")).integers(0, seeds, (resamples, seeds))
     of_seeds = cccs[:, drawn].mean(axis=2).T - cccs.mean(axis=1)
     return samples.mean(axis=2) + metrics.widening(np.ones(seeds)) * of_seeds
 
