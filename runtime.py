@@ -14,7 +14,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 JOIN_PATIENCE = 10  # seconds without the other ranks after which that is said
 
 # What does something else on a terminal or a page than to be read: control characters, line ends, changes of direction
