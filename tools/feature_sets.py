@@ -84,12 +84,11 @@ def read_signal(clip: Clip, remarks: list[str] | None = None) -> NDArray[np.floa
             frames = (stream.frames if clip.stop is None else round(clip.stop * rate)) - start
             if frames > LONGEST_CLIP * rate:
                 raise UserError(f"{frames / rate / 3600:.1f} hours; expected {LONGEST_CLIP / 3600:g} at most, cut it")
-            if start:
-                _go_to(stream, start)
+            _go_to(stream, start)
             mono, peak = _read_mono(stream, frames)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise UserError(f"not readable as audio ({str(error).rsplit(':', 1)[-1].strip()})") from None
-    missing = headers.cut_off(len(mono) / rate, frames / rate)
+    missing = headers.incomplete(len(mono) / rate, frames / rate)
     if missing and not remarks:
         remarks.append(missing)
     if peak > FULL_SCALE:
@@ -138,8 +137,9 @@ def _opened(recording: Path, remarks: list[str]) -> Iterator:
 def _go_to(stream, start: int) -> None:
     """Pass over the first samples of a sound file; many codecs of telephony can only be read from their beginning."""
     if stream.seekable():
-        stream.seek(start)
-    while start > 0 and not stream.seekable():
+        stream.seek(start)  # to 0 as well: it changes the last bits of what mp3 decodes to
+        return
+    while start > 0:
         passed = len(stream.read(min(start, PIECE_SAMPLES), "float32"))
         start = start - passed if passed else 0
 

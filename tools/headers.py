@@ -14,6 +14,7 @@ MPEG_SLACK = 8  # frames that an mp3's header may leave out: the encoder's delay
 STREAMED = 0x7F000000  # bytes and more: what programs write as the length where they write to a pipe
 # In libsndfile's log: the length of the samples or, where it only has that, of the file, and what is there.
 LOGGED_LENGTH = re.compile(r"^ *(?:data|SSND|BODY|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)$", re.M)
+MPEG_SYNC = re.compile(rb"\xff[\xe2-\xff][\x10-\xef]")  # how a frame may begin
 OGG_PAGE = 65307  # bytes, the most that one may have
 SECOND_START = {"FLAC": b"fLaC\0\0\0\x22", "OGG": b"OggS\0\x02"}  # how a recording in the same file would begin
 
@@ -47,13 +48,13 @@ def examine(path: Path, stream) -> tuple[bytes | None, str]:
         if stream.format in SECOND_START and data.find(SECOND_START[stream.format], 1) > 0:
             return None, "several recordings in one file: only the first is read; split them"
         if stream.format == "OGG" and _ends_within_page(data):
-            return None, f"cut off: {stream.frames / stream.samplerate:.1f} s can be read"
-        return None, cut_off(stream.frames / stream.samplerate, _promised_seconds(stream, data))
+            return None, f"incomplete: it ends after {stream.frames / stream.samplerate:.1f} s, within a page"
+        return None, incomplete(stream.frames / stream.samplerate, _promised_seconds(stream, data))
 
 
-def cut_off(found: float, promised: float) -> str:
-    """The remark on a recording with fewer seconds than its header promised, empty if none are missing."""
-    return f"cut off: {found:.1f} s found, {promised:.1f} s by its header" if promised - found > SLACK else ""
+def incomplete(found: float, promised: float) -> str:
+    """The remark on a recording with fewer seconds than it should have, empty if none are missing."""
+    return f"incomplete: only {found:.1f} of {promised:.1f} s can be read" if promised - found > SLACK else ""
 
 
 def _promised_seconds(stream, data) -> float:
@@ -92,7 +93,7 @@ def _examine_mpeg(path: Path, stream, data) -> tuple[bytes | None, str]:
     if -per_frame <= found.samples - stream.frames <= MPEG_SLACK * per_frame:
         return None, ""
     lengths = found.samples / stream.samplerate, stream.frames / stream.samplerate
-    return _with_frame_count(data, found), cut_off(*lengths) if found.has_count else ""
+    return _with_frame_count(data, found), incomplete(*lengths) if found.has_count else ""
 
 
 class MpegFrame(NamedTuple):
@@ -156,7 +157,7 @@ def walk_mpeg(path: Path, size: int, mtime_ns: int) -> MpegStream | None:
     """
     with path.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
         at, kind, start, has_count, samples, frames = 0, None, 0, False, 0, 0
-        while 0 <= at < len(data):
+        while at < len(data):
             if data[at : at + 3] == b"ID3":
                 at += 10 + sum(part << shift for part, shift in zip(data[at + 6 : at + 10], (21, 14, 7, 0)))
                 continue
@@ -165,7 +166,10 @@ def walk_mpeg(path: Path, size: int, mtime_ns: int) -> MpegStream | None:
             if frame and frame.kind != kind and not mpeg_frame(data, at + frame.size):
                 frame = None
             if frame is None or at + frame.size > len(data):
-                kind, at = None, data.find(b"\xff", at + 1)
+                following = MPEG_SYNC.search(data, at + 1)
+                if not following:
+                    break
+                kind, at = None, following.start()
                 continue
             kind = frame.kind
             tag = re.search(rb"VBRI|(?:Xing|Info).{3}(.)", data[at : at + min(frame.size, 64)], re.S)

@@ -370,7 +370,7 @@ def main(args: argparse.Namespace) -> int:
             writer.writerows(block["rows"])
             rows += len(block["rows"])
             faults += block["faults"]
-            for recording, remark in block["doubtful"]:
+            for recording, remark in block.get("doubtful", ()):  # a block of an earlier version has none
                 doubtful.setdefault(recording, remark)  # once per recording, not per segment
     progress.end()
     extract_features.tell_doubtful(doubtful.items())
