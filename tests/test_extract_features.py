@@ -74,8 +74,8 @@ def test_unusable_recordings_are_listed_and_the_rest_is_done(audio, tmp_path, be
     ("samples", "rate", "words"),
     [
         (np.zeros(1), 48000, "no samples"),  # none is left at 16 kHz
-        (np.full((10, 2), 3e38, np.float32), RATE, "no numbers"),
-        (np.zeros(100), 1, "1 samples a second"),
+        (np.full((10, 2), 3e38, np.float32), RATE, "infinite"),
+        (np.zeros(100), 1, "1 Hz"),
     ],
 )
 def test_recordings_that_hold_no_speech_are_refused(tmp_path, samples, rate, words):

@@ -172,3 +172,14 @@ def test_parts_of_an_mp3_that_the_decoder_passes_over_are_missed(tmp_path):
     (tmp_path / "a.mp3").write_bytes(mp3(1.0, rate=44100) + mp3(2.0, rate=22050))
     _, remarks = read(tmp_path / "a.mp3")
     assert len(remarks) == 1 and "of 3.1 s" in remarks[0]
+
+
+def test_a_count_as_fraunhofers_encoders_write_it(tmp_path):
+    data = mp3(4.0, "VARIABLE")
+    size = headers.mpeg_frame(data, 0).size
+    tag = data[:4] + bytes(32) + b"VBRI" + bytes(10) + struct.pack(">I", 112)  # of frames of 576 samples
+    data = tag.ljust(size, b"\0") + data[size:]
+    for share, complete in ((1, True), (0.6, False)):
+        (tmp_path / "a.mp3").write_bytes(data[: int(share * len(data))])
+        samples, remarks = read(tmp_path / "a.mp3")
+        assert len(samples) / RATE == pytest.approx(4 * share, abs=0.3) and (not remarks) == complete

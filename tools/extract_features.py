@@ -2,8 +2,9 @@
 
     python -m tools.extract_features CORPUS/Audios CORPUS/Features/OpenSmile_func_IS13ComParE/feat_mat
 
-One .mat file a recording (key `Audio_data`, shape (1, 6373) for IS13, float64), as MSP-Podcast has them. Recordings are
-mixed to mono and brought to 16 kHz. Files that are there already are kept, so a stopped run goes on where it was.
+One .mat file per recording (key `Audio_data`, shape (1, 6373) for IS13, float64), as MSP-Podcast has them. Recordings
+are mixed to mono and brought to 16 kHz. Files that are there already are kept, so a stopped run goes on where it was.
+A recording that may not be what it should, such as one that was cut off, is used and named in a warning.
 
     python -m tools.extract_features --set wavlm-base-plus CORPUS/Audios CORPUS/Features/wavlm/feat_mat
 

@@ -97,8 +97,8 @@ def read_signal(clip: Clip, remarks: list[str] | None = None) -> NDArray[np.floa
         mono = audresample.resample(mono, rate, SAMPLING_RATE)[0]
     if len(mono) == 0:
         raise UserError("no samples in it")
-    if not np.isfinite(mono).all():  # of samples near the end of float32's range the sum is none
-        raise UserError("samples that are no numbers in it")
+    if not np.isfinite(mono).all():  # also the mean of samples near the end of float32's range
+        raise UserError("NaN or infinite samples")
     # opensmile makes 16-bit numbers of samples, which wrap round at full scale; resampling overshoots.
     return mono.clip(-1, 1 - 2**-15)
 
@@ -121,7 +121,7 @@ def _opened(recording: Path, remarks: list[str]) -> Iterator:
         raw = stack.enter_context(recording.open("rb"))
         stream = stack.enter_context(soundfile.SoundFile(raw.fileno(), closefd=False))
         if stream.samplerate < LOWEST_RATE:
-            raise UserError(f"{stream.samplerate} samples a second; expected {LOWEST_RATE} or more")
+            raise UserError(f"{stream.samplerate} Hz; expected {LOWEST_RATE} Hz or more")
         if stream.frames >= UNKNOWN_LENGTH:
             raise UserError("its header does not say how long it is; convert it")
         if stream.frames > size * stream.samplerate:

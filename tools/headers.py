@@ -1,4 +1,4 @@
-"""Headers of sound files that say less or more than the file holds, which libsndfile doesn't report."""
+"""Headers of sound files that promise more or less than the file holds, which libsndfile doesn't report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ MPEG_SLACK = 8  # frames that an mp3's header may leave out: the encoder's delay
 STREAMED = 0x7F000000  # bytes and more: what programs write as the length where they write to a pipe
 # In libsndfile's log: the length of the samples or, where it only has that, of the file, and what is there.
 LOGGED_LENGTH = re.compile(r"^ *(?:data|SSND|BODY|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)$", re.M)
-MPEG_SYNC = re.compile(rb"\xff[\xe2-\xff][\x10-\xef]")  # how a frame may begin
+MPEG_SYNC = re.compile(rb"\xff[\xe2-\xff][\x10-\xef]|ID3")  # how a frame or a tag may begin
+MPEG_COUNT = re.compile(rb"(?:Xing|Info)\0\0\0[\1\3\5\7\x09\x0b\x0d\x0f](.{4})|VBRI.{10}(.{4})", re.S)
 OGG_PAGE = 65307  # bytes, the most that one may have
 SECOND_START = {"FLAC": b"fLaC\0\0\0\x22", "OGG": b"OggS\0\x02"}  # how a recording in the same file would begin
 
@@ -37,8 +38,8 @@ def examine(path: Path, stream) -> tuple[bytes | None, str]:
         path: the file.
         stream: the same as an open `soundfile.SoundFile`.
     Returns:
-        The file with its header put right, where only so all of it can be read, else None; and what is missing from
-        the recording, empty if nothing is.
+        The corrected file, where libsndfile can't read all of it otherwise, else None; and a remark on what is missing
+        from the recording, empty if nothing is.
     """
     with path.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if stream.subtype.startswith("MPEG"):
@@ -90,10 +91,13 @@ def _examine_mpeg(path: Path, stream, data) -> tuple[bytes | None, str]:
     if found is None:
         return None, ""
     per_frame = found.samples / found.frames
+    seconds = found.samples / stream.samplerate
+    remark = incomplete(seconds, found.counted * per_frame / stream.samplerate)
     if -per_frame <= found.samples - stream.frames <= MPEG_SLACK * per_frame:
-        return None, ""
-    lengths = found.samples / stream.samplerate, stream.frames / stream.samplerate
-    return _with_frame_count(data, found), incomplete(*lengths) if found.has_count else ""
+        return None, remark
+    if stream.subtype != "MPEG_LAYER_III":  # the others know no frame count
+        return None, incomplete(stream.frames / stream.samplerate, seconds)
+    return _with_frame_count(data, found), remark
 
 
 class MpegFrame(NamedTuple):
@@ -115,15 +119,15 @@ class MpegStream(NamedTuple):
 
     Attributes:
         samples: per channel, of all frames.
-        frames: their number, without the one that holds a frame count.
+        frames: their number, without one before them that holds a frame count.
         start: where the first of those frames begins, in bytes.
-        has_count: whether there is a frame count.
+        counted: that frame count, 0 where there is none.
     """
 
     samples: int
     frames: int
     start: int
-    has_count: bool
+    counted: int
 
 
 def mpeg_frame(data, at: int) -> MpegFrame | None:
@@ -135,12 +139,12 @@ def mpeg_frame(data, at: int) -> MpegFrame | None:
     bitrate, rate = head[2] >> 4, head[2] >> 2 & 3
     if version == 1 or layer == 4 or bitrate in (0, 15) or rate == 3:
         return None
-    old = version == 3
-    hertz, bits = MPEG_RATES[version][rate], 1000 * MPEG_KBITS[1 if old else 2, layer][bitrate - 1]
+    mpeg_1 = version == 3
+    hertz, bits = MPEG_RATES[version][rate], 1000 * MPEG_KBITS[1 if mpeg_1 else 2, layer][bitrate - 1]
     padding = head[2] >> 1 & 1
     if layer == 1:
         return MpegFrame((version, layer, hertz), (12 * bits // hertz + padding) * 4, 384)
-    samples = 1152 if old or layer == 2 else 576
+    samples = 1152 if mpeg_1 or layer == 2 else 576
     return MpegFrame((version, layer, hertz), samples // 8 * bits // hertz + padding, samples)
 
 
@@ -156,7 +160,7 @@ def walk_mpeg(path: Path, size: int, mtime_ns: int) -> MpegStream | None:
         The stream, or None where there is no frame.
     """
     with path.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        at, kind, start, has_count, samples, frames = 0, None, 0, False, 0, 0
+        at, kind, start, counted, samples, frames = 0, None, 0, 0, 0, 0
         while at < len(data):
             if data[at : at + 3] == b"ID3":
                 at += 10 + sum(part << shift for part, shift in zip(data[at + 6 : at + 10], (21, 14, 7, 0)))
@@ -172,14 +176,14 @@ def walk_mpeg(path: Path, size: int, mtime_ns: int) -> MpegStream | None:
                 kind, at = None, following.start()
                 continue
             kind = frame.kind
-            tag = re.search(rb"VBRI|(?:Xing|Info).{3}(.)", data[at : at + min(frame.size, 64)], re.S)
-            if tag and not samples:
-                has_count = tag[1] is None or bool(tag[1][0] & 1)
+            tag = None if samples else MPEG_COUNT.search(data[at : at + min(frame.size, 64)])
+            if tag:
+                counted = int.from_bytes(tag[1] or tag[2], "big")
             else:
                 start = start if samples else at
                 samples, frames = samples + frame.samples, frames + 1
             at += frame.size
-    return MpegStream(samples, frames, start, has_count) if samples else None
+    return MpegStream(samples, frames, start, counted) if samples else None
 
 
 def _with_frame_count(data, stream: MpegStream) -> bytes:

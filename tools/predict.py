@@ -3,10 +3,11 @@
     python -m tools.predict interview.wav clips/ --model Models/SimpleEmoRegressor_DeepMI@_Act.pt.tar \\
         Models/SimpleEmoRegressor_DeepMI@_Val.pt.tar --out predictions.csv
 
-One row a recording, or with --segment one a piece of it: FileName, and of EmoAct, EmoDom, EmoVal (1..7) those that a
-regressor was given for. Features are made on the way, with the feature set that the regressors were trained on. A
-recording that can't be used is named and left out, and the exit status is then 1. A stopped run goes on. The table on
-standard output (--out -) is UTF-8, like the one in a file.
+One row per recording, or with --segment one per piece of it: FileName, and of EmoAct, EmoDom, EmoVal (1..7) those that
+a regressor was given for. Features are made on the way, with the feature set that the regressors were trained on. A
+recording that can't be used is named and left out, and the exit status is then 1; one that may not be what it should,
+such as one that was cut off, is used and named. A stopped run goes on. The table on standard output (--out -) is UTF-8,
+like the one in a file.
 """
 
 from __future__ import annotations
