@@ -413,6 +413,9 @@ def run(
         argv: arguments, where they are not the process's own.
         with_ranks: whether it can run as several processes under torchrun.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the terminal's encoding lacks must not end the program
+            stream.reconfigure(errors="backslashreplace")
     if runtime.rank() > 0:
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # rank 0 speaks for all
     args = parser.parse_args(argv)

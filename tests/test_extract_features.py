@@ -8,7 +8,7 @@ import numpy as np
 import opensmile
 import pytest
 import soundfile
-from conftest import voice
+from conftest import run_script, voice
 
 import features
 from runtime import UserError
@@ -74,8 +74,8 @@ def test_unusable_recordings_are_listed_and_the_rest_is_done(audio, tmp_path, be
     ("samples", "rate", "words"),
     [
         (np.zeros(1), 48000, "no samples"),  # none is left at 16 kHz
-        (np.full((10, 2), 3e38, np.float32), RATE, "no numbers"),
-        (np.zeros(100), 1, "1 samples a second"),
+        (np.full((10, 2), 3e38, np.float32), RATE, "infinite"),
+        (np.zeros(100), 1, "1 Hz"),
     ],
 )
 def test_recordings_that_hold_no_speech_are_refused(tmp_path, samples, rate, words):
@@ -150,3 +150,52 @@ def test_bad_arguments_are_refused(audio, tmp_path, bench):
     bench.refuses(bench.run("tools.extract_features", audio, tmp_path / "f", "--set", "IS99"), "IS99", "ComParE_2016")
     soundfile.write(audio / "plain.flac", voice(), RATE)
     bench.refuses(bench.run("tools.extract_features", audio, tmp_path / "f"), "share the feature file plain.mat")
+
+
+def test_where_no_recording_can_be_used_the_run_fails(tmp_path, bench):
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "audio/text.wav").write_text("this is no sound")
+    result = bench.run("tools.extract_features", tmp_path / "audio", tmp_path / "feat_mat")
+    bench.refuses(result, "no features", "1 recordings")
+
+
+def test_recordings_that_are_used_but_doubtful_are_named(audio, tmp_path, bench, monkeypatch):
+    whole = (audio / "plain.wav").read_bytes()
+    (audio / "part.wav").write_bytes(whole[: len(whole) // 2])
+    monkeypatch.setattr(feature_sets, "MOST_THREADS", 1)  # so that warnings come from processes as well
+    for workers, folder in ((1, "threads"), (2, "processes")):
+        code, out, err = bench.run("tools.extract_features", audio, tmp_path / folder, "--workers", workers)
+        assert code == 0 and "4 recordings extracted" in out and "0 without features" in out
+        assert err.count("warning") == 1 and "part.wav: incomplete" in err
+
+
+def test_many_warnings_of_a_kind_are_counted(capsys):
+    tool.tell_doubtful([(f"{number:02}.wav", f"incomplete: {number}") for number in range(30)] + [("z.wav", "loud: 9")])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == tool.MOST_WARNINGS + 2 and "10 more" in lines[-2] and "z.wav" in lines[-1]
+
+
+def test_every_kind_of_recording_is_found_and_the_rest_is_counted(tmp_path, capsys):
+    for name, kind in (("a.OPUS", "OGG"), ("b.aiff", "AIFF"), ("c.au", "AU"), ("d.caf", "CAF"), ("e.w64", "W64")):
+        soundfile.write(tmp_path / name, voice(), RATE, format=kind, subtype="OPUS" if kind == "OGG" else None)
+    for name in ("f.m4a", "g.WMA", "h.amr", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    found = tool.list_recordings(tmp_path)
+    assert [path.name for path in found] == ["a.OPUS", "b.aiff", "c.au", "d.caf", "e.w64"]
+    assert all(len(feature_sets.read_signal(feature_sets.Clip(path))) for path in found)
+    told = capsys.readouterr().err
+    assert "3 files" in told and "g.WMA" in told and "notes" not in told
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path, encoding):
+    folder = tmp_path / "\u4f60"
+    folder.mkdir()
+    soundfile.write(folder / "\u597d.wav", voice(), RATE)
+    (folder / "\u6b63.wav").write_text("this is no sound")
+    argv = (folder, folder / "feat_mat", "--set", "eGeMAPSv02", "--workers", 1)
+    done = run_script("tools.extract_features", *argv, cwd=tmp_path, PYTHONIOENCODING=encoding)
+    assert done.returncode == 0 and "1 recordings extracted" in done.stdout
+    assert "\\u4f60" in done.stdout and "\\u6b63.wav" in done.stderr and "Traceback" not in done.stderr
+    done = run_script("tools.extract_features", folder / "none", folder, cwd=tmp_path, PYTHONIOENCODING=encoding)
+    assert done.returncode == 2 and "\\u4f60" in done.stderr and "Traceback" not in done.stderr

@@ -9,7 +9,7 @@ import opensmile
 import pytest
 import soundfile
 import torch
-from conftest import voice
+from conftest import run_script, voice
 
 import features
 import model
@@ -129,6 +129,36 @@ def test_long_recordings_in_segments(models):
     for row in rows[:3]:
         part = read_back[round(float(row["start"]) * RATE) : round(float(row["end"]) * RATE)]
         assert float(row["EmoAct"]) == pytest.approx(by_hand(models.folder, "Act", part), abs=1e-3)
+
+
+def test_a_doubtful_recording_is_predicted_and_named_once(models, monkeypatch):
+    monkeypatch.setattr(tool, "BLOCK", 2)
+    loud = 20000 * np.concatenate([voice(0.5, pitch=100 + number) for number in range(5)])
+    soundfile.write(models.folder / "loud.wav", loud, RATE, subtype="FLOAT")
+    code, out, err = run(models, "loud.wav", "clips/1.wav", more=("--segment", 0.5))
+    assert code == 0 and "6 rows, 0 without prediction" in out
+    assert err.count("warning") == 1 and "loud.wav: over full scale" in err
+
+
+def test_segments_cover_all_of_an_mp3_whose_header_counts_its_first_part_only(models):
+    parts = []
+    for pitch, seconds in ((120, 1.0), (210, 3.0)):
+        stream = io.BytesIO()
+        soundfile.write(stream, voice(seconds, pitch=pitch), RATE, format="MP3")
+        parts.append(stream.getvalue())
+    (models.folder / "joined.mp3").write_bytes(b"".join(parts))
+    code, _, err = run(models, "joined.mp3", more=("--segment", 1))
+    assert code == 0 and "warning" not in err
+    assert [row["start"] for row in read(models.folder / "predictions.csv")] == ["0.000", "1.000", "2.000", "3.000"]
+
+
+def test_a_table_on_standard_output_is_utf_8_in_any_terminal(models):
+    name = "\u597d\xe9.wav"
+    (models.folder / "clips/1.wav").rename(models.folder / name)
+    file = utils.regressor_checkpoint(models.folder / "Models", "deepmi", "Val")
+    argv = (name, "--model", file, "--device", "cpu", "--workers", 1, "--out", "-")
+    done = run_script("tools.predict", *argv, cwd=models.folder, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and next(csv.DictReader(io.StringIO(done.stdout)))["FileName"] == name
 
 
 def test_a_killed_run_goes_on(models, monkeypatch):

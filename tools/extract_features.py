@@ -2,8 +2,9 @@
 
     python -m tools.extract_features CORPUS/Audios CORPUS/Features/OpenSmile_func_IS13ComParE/feat_mat
 
-One .mat file a recording (key `Audio_data`, shape (1, 6373) for IS13, float64), as MSP-Podcast has them. Recordings are
-mixed to mono and brought to 16 kHz. Files that are there already are kept, so a stopped run goes on where it was.
+One .mat file per recording (key `Audio_data`, shape (1, 6373) for IS13, float64), as MSP-Podcast has them. Recordings
+are mixed to mono and brought to 16 kHz. Files that are there already are kept, so a stopped run goes on where it was.
+A recording that may not be what it should, such as one that was cut off, is used and named in a warning.
 
     python -m tools.extract_features --set wavlm-base-plus CORPUS/Audios CORPUS/Features/wavlm/feat_mat
 
@@ -16,7 +17,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from tools.feature_sets import Clip
 
 FILES_A_TASK = 8  # of a process; a thread takes one at a time, so that a stopped run ends soon
+MOST_WARNINGS = 20  # of one kind
 WAIT_FOR_SCHEDULER, WAIT_FOR_WORKERS = 30, 600  # seconds
 
 
@@ -41,11 +44,13 @@ class ExtractionSummary:
         extracted: number of files written now.
         kept: number of files that were there before.
         failed: (recording, reason) of those without features.
+        doubtful: (recording, remark) of those extracted now that may not be what they should.
     """
 
     extracted: int = 0
     kept: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
+    doubtful: list[tuple[str, str]] = field(default_factory=list)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -75,20 +80,30 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def list_recordings(audio_dir: Path) -> list[Path]:
-    """Recordings below a folder, sorted.
+    """Recordings below a folder, sorted; those of kinds that can't be read are left out with a note.
 
     Raises:
-        UserError: no such folder, or no recordings.
+        UserError: no such folder, or no recordings that can be read.
     """
-    from features import AUDIO_ENDINGS
+    from features import AUDIO_ENDINGS, UNREADABLE_ENDINGS
 
     if not audio_dir.is_dir():
         raise UserError(f"{audio_dir}: no such folder of recordings.")
     found = sorted(
         path
         for path in audio_dir.rglob("*")
-        if path.suffix.lower() in AUDIO_ENDINGS and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in (*AUDIO_ENDINGS, *UNREADABLE_ENDINGS)
+        and not path.name.startswith(".")
+        and path.is_file()
     )
+    unreadable = [path.name for path in found if path.suffix.lower() in UNREADABLE_ENDINGS]
+    found = [path for path in found if path.suffix.lower() in AUDIO_ENDINGS]
+    if unreadable:
+        names = ", ".join(unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
+        runtime.tell(
+            f"note: {audio_dir}: {len(unreadable)} files of kinds that can't be read were left out ({names}); convert "
+            "them to wav or flac."
+        )
     if not found:
         raise UserError(f"{audio_dir}: no recordings; expected files ending in {', '.join(AUDIO_ENDINGS)}.")
     return found
@@ -111,26 +126,32 @@ def find_recordings(audio_dir: Path) -> list[Path]:
 
 def extract_some(
     clips: Sequence[Clip], targets: Sequence[Path | None], feature_set: str, device: str
-) -> list[tuple[str, str]]:
-    """Write the features of some recordings; (recording, reason) of those that have none.
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Write the features of some recordings.
 
-    A recording without a target has its features already, and is there because the others are heard with it.
-
+    Args:
+        clips: the recordings.
+        targets: file for the features of each; None where it is written already, and the recording is only there
+            because the others are heard with it.
+        feature_set: as `extract_folder`.
+        device: as `extract_folder`.
+    Returns:
+        (recording, reason) of those without features, (recording, remark) of doubtful ones.
     Raises:
         UserError, OSError: no such set, or the output folder fails; that is no fault of a recording.
     """
     import features
     from tools.feature_sets import features_of
 
-    failed = []
-    for clip, target, found in zip(clips, targets, features_of(clips, feature_set, device)):
+    failed, doubtful = [], []
+    for clip, target, (vector, remark) in zip(clips, targets, features_of(clips, feature_set, device)):
         if target is None:
             continue
-        if isinstance(found, str):
-            failed.append((str(clip.recording), found))
-        else:
-            features.write_mat(target, features.FEATURE_KEY, found)
-    return failed
+        if vector is not None:
+            features.write_mat(target, features.FEATURE_KEY, vector)
+        if remark:
+            (failed if vector is None else doubtful).append((str(clip.recording), remark))
+    return failed, doubtful
 
 
 def _claim_folder(feature_dir: Path, name: str, width: int) -> None:
@@ -235,26 +256,50 @@ def extract_folder(
         workers = kind.workers(workers)
         results = on_cluster(tasks, scheduler) if scheduler else in_parallel(extract_some, tasks, workers)
         with bar, contextlib.closing(results):
-            for part, failed in zip(batches, results):
+            for part, (failed, doubtful) in zip(batches, results):
                 summary.failed += failed
+                summary.doubtful += doubtful
                 bar.update(len(part))
     summary.failed.sort()
     summary.extracted = len(todo) - len(summary.failed)
     return summary
 
 
+def tell_doubtful(doubtful: Iterable[tuple[str, str]]) -> None:
+    """Warn about recordings that were used though something is wrong with them.
+
+    Args:
+        doubtful: (recording, remark) each; of remarks that are the same up to their colon only the first are printed.
+    """
+    by_kind = defaultdict(list)
+    for recording, remark in sorted(doubtful):
+        by_kind[remark.partition(":")[0]].append(f"warning: {recording}: {remark}")
+    for kind, warnings in by_kind.items():
+        for warning in warnings[:MOST_WARNINGS]:
+            runtime.tell(warning)
+        if len(warnings) > MOST_WARNINGS:
+            runtime.tell(f"warning: {kind}: and {len(warnings) - MOST_WARNINGS:,} more recordings")
+
+
 def tell(summary: ExtractionSummary, feature_dir: Path) -> None:
-    """Print what became of the recordings; those without features are warnings."""
+    """Print what became of the recordings; those without features are warnings.
+
+    Raises:
+        UserError: none has features.
+    """
+    tell_doubtful(summary.doubtful)
     for recording, reason in summary.failed:
         runtime.tell(f"warning: no features: {recording}: {reason}")
     print(
         f"{summary.extracted} recordings extracted, {summary.kept} there before, {len(summary.failed)} without "
         f"features; wrote {feature_dir}"
     )
+    if not (summary.extracted or summary.kept):
+        raise UserError(f"{feature_dir}: no features, since none of the {len(summary.failed)} recordings can be used.")
 
 
 def main(args: argparse.Namespace) -> None:
-    """Extract, and list what could not be; a corpus with holes is no failure of the run."""
+    """Extract, and list what could not be; it fails only where that is every recording."""
     summary = extract_folder(
         args.audio_dir, args.feature_dir, args.feature_set, args.workers, args.device, args.scheduler
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +20,13 @@ from numpy.typing import NDArray
 
 from runtime import UserError, choose_device, shielded_workers
 from storage import read_json_object
+from tools import headers
 
 LOWEST_RATE = 1000  # Hz; below, there is no speech, and a short file would become hours at 16 kHz
 LONGEST_CLIP = 7200  # seconds
 UNKNOWN_LENGTH = 2**62  # samples and more: how libsndfile says that a header, as of a stream, has no length
 PIECE_SAMPLES = 2**23  # of all channels, that are decoded at a time: nearly every clip is one piece
+FULL_SCALE = 4.0  # times; lossy codecs and resampling pass full scale, but not by this much
 SAMPLING_RATE = 16000  # Hz; the features depend on the bandwidth, and MSP-Podcast is at this rate
 BATCH_SECONDS = 64  # of audio that an encoder hears together, with the silence that fills shorter clips up
 LONGEST_PIECE = 60  # seconds that an encoder hears at once: the memory that it needs grows with their square
@@ -48,8 +51,24 @@ class Clip(NamedTuple):
     stop: float | None = None
 
 
-def read_signal(clip: Clip) -> NDArray[np.float32]:
+class Features(NamedTuple):
+    """What comes of a clip.
+
+    Attributes:
+        vector: float64, shape (1, D), None where the clip has none.
+        remark: why it has none, or what makes it doubtful; empty where all is well.
+    """
+
+    vector: NDArray[np.float64] | None
+    remark: str = ""
+
+
+def read_signal(clip: Clip, remarks: list[str] | None = None) -> NDArray[np.float32]:
     """The samples of a clip at 16 kHz in [-1, 1], shape (samples,).
+
+    Args:
+        clip: a recording or a part of it.
+        remarks: where to append what makes the clip doubtful, such as a recording that was cut off.
 
     Raises:
         UserError: unreadable or empty, in words fit for a list.
@@ -57,32 +76,39 @@ def read_signal(clip: Clip) -> NDArray[np.float32]:
     import audresample
     import soundfile
 
+    remarks = [] if remarks is None else remarks
     try:
-        with _opened(clip.recording) as stream:
+        with _opened(clip.recording, remarks) as stream:
             rate = stream.samplerate
-            stream.seek(min(round(clip.start * rate), stream.frames) if clip.start else 0)
-            frames = (stream.frames if clip.stop is None else round(clip.stop * rate)) - stream.tell()
+            start = min(round(clip.start * rate), stream.frames)
+            frames = (stream.frames if clip.stop is None else round(clip.stop * rate)) - start
             if frames > LONGEST_CLIP * rate:
                 raise UserError(f"{frames / rate / 3600:.1f} hours; expected {LONGEST_CLIP / 3600:g} at most, cut it")
-            mono = _read_mono(stream, frames)
+            _go_to(stream, start)
+            mono, peak = _read_mono(stream, frames)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise UserError(f"not readable as audio ({str(error).rsplit(':', 1)[-1].strip()})") from None
+    missing = headers.incomplete(len(mono) / rate, frames / rate)
+    if missing and not remarks:
+        remarks.append(missing)
+    if peak > FULL_SCALE:
+        remarks.append(f"over full scale: samples up to {peak:,.0f} are clipped to 1; divide 16-bit samples by 32768")
     if rate != SAMPLING_RATE and len(mono):
         mono = audresample.resample(mono, rate, SAMPLING_RATE)[0]
     if len(mono) == 0:
         raise UserError("no samples in it")
-    if not np.isfinite(mono).all():  # of samples near the end of float32's range the sum is none
-        raise UserError("samples that are no numbers in it")
+    if not np.isfinite(mono).all():  # also the mean of samples near the end of float32's range
+        raise UserError("NaN or infinite samples")
     # opensmile makes 16-bit numbers of samples, which wrap round at full scale; resampling overshoots.
     return mono.clip(-1, 1 - 2**-15)
 
 
 @contextlib.contextmanager
-def _opened(recording: Path) -> Iterator:
-    """A recording as an open `soundfile.SoundFile`.
+def _opened(recording: Path, remarks: list[str]) -> Iterator:
+    """A recording as an open `soundfile.SoundFile`; what is missing from it is appended to the remarks.
 
     Raises:
-        UserError: it is empty, or what its header says can't be true, or is no speech.
+        UserError: it is empty, or its header can't be true, or it is no speech.
         soundfile.LibsndfileError, RuntimeError, OSError: it can't be read.
     """
     import soundfile
@@ -90,41 +116,57 @@ def _opened(recording: Path) -> Iterator:
     size = recording.stat().st_size
     if size == 0:  # before it is opened: a pipe would wait for its writer
         raise UserError("empty file (0 bytes)")
-    # Opened by Python: soundfile takes no name that is not UTF-8.
-    with recording.open("rb") as raw, soundfile.SoundFile(raw.fileno(), closefd=False) as stream:
+    with contextlib.ExitStack() as stack:
+        # Opened by Python: soundfile takes no name that is not UTF-8.
+        raw = stack.enter_context(recording.open("rb"))
+        stream = stack.enter_context(soundfile.SoundFile(raw.fileno(), closefd=False))
         if stream.samplerate < LOWEST_RATE:
-            raise UserError(f"{stream.samplerate} samples a second; expected {LOWEST_RATE} or more")
+            raise UserError(f"{stream.samplerate} Hz; expected {LOWEST_RATE} Hz or more")
         if stream.frames >= UNKNOWN_LENGTH:
             raise UserError("its header does not say how long it is; convert it")
         if stream.frames > size * stream.samplerate:
             raise UserError(
                 f"{stream.frames / stream.samplerate / 3600:,.0f} hours by its header, which {size:,} bytes can't hold"
             )
-        yield stream
+        mended, missing = headers.examine(recording, stream)
+        if missing:
+            remarks.append(missing)
+        yield stack.enter_context(soundfile.SoundFile(io.BytesIO(mended))) if mended else stream
 
 
-def _read_mono(stream, frames: int) -> NDArray[np.float32]:
-    """The next samples of a sound file, up to so many, the mean of its channels.
+def _go_to(stream, start: int) -> None:
+    """Pass over the first samples of a sound file; many codecs of telephony can only be read from their beginning."""
+    if stream.seekable():
+        stream.seek(start)  # to 0 as well: it changes the last bits of what mp3 decodes to
+        return
+    while start > 0:
+        passed = len(stream.read(min(start, PIECE_SAMPLES), "float32"))
+        start = start - passed if passed else 0
+
+
+def _read_mono(stream, frames: int) -> tuple[NDArray[np.float32], float]:
+    """The next samples of a sound file, up to so many, the mean of its channels; and the largest of any channel.
 
     Read piece by piece: a header may claim any number of samples, and memory would be taken for all of them.
     """
-    pieces, count = [], 0
+    pieces, count, peak = [], 0, 0.0
     while count < frames:
         piece = stream.read(min(frames - count, 1 + PIECE_SAMPLES // stream.channels), "float32", always_2d=True)
         if not len(piece):
             break
         with np.errstate(over="ignore", invalid="ignore"):  # told by the caller
             pieces.append(piece.mean(axis=1))  # (samples, channels) -> (samples,)
+        peak = max(peak, float(piece.max()), -float(piece.min()))
         count += len(piece)
-    return np.concatenate(pieces) if pieces else np.empty(0, np.float32)
+    return np.concatenate(pieces) if pieces else np.empty(0, np.float32), peak
 
 
 def seconds_of(recording: Path) -> float:
-    """Length of a recording; 0 where it can't be read, which `features_of` tells when its turn comes."""
+    """Length of a recording; 0 where it can't be read, which `features_of` reports when its turn comes."""
     import soundfile
 
     try:
-        with _opened(recording) as stream:
+        with _opened(recording, []) as stream:
             return stream.frames / stream.samplerate
     except (soundfile.LibsndfileError, RuntimeError, OSError, UserError):
         return 0.0
@@ -364,7 +406,7 @@ def feature_names(feature_set: str, count: int) -> list[str]:
     return [f"feature {number}" for number in range(count)]
 
 
-def features_of(clips: Sequence[Clip], feature_set: str, device: str = "auto") -> list[NDArray[np.float64] | str]:
+def features_of(clips: Sequence[Clip], feature_set: str, device: str = "auto") -> list[Features]:
     """The features of some clips.
 
     Args:
@@ -372,24 +414,24 @@ def features_of(clips: Sequence[Clip], feature_set: str, device: str = "auto") -
         feature_set: as `open_set`.
         device: as `open_set`.
     Returns:
-        For each clip its features, float64, shape (1, D), or why it has none.
+        For each clip its features, or why it has none.
     """
     found: list = [None] * len(clips)
-    signals = {}
+    signals, remarks = {}, [[] for _ in clips]
     for number, clip in enumerate(clips):
         try:
-            signals[number] = read_signal(clip)
+            signals[number] = read_signal(clip, remarks[number])
         except UserError as error:
-            found[number] = str(error)
+            found[number] = Features(None, "; ".join([str(error), *remarks[number]]))
         except OSError as error:
-            found[number] = error.strerror or str(error)
+            found[number] = Features(None, error.strerror or str(error))
     if signals:
-        for number, features in zip(signals, open_set(feature_set, device).features_of(list(signals.values()))):
-            found[number] = features
-            if features is None:
-                found[number] = f"too short ({1000 * len(signals[number]) / SAMPLING_RATE:.0f} ms)"
-            elif np.isnan(features).all():
-                found[number] = "nothing but NaN comes out of the encoder"
+        for number, vector in zip(signals, open_set(feature_set, device).features_of(list(signals.values()))):
+            if vector is None:
+                remarks[number].insert(0, f"too short ({1000 * len(signals[number]) / SAMPLING_RATE:.0f} ms)")
+            elif np.isnan(vector).all():
+                vector, remarks[number] = None, ["the encoder returns only NaN"]
+            found[number] = Features(vector, "; ".join(remarks[number]))
     return found
 
 

@@ -3,9 +3,11 @@
     python -m tools.predict interview.wav clips/ --model Models/SimpleEmoRegressor_DeepMI@_Act.pt.tar \\
         Models/SimpleEmoRegressor_DeepMI@_Val.pt.tar --out predictions.csv
 
-One row a recording, or with --segment one a piece of it: FileName, and of EmoAct, EmoDom, EmoVal (1..7) those that a
-regressor was given for. Features are made on the way, with the feature set that the regressors were trained on. A
-recording that can't be used is named and left out, and the exit status is then 1. A stopped run goes on.
+One row per recording, or with --segment one per piece of it: FileName, and of EmoAct, EmoDom, EmoVal (1..7) those that
+a regressor was given for. Features are made on the way, with the feature set that the regressors were trained on. A
+recording that can't be used is named and left out, and the exit status is then 1; one that may not be what it should,
+such as one that was cut off, is used and named. A stopped run goes on. The table on standard output (--out -) is UTF-8,
+like the one in a file.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar="AUDIO_OR_FOLDER",
-        help="recordings (wav, flac, ogg, mp3; any rate, any number of channels), and folders to search for them",
+        help="recordings (wav, flac, ogg, opus, mp3, aiff, ...; any rate, any number of channels), folders to search",
     )
     parser.add_argument(
         "--model",
@@ -251,7 +253,7 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
 
 
 def predict_block(predictor: Predictor, clips: list[Clip], args: argparse.Namespace, bar) -> tuple[dict, dict]:
-    """(clip -> its labels in the order of the predictor's attributes, clip -> why it has none)."""
+    """(clip -> its labels in the order of the predictor's attributes, clip -> its remark, as `Features` has it)."""
     from tools.feature_sets import features_of, in_parallel, open_set
 
     kind = open_set(predictor.feature_set, args.device)
@@ -262,10 +264,10 @@ def predict_block(predictor: Predictor, clips: list[Clip], args: argparse.Namesp
         for batch, features in zip(batches, results):
             found.update(zip(batch, features))
             bar.update(len(batch))
-    failed = {clip: found[clip] for clip in clips if isinstance(found[clip], str)}
-    good = [clip for clip in clips if clip not in failed]
-    labels = predictor.labels_of([found[clip] for clip in good]) if good else {}
-    return dict(zip(good, zip(*(values.tolist() for values in labels.values())))), failed
+    good = [clip for clip in clips if found[clip].vector is not None]
+    labels = predictor.labels_of([found[clip].vector for clip in good]) if good else {}
+    remarks = {clip: found[clip].remark for clip in clips if found[clip].remark}
+    return dict(zip(good, zip(*(values.tolist() for values in labels.values())))), remarks
 
 
 class Progress:
@@ -299,7 +301,8 @@ class Progress:
 def predict(
     predictor: Predictor, clips: dict[Clip, str], args: argparse.Namespace, progress: Progress
 ) -> Iterator[dict]:
-    """For each block of clips its rows, as text, and its faults, (where, reason) each."""
+    """For each block of clips its rows, as text, its faults, (where, reason) each, and (recording, remark) of doubtful
+    recordings that are in its rows."""
     from tqdm import tqdm
 
     todo = list(clips)
@@ -309,12 +312,14 @@ def predict(
             key = storage.digest(predictor.key, args.segment, list(map(_state, part)), list(part.values()))
             block = progress.done.get(key)
             if block is None:
-                labels, failed = predict_block(predictor, list(part), args, bar)
+                labels, remarks = predict_block(predictor, list(part), args, bar)
                 rows = [
                     [part[clip], *_times(clip, args.segment), *(f"{value:.4f}" for value in found)]
                     for clip, found in labels.items()
                 ]
-                block = {"key": key, "rows": rows, "faults": [[_where(clip), why] for clip, why in failed.items()]}
+                faults = [[_where(clip), why] for clip, why in remarks.items() if clip not in labels]
+                doubtful = [[str(clip.recording), why] for clip, why in remarks.items() if clip in labels]
+                block = {"key": key, "rows": rows, "faults": faults, "doubtful": doubtful}
                 progress.add(block)
             else:
                 bar.update(len(part))
@@ -340,6 +345,8 @@ def main(args: argparse.Namespace) -> int:
     """Predict, write, name what could not be used."""
     import csv
 
+    from tools import extract_features
+
     clips = find_clips(args.inputs, args.segment)
     table = None if args.out == "-" else storage.output_file(args.out)
     if table:
@@ -349,9 +356,11 @@ def main(args: argparse.Namespace) -> int:
     predictor = load_predictor(args)
     header = ["FileName", *(["start", "end"] if args.segment else []), *(f"Emo{name}" for name in predictor.regressors)]
     progress = Progress(table)
-    rows, faults = 0, []
+    rows, faults, doubtful = 0, [], {}
     with contextlib.ExitStack() as stack:
         stream = sys.stdout
+        if not table and hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
         if table:
             temporary = stack.enter_context(storage.write_atomically(table))
             # A file name of no encoding is written as it is.
@@ -362,7 +371,10 @@ def main(args: argparse.Namespace) -> int:
             writer.writerows(block["rows"])
             rows += len(block["rows"])
             faults += block["faults"]
+            for recording, remark in block.get("doubtful", ()):  # a block of an earlier version has none
+                doubtful.setdefault(recording, remark)  # once per recording, not per segment
     progress.end()
+    extract_features.tell_doubtful(doubtful.items())
     for where, reason in faults:
         runtime.tell(f"warning: no prediction: {where}: {reason}")
     told = f"{rows} rows, {len(faults)} without prediction" + (f"; wrote {table}" if table else "")
