@@ -33,8 +33,8 @@ SET_FILE = "feature_set.json"  # beside .mat files and norm terms: which feature
 # Of recordings that libsndfile reads, and of those that it doesn't.
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".oga", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf")
 AUDIO_ENDINGS += (".w64", ".rf64", ".sph", ".wave", ".mp2")
-UNREADABLE_ENDINGS = (".m4a", ".mp4", ".aac", ".wma", ".webm", ".weba", ".amr", ".awb", ".3gp", ".3ga", ".mka", ".mkv")
-UNREADABLE_ENDINGS += (".m4b", ".m4v", ".mov", ".avi", ".ac3", ".ape", ".wv", ".spx", ".ra", ".raw", ".pcm")
+UNREADABLE_ENDINGS = (".m4a", ".m4b", ".mp4", ".aac", ".wma", ".webm", ".weba", ".mka", ".amr", ".awb", ".3gp", ".3ga")
+UNREADABLE_ENDINGS += (".ac3", ".ape", ".wv", ".spx", ".ra", ".raw", ".pcm")
 CLIP = 3.0  # normalised features are clipped to [-CLIP, CLIP]
 CACHE_FORMAT = 3  # part of every cache key: raise it when the packed form or the key's own form changes
 CHUNK = 64  # files that a worker reads at a time; moments are merged in chunks, so this is part of the result

@@ -122,6 +122,12 @@ def test_headers_of_streams_are_read_whole_and_without_a_warning(tmp_path):
         assert feature_sets.seconds_of(path) == pytest.approx(2, abs=0.02)
 
 
+def test_a_header_that_covers_little_of_the_file_is_named(tmp_path):
+    (tmp_path / "a.wav").write_bytes(wav(len(PCM) // 5, PCM))
+    _, remarks = read(tmp_path / "a.wav")
+    assert len(remarks) == 1 and "less than half" in remarks[0]
+
+
 def test_an_empty_recording_before_another_chunk_stays_empty(tmp_path):
     chunk = b"LIST" + struct.pack("<I", 4) + b"INFO"
     (tmp_path / "a.wav").write_bytes(wav(0, chunk, 36 + len(chunk)))

@@ -269,7 +269,7 @@ def tell_doubtful(doubtful: Iterable[tuple[str, str]]) -> None:
     """Warn about recordings that were used though something is wrong with them.
 
     Args:
-        doubtful: (recording, remark) each; of remarks that are the same up to their colon only the first are printed.
+        doubtful: (recording, remark) each; of a kind, what precedes the colon of the remark, MOST_WARNINGS are printed.
     """
     by_kind = defaultdict(list)
     for recording, remark in sorted(doubtful):

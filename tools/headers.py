@@ -14,6 +14,7 @@ MPEG_SLACK = 8  # frames that an mp3's header may leave out: the encoder's delay
 STREAMED = 0x7F000000  # bytes and more: what programs write as the length where they write to a pipe
 # In libsndfile's log: the length of the samples or, where it only has that, of the file, and what is there.
 LOGGED_LENGTH = re.compile(r"^ *(?:data|SSND|BODY|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)$", re.M)
+LOGGED_STOP = re.compile(r"^\*\*\* Unknown chunk marker \(\w+\) at position (\d+)", re.M)  # bytes that it passes over
 MPEG_SYNC = re.compile(rb"\xff[\xe2-\xff][\x10-\xef]|ID3")  # how a frame or a tag may begin
 MPEG_COUNT = re.compile(rb"(?:Xing|Info)\0\0\0[\1\3\5\7\x09\x0b\x0d\x0f](.{4})|VBRI.{10}(.{4})", re.S)
 OGG_PAGE = 65307  # bytes, the most that one may have
@@ -50,6 +51,9 @@ def examine(path: Path, stream) -> tuple[bytes | None, str]:
             return None, "several recordings in one file: only the first is read; split them"
         if stream.format == "OGG" and _ends_within_page(data):
             return None, f"incomplete: it ends after {stream.frames / stream.samplerate:.1f} s, within a page"
+        stop = LOGGED_STOP.search(stream.extra_info)
+        if stop and len(data) > 2 * int(stop[1]):  # as where a recorder died before it wrote the last header
+            return None, "incomplete: its header covers less than half of the file"
         return None, incomplete(stream.frames / stream.samplerate, _promised_seconds(stream, data))
 
 

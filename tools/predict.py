@@ -301,8 +301,17 @@ class Progress:
 def predict(
     predictor: Predictor, clips: dict[Clip, str], args: argparse.Namespace, progress: Progress
 ) -> Iterator[dict]:
-    """For each block of clips its rows, as text, its faults, (where, reason) each, and (recording, remark) of doubtful
-    recordings that are in its rows."""
+    """Predict the clips block by block.
+
+    Args:
+        predictor: the networks.
+        clips: as from `find_clips`.
+        args: the command line.
+        progress: where to find and keep blocks that are done.
+    Returns:
+        For each block `rows`, as text, `faults`, (where, reason) each, and `doubtful`, (recording, remark) each of
+        those that are in the rows.
+    """
     from tqdm import tqdm
 
     todo = list(clips)
@@ -311,7 +320,7 @@ def predict(
             part = {clip: clips[clip] for clip in todo[start : start + BLOCK]}
             key = storage.digest(predictor.key, args.segment, list(map(_state, part)), list(part.values()))
             block = progress.done.get(key)
-            if block is None:
+            if block is None or "doubtful" not in block:  # an earlier version read less of some recordings
                 labels, remarks = predict_block(predictor, list(part), args, bar)
                 rows = [
                     [part[clip], *_times(clip, args.segment), *(f"{value:.4f}" for value in found)]
@@ -371,7 +380,7 @@ def main(args: argparse.Namespace) -> int:
             writer.writerows(block["rows"])
             rows += len(block["rows"])
             faults += block["faults"]
-            for recording, remark in block.get("doubtful", ()):  # a block of an earlier version has none
+            for recording, remark in block["doubtful"]:
                 doubtful.setdefault(recording, remark)  # once per recording, not per segment
     progress.end()
     extract_features.tell_doubtful(doubtful.items())
