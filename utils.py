@@ -26,17 +26,8 @@ from storage import LARGEST_LABELS, digest, prepare_folder, read_json_object, re
 
 FEATURE_FOLDER = Path("Features/OpenSmile_func_IS13ComParE/feat_mat")
 PREPARED_LABELS, PREPARED_MARK = "labels_consensus.csv", "prepared.json"  # what tools.prepare_corpus writes
-EMPTY = (
-    "",
-    "-",
-    "nan",
-    "na",
-    "n/a",
-    "<na>",
-    "#n/a",
-    "none",
-    "null",
-)  # how tables write that a field is empty, any case
+# How tables write that a field is empty, in any case
+EMPTY = ("", "-", "nan", "na", "n/a", "<na>", "#n/a", "none", "null")
 UNKNOWN_SPEAKERS = ("unknown", "unk", "?")  # and how they write that a speaker is not known
 WORD_COLUMNS = ("EmoClass", "SpkrID", "Gender", "Split_Set")
 LABEL_RANGE = (1.0, 7.0)  # the self-assessment manikins of MSP-Podcast
@@ -288,7 +279,7 @@ def check_names(path: Path, names: Sequence[str]) -> None:
 
 
 def with_known_words(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with empty words (`nan`, `None`, ...) as "" and unknown speakers as `Unknown`; SpkrID is always there."""
+    """The table with empty words (`nan`, `None`, ...) as "", unknown speakers as `Unknown`, and a SpkrID column."""
     table = table.assign(SpkrID=table["SpkrID"] if "SpkrID" in table else "")
     for column in WORD_COLUMNS:
         if column in table:

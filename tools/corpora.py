@@ -9,7 +9,6 @@ Sources: the files as IEMOCAP (Busso et al. 2008) and MSP-IMPROV (Busso et al. 2
 
 from __future__ import annotations
 
-import os
 import re
 import unicodedata
 from collections import defaultdict
