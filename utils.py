@@ -5,7 +5,6 @@ Everything outside this file works with MSP-Podcast's layout (releases 1.6 to 2.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import math
@@ -26,10 +25,7 @@ from storage import LARGEST_LABELS, digest, prepare_folder, read_json_object, re
 
 FEATURE_FOLDER = Path("Features/OpenSmile_func_IS13ComParE/feat_mat")
 PREPARED_LABELS, PREPARED_MARK = "labels_consensus.csv", "prepared.json"  # what tools.prepare_corpus writes
-# How tables write that a field is empty, in any case
-EMPTY = ("", "-", "nan", "na", "n/a", "<na>", "#n/a", "none", "null")
-UNKNOWN_SPEAKERS = ("unknown", "unk", "?")  # and how they write that a speaker is not known
-WORD_COLUMNS = ("EmoClass", "SpkrID", "Gender", "Split_Set")
+EMPTY = ("", "nan", "na", "none")  # how label files write that there is no label, in any case
 LABEL_RANGE = (1.0, 7.0)  # the self-assessment manikins of MSP-Podcast
 NORM_KEY = "normal_para"
 CONSENSUS_COLUMNS = ("FileName", "EmoClass", "EmoAct", "EmoVal", "EmoDom", "SpkrID", "Gender", "Split_Set")
@@ -221,11 +217,9 @@ def read_csv(path: Path, needed: Sequence[str], delimiter: str = ",") -> pd.Data
     if not lines:
         raise UserError(f"{path}: empty; expected the columns {', '.join(needed)}.")
     header = lines[0][1]
-    while header and not header[-1]:  # empty columns, as spreadsheets leave them
-        header.pop()
-    twice = [column for column, count in Counter(header).items() if column and count > 1]
+    twice = [column for column, count in Counter(header).items() if count > 1]
     if twice:
-        raise UserError(f"{path}: duplicate column {', '.join(sorted(twice))}; expected each once.")
+        raise UserError(f"{path}: column {', '.join(sorted(twice))} stands there more than once; expected each once.")
     rows = []
     for number, fields in lines[1:]:
         if len(fields) < len(header) or any(fields[len(header) :]):
@@ -234,29 +228,8 @@ def read_csv(path: Path, needed: Sequence[str], delimiter: str = ",") -> pd.Data
             )
         rows.append(fields[: len(header)])
     table = pd.DataFrame(rows, columns=header, dtype=object)
-    table = table.loc[:, [column != "" for column in header]]
     _check_columns(path, table, needed)
     return table
-
-
-def table_delimiter(path: Path, needed: Sequence[str]) -> str:
-    """Comma, semicolon or tab: the one under which the header has all columns that are needed.
-
-    Args:
-        path: the table.
-        needed: columns that it must have. Where no delimiter finds them, the most frequent one is returned.
-    Raises:
-        UserError: unreadable.
-    """
-    lines = read_text(path, LARGEST_LABELS).splitlines()
-    head = next((line for line in lines if line.strip(" \t,;")), "")
-    columns = {}
-    for delimiter in ",;\t":
-        with contextlib.suppress(csv.Error, StopIteration):
-            fields = next(csv.reader([head], delimiter=delimiter, skipinitialspace=True))
-            columns[delimiter] = [field.strip() for field in fields]
-    fitting = [delimiter for delimiter, found in columns.items() if set(needed) <= set(found)]
-    return max(fitting or ",;\t", key=head.count)
 
 
 def _check_columns(path: Path, table: pd.DataFrame, needed: Sequence[str]) -> None:
@@ -276,17 +249,6 @@ def check_names(path: Path, names: Sequence[str]) -> None:
             raise UserError(
                 f"{path}: entry {line} has the file name {name[:60]!r}; expected a plain name such as X.wav."
             )
-
-
-def with_known_words(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with empty words (`nan`, `None`, ...) as "", unknown speakers as `Unknown`, and a SpkrID column."""
-    table = table.assign(SpkrID=table["SpkrID"] if "SpkrID" in table else "")
-    for column in WORD_COLUMNS:
-        if column in table:
-            empty = EMPTY + UNKNOWN_SPEAKERS * (column == "SpkrID")
-            table[column] = table[column].mask(table[column].str.strip().str.casefold().isin(empty), "")
-    table["SpkrID"] = table["SpkrID"].replace("", UNKNOWN_SPEAKER)
-    return table
 
 
 def read_labels(path: Path, needs_split: bool = True) -> pd.DataFrame:
@@ -315,7 +277,6 @@ def read_labels(path: Path, needs_split: bool = True) -> pd.DataFrame:
     if not needs_split and "Split_Set" not in table:
         table["Split_Set"] = ""
     _check_columns(path, table, ("FileName", "Split_Set"))
-    table = with_known_words(table)
     if table.empty:
         raise UserError(f"{path}: no utterances in it.")
     check_names(path, table["FileName"].tolist())
@@ -331,6 +292,9 @@ def read_labels(path: Path, needs_split: bool = True) -> pd.DataFrame:
     homeless = table["FileName"][table["Split_Set"] == ""]
     if len(homeless) and needs_split:
         tell(f"warning: {path}: {len(homeless)} rows have no Split_Set, the first {homeless.iloc[0]}.")
+    if "SpkrID" not in table:
+        table["SpkrID"] = UNKNOWN_SPEAKER
+    table.loc[table["SpkrID"] == "", "SpkrID"] = UNKNOWN_SPEAKER
     return table[[column for column in CONSENSUS_COLUMNS if column in table.columns]]
 
 

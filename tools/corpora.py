@@ -9,8 +9,9 @@ Sources: the files as IEMOCAP (Busso et al. 2008) and MSP-IMPROV (Busso et al. 2
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +19,9 @@ from pathlib import Path
 import pandas as pd
 
 import utils
-from features import AUDIO_ENDINGS, UNREADABLE_ENDINGS, feature_name
+from features import AUDIO_ENDINGS, feature_name
 from runtime import UserError, derived_seed, tell
-from storage import read_text
+from storage import LARGEST_LABELS, read_text
 from tools.extract_features import list_recordings
 
 ATTRIBUTE_COLUMNS = ("EmoAct", "EmoVal", "EmoDom")
@@ -50,83 +51,47 @@ GENDERS = {"F": "Female", "M": "Male"}
 # Recordings
 
 
-VIDEO_ENDINGS = (".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv")
-MEDIA_ENDINGS = frozenset((*AUDIO_ENDINGS, *UNREADABLE_ENDINGS, *VIDEO_ENDINGS))
-
-
-def _stem(name: str) -> str:
-    """A file name without its ending, if that is one of audio or video: labels often name the video, or a .wav."""
-    return Path(name).stem if Path(name).suffix.lower() in MEDIA_ENDINGS else name
-
-
-def _parts_of(entry: str) -> list[str]:
-    """Folders and file name of what a table calls a recording, on Windows or elsewhere, accents composed."""
-    entry = unicodedata.normalize("NFC", entry)
-    entry = entry if "/" in entry else entry.replace("\\", "/")
-    return [part for part in entry.split("/") if part not in ("", ".")]
-
-
-def _is_within(some: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether all of some folders are among others, in the same order."""
-    rest = iter(others)
-    return all(folder in rest for folder in some)
-
-
 class Recordings:
     """The recordings below a folder, found by what label files call them."""
 
     def __init__(self, folder: Path):
         """Raises `UserError` where there is no such folder or no recording in it."""
         self.folder = folder
-        self.by_stem: dict[str, list[tuple[list[str], Path]]] = defaultdict(list)
-        self.by_path: dict[str, Path] = {}
-        self.folders: set[str] = set()
+        self.by_name: dict[str, list[Path]] = defaultdict(list)  # by file name, and by file name without ending
         for path in list_recordings(folder):
-            *folders, name = _parts_of(path.relative_to(folder).as_posix())
-            self.by_path["/".join([*folders, name])] = path
-            self.by_stem[_stem(name).casefold()].append((folders, path))
-            self.folders.update(folder.casefold() for folder in folders)
+            for name in (path.name, path.stem):
+                self.by_name[name].append(path)
 
     def find(self, entry: str) -> Path | None:
-        """The recording that a row of a table means, None where there is none.
+        """The recording called so: a path, absolute or from the folder, or else a file name anywhere below it.
 
-        The row's folders and the recording's must not contradict each other. Either may have more of them: the row
-        because it was written elsewhere (`/old/disk/s1/a.wav`), the recording because the row has only a name. But a
-        folder that only the row has must not exist here: `s1/a.wav` is never the recording `s2/a.wav`, nor `a.wav`
-        where there is a folder s1. The ending may differ, and so may case and the Unicode form of accents.
+        The ending may be another or absent: labels often say .wav where the audio is .flac. Nothing outside the folder
+        is looked at: of a path that leads there only the name counts.
 
         Raises:
-            UserError: several recordings fit equally well.
+            UserError: several are called so.
         """
-        if Path(entry).is_absolute() and Path(entry).is_relative_to(self.folder.absolute()):
-            entry = Path(entry).relative_to(self.folder.absolute()).as_posix()
-        *folders, name = _parts_of(entry) or [""]
-        if ".." in folders:  # leads out of the folder: only what comes after it counts
-            folders = folders[len(folders) - folders[::-1].index("..") :]
-        if exact := self.by_path.get("/".join([*folders, name])):
-            return exact
-        wanted = [folder.casefold() for folder in folders]
-        ranked = []
-        for found, path in self.by_stem.get(_stem(name).casefold(), ()):
-            here = [folder.casefold() for folder in found]
-            only_in_row = [folder for folder in wanted if folder not in here]
-            fits = _is_within(wanted, here) or _is_within(here, wanted)
-            if fits and not any(folder in self.folders for folder in only_in_row):
-                common = sum(1 for folder in here if folder in wanted)
-                other_name = unicodedata.normalize("NFC", path.name) != name
-                rank = (-common, len(here) - common, other_name, _stem(path.name) != _stem(name))
-                ranked.append((rank, AUDIO_ENDINGS.index(path.suffix.lower()), path))
-        ranked.sort()
-        if len(ranked) > 1 and ranked[0][0] == ranked[1][0] and ranked[0][-1].parent != ranked[1][-1].parent:
-            raise UserError(
-                f"{entry}: could be {ranked[0][-1]} or {ranked[1][-1]}; name recordings with their folders."
-            )
-        return ranked[0][-1] if ranked else None
+        stem = Path(entry).stem if Path(entry).suffix.lower() in AUDIO_ENDINGS else Path(entry).name
+        root = os.path.normpath(self.folder.absolute())
+        path = Path(os.path.normpath(Path(root) / entry))
+        if path.is_relative_to(root) and path != Path(root):
+            path = self.folder / path.relative_to(root)
+            for candidate in (path, *(path.with_name(stem + ending) for ending in AUDIO_ENDINGS)):
+                with contextlib.suppress(OSError):  # a name that no file can have
+                    if candidate.suffix.lower() in AUDIO_ENDINGS and candidate.is_file():
+                        return candidate
+        for name in (Path(entry).name, stem):
+            found = self.by_name.get(name, [])
+            if len(found) > 1:
+                raise UserError(f"{entry}: {found[0]} and {found[1]} are called so; name files with their folders.")
+            if found:
+                return found[0]
+        return None
 
 
 def _plain_names(entries: Sequence[str], paths: Sequence[Path], folder: Path) -> list[str]:
     """A file name for each row, with its folders in it where plain names or feature files would clash."""
-    names = [(_parts_of(entry) or [""])[-1] for entry in entries]
+    names = [Path(entry).name for entry in entries]
     names = [name if Path(name).suffix.lower() in AUDIO_ENDINGS else path.name for name, path in zip(names, paths)]
     if len({Path(name).stem for name in names}) < len(names):
         relative = [path.relative_to(folder) if path.is_relative_to(folder) else path for path in paths]
@@ -173,7 +138,8 @@ def complete(table: pd.DataFrame) -> pd.DataFrame:
     for column in utils.CONSENSUS_COLUMNS:
         if column not in table:
             table[column] = float("nan") if column in ATTRIBUTE_COLUMNS else ""
-    return utils.with_known_words(table)
+    table.loc[table["SpkrID"] == "", "SpkrID"] = utils.UNKNOWN_SPEAKER
+    return table
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -196,7 +162,8 @@ def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     Raises:
         UserError: unreadable, a column missing, a label that is no number, a row without a file.
     """
-    delimiter = utils.table_delimiter(path, tuple(columns.values()))
+    head = read_text(path, LARGEST_LABELS).partition("\n")[0]
+    delimiter = max(",;\t", key=head.count)
     given = utils.read_csv(path, tuple(columns.values()), delimiter)
     table = pd.DataFrame({ours: given[theirs] for ours, theirs in columns.items()})
     if table.empty:
@@ -206,8 +173,6 @@ def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
         raise UserError(f"{path}: row {nameless[0] + 1} below the header names no file in {columns['FileName']}.")
     for column in ATTRIBUTE_COLUMNS:
         if column in table:
-            if delimiter != ",":  # spreadsheets that separate by semicolons often write a comma for the decimal point
-                table[column] = table[column].str.replace(r"^([+-]?\d+),(\d+)$", r"\1.\2", regex=True)
             table[column] = [utils.parse_rating(path, *row) for row in zip(table["FileName"], table[column])]
     if "Split_Set" in table:
         table["Split_Set"] = [split_name(name) for name in table["Split_Set"]]
@@ -267,16 +232,15 @@ def find_audio_folder(root: Path) -> Path | None:
     return next((folder for folder in folders if folder.name.casefold() in ("audios", "audio")), None)
 
 
-def read_podcast(root: Path, in_place: bool = False) -> tuple[pd.DataFrame, pd.DataFrame | None, list[str]]:
+def read_podcast(root: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, list[str]]:
     """Consensus and single raters' labels of a release of MSP-Podcast, its splits from Partitions.txt where need be.
 
     Args:
         root: the release as downloaded.
-        in_place: whether its label file stays as it is, so that it must have the splits itself.
     Returns:
         (consensus without `audio`, ratings or None, lines that say what was found).
     Raises:
-        UserError: no label file, or no splits anywhere; or, in place, splits that are not in the label file.
+        UserError: no label file, or no splits anywhere.
     """
     file = utils.find_label_file(root)
     table = utils.read_labels(file, needs_split=False)
@@ -287,15 +251,9 @@ def read_podcast(root: Path, in_place: bool = False) -> tuple[pd.DataFrame, pd.D
         here = table["FileName"].map(splits).fillna("")
         lacking = table["Split_Set"] == ""
         differing = int(((here != "") & ~lacking & (here != table["Split_Set"])).sum())
-        used = int((lacking & (here != "")).sum())
-        if in_place and used:
-            raise UserError(
-                f"{file}: {used:,} rows have their split only in {path.name}, which the stages do not read. Prepare a "
-                "corpus with a label file that has it: add --out DIR."
-            )
         table["Split_Set"] = table["Split_Set"].where(~lacking, here)
         found.append(
-            f"splits: {path}, {len(splits):,} files; used for {used:,} rows without a "
+            f"splits: {path}, {len(splits):,} files; used for {int((lacking & (here != '')).sum()):,} rows without a "
             f"split in the label file, which counts for {differing:,} where they differ"
         )
     if (table["Split_Set"] == "").all():

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,14 +26,13 @@ from typing import TYPE_CHECKING
 import arguments
 import runtime
 from runtime import UserError
-from storage import prepare_folder, read_json_object, write_text
+from storage import prepare_folder
 
 if TYPE_CHECKING:
     from tools.feature_sets import Clip
 
 FILES_A_TASK = 8  # of a process; a thread takes one at a time, so that a stopped run ends soon
 MOST_WARNINGS = 20  # of one kind
-RECORD_FILE = "recordings.json"  # beside the features: which recordings they were made from
 WAIT_FOR_SCHEDULER, WAIT_FOR_WORKERS = 30, 600  # seconds
 
 
@@ -46,14 +43,12 @@ class ExtractionSummary:
     Attributes:
         extracted: number of files written now.
         kept: number of files that were there before.
-        changed: number of files made again, because their recording has changed.
         failed: (recording, reason) of those without features.
         doubtful: (recording, remark) of those extracted now that may not be what they should.
     """
 
     extracted: int = 0
     kept: int = 0
-    changed: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     doubtful: list[tuple[str, str]] = field(default_factory=list)
 
@@ -84,25 +79,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """Files below a folder that are not hidden, and links that lead nowhere.
-
-    Links to folders are followed once all real folders have been searched, so that a recording has its real path where
-    there are several. A link to a folder that was searched already, or that holds the folder itself, is not.
-    """
-    top, seen, waiting = os.path.realpath(folder), set(), [str(folder)]
-    for start in waiting:
-        for where, folders, files in os.walk(start):
-            real = os.path.realpath(where)
-            if real in seen or top.startswith(os.path.join(real, "")):
-                folders.clear()
-                continue
-            seen.add(real)
-            folders[:] = sorted(name for name in folders if not (name.startswith(".") or name == "__MACOSX"))
-            waiting += [os.path.join(where, name) for name in folders if os.path.islink(os.path.join(where, name))]
-            yield from (Path(where, name) for name in files if not name.startswith("."))
-
-
 def list_recordings(audio_dir: Path) -> list[Path]:
     """Recordings below a folder, sorted; those of kinds that can't be read are left out with a note.
 
@@ -113,17 +89,13 @@ def list_recordings(audio_dir: Path) -> list[Path]:
 
     if not audio_dir.is_dir():
         raise UserError(f"{audio_dir}: no such folder of recordings.")
-    endings = (*AUDIO_ENDINGS, *UNREADABLE_ENDINGS)
-    found, broken = [], []
-    for path in walk(audio_dir):
-        if path.suffix.lower() in endings and path.is_file():
-            found.append(path)
-        elif path.is_symlink() and not path.exists():
-            broken.append(path.name)
-    found.sort()
-    if broken:
-        names = ", ".join(sorted(broken)[:5]) + (", ..." if len(broken) > 5 else "")
-        runtime.tell(f"warning: {audio_dir}: {len(broken)} broken links ({names}); left out.")
+    found = sorted(
+        path
+        for path in audio_dir.rglob("*")
+        if path.suffix.lower() in (*AUDIO_ENDINGS, *UNREADABLE_ENDINGS)
+        and not path.name.startswith(".")
+        and path.is_file()
+    )
     unreadable = [path.name for path in found if path.suffix.lower() in UNREADABLE_ENDINGS]
     found = [path for path in found if path.suffix.lower() in AUDIO_ENDINGS]
     if unreadable:
@@ -198,34 +170,6 @@ def _claim_folder(feature_dir: Path, name: str, width: int) -> None:
         )
 
 
-def forget_changed(targets: dict[Path, Path], record: Path) -> int:
-    """Remove features whose recording has changed since they were made.
-
-    The record beside the features has size and time of each recording. It is written before any features are made, so
-    that a stopped run leaves none that it does not know. Features that it does not know, as MSP-Podcast's, are kept.
-
-    Args:
-        targets: recording -> its feature file.
-        record: the file of the record.
-    Returns:
-        Number of feature files removed.
-    Raises:
-        UserError: the record is damaged.
-    """
-    before = read_json_object(record) if record.is_file() else {}
-    now, changed = {}, 0
-    for recording, target in targets.items():
-        with contextlib.suppress(OSError):  # gone since it was listed; reading it will say so
-            state = recording.stat()
-            now[target.stem] = f"{state.st_size} {state.st_mtime_ns}"
-            if before.get(target.stem, now[target.stem]) != now[target.stem]:
-                changed += target.is_file()
-                target.unlink(missing_ok=True)
-    if before != (after := before | now):
-        write_text(record, json.dumps(after))
-    return changed
-
-
 def on_cluster(tasks: Sequence[tuple], address: str) -> Iterator:
     """Results of `extract_some(*task)` in the order of the tasks, from the machines of a Dask cluster.
 
@@ -297,10 +241,9 @@ def extract_folder(
     recordings = find_recordings(Path(audio_dir))
     kind = open_set(feature_set, device)
     _claim_folder(prepare_folder(Path(feature_dir)), kind.name, kind.num_features)
-    targets = {recording: Path(feature_dir) / f"{recording.stem}.mat" for recording in recordings}
-    changed = forget_changed(targets, Path(feature_dir) / RECORD_FILE)
-    todo = {recording: target for recording, target in targets.items() if not target.is_file()}
-    summary = ExtractionSummary(kept=len(recordings) - len(todo), changed=changed)
+    targets = ((recording, Path(feature_dir) / f"{recording.stem}.mat") for recording in recordings)
+    todo = {recording: target for recording, target in targets if not target.is_file()}
+    summary = ExtractionSummary(kept=len(recordings) - len(todo))
     size = FILES_A_TASK if scheduler or workers > MOST_THREADS else 1
     if kind.alone:
         batches = kind.batches([Clip(path) for path in recordings if path in todo], size)
@@ -345,8 +288,6 @@ def tell(summary: ExtractionSummary, feature_dir: Path) -> None:
         UserError: none has features.
     """
     tell_doubtful(summary.doubtful)
-    if summary.changed:
-        runtime.tell(f"note: {summary.changed} recordings have changed; their features were made again.")
     for recording, reason in summary.failed:
         runtime.tell(f"warning: no features: {recording}: {reason}")
     print(

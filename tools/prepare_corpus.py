@@ -14,21 +14,19 @@ Labels are brought to 1..7 linearly; recordings are linked, not copied. The same
 from __future__ import annotations
 
 import argparse
-import filecmp
 import itertools
 import json
 import shutil
 from pathlib import Path
 
 import arguments
-from runtime import UserError, one_line, tell
+from runtime import UserError, one_line
 from storage import prepare_folder, write_atomically, write_text
 
 # Flags that do not change what the labels are
 OTHER_FLAGS = (
     "out", "audio", "skip_missing", "replace", "copy", "feature_set", "no_features", "norm_dir", "workers", "device",
 )  # fmt: skip
-BEYOND = 0.125  # of the scale's width: a label that far outside is a slip, further out the scale is wrong
 BAR = 40  # characters of the longest bar of a histogram
 
 
@@ -179,7 +177,7 @@ def read_source(args: argparse.Namespace):
     from tools import corpora
 
     if args.kind == "msp-podcast":
-        table, ratings, found = corpora.read_podcast(args.source, in_place=not args.out)
+        table, ratings, found = corpora.read_podcast(args.source)
         print("\n".join(found))
         scale, audio = utils.LABEL_RANGE, corpora.podcast_audio(args.source)
     elif args.kind == "iemocap":
@@ -252,56 +250,26 @@ def bring_to_range(table, scale: tuple[float, float], flip: bool, source: object
         flip: whether to turn arousal round first.
         source: the file, for the message.
     Raises:
-        UserError: a label far outside the scale. One slightly outside, as 7 turns of IEMOCAP have, is set to its end.
+        UserError: a label outside the scale.
     """
     import utils
     from tools import corpora
 
     table = table.copy()
-    margin = BEYOND * (scale[1] - scale[0])
     for column in corpora.ATTRIBUTE_COLUMNS:
         values = table[column]
         outside = values[(values < scale[0]) | (values > scale[1])]
-        far = outside[(outside < scale[0] - margin) | (outside > scale[1] + margin)]
-        if len(far):
-            raise UserError(
-                f"{source}: {column} of {table['FileName'][far.index[0]]} is {far.iloc[0]:g}, outside the label scale "
-                f"{scale[0]:g} to {scale[1]:g} ({len(far)} such rows)."
-            )
         if len(outside):
-            names = (f"{table['FileName'][row]} {value:g}" for row, value in outside.items())
-            tell(
-                f"warning: {source}: {column} is slightly outside {scale[0]:g} to {scale[1]:g} in {len(outside)} rows "
-                f"({some(names)}); set to the end of the scale."
+            raise UserError(
+                f"{source}: {column} of {table['FileName'][outside.index[0]]} is {outside.iloc[0]:g}, outside the "
+                f"label scale {scale[0]:g}..{scale[1]:g} ({len(outside)} such)."
             )
-            values = values.clip(*scale)
         if flip and column == "EmoAct":
             values = scale[0] + scale[1] - values
         table[column] = utils.to_label_range(values, scale)
         if f"{column}_std" in table:
             table[f"{column}_std"] *= (utils.LABEL_RANGE[1] - utils.LABEL_RANGE[0]) / (scale[1] - scale[0])
     return table
-
-
-def with_splits(table, source: object):
-    """The rows that have a split; all of them, in Test1, where no row has one.
-
-    Args:
-        table: consensus labels.
-        source: the file, for the message.
-    """
-    without = table["Split_Set"] == ""
-    if without.all():
-        return table.assign(Split_Set="Test1")
-    if without.any():
-        tell(f"warning: {source}: {without.sum()} rows without a split ({some(table['FileName'][without])}); left out.")
-    return table[~without].reset_index(drop=True)
-
-
-def some(names) -> str:
-    """The first few of many names, for a message."""
-    names = list(names)
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def write_corpus(out: Path, table, ratings, mark: dict, copy: bool, replace: bool) -> None:
@@ -332,7 +300,7 @@ def write_corpus(out: Path, table, ratings, mark: dict, copy: bool, replace: boo
         told = "; ".join(f"{name} {before.get(name)} there, {mark.get(name)} now" for name in changed)
         raise UserError(f"{labels}: prepared with other flags ({told}). Name another --out, or add --replace.")
     prepare_folder(labels)
-    link_recordings(prepare_folder(out / "Audios"), table["FileName"], table["audio"], copy, replace)
+    link_recordings(prepare_folder(out / "Audios"), table["FileName"], table["audio"], copy)
     more = [column for column in table.columns if column.endswith(("_n", "_std"))]
     write_text(mark_file, json.dumps(mark, indent=1) + "\n")
     corpora.write_table(table[[*utils.CONSENSUS_COLUMNS, *more]], labels / utils.PREPARED_LABELS)
@@ -341,11 +309,11 @@ def write_corpus(out: Path, table, ratings, mark: dict, copy: bool, replace: boo
         corpora.write_table(ratings, labels / "labels_detailed.csv")
 
 
-def link_recordings(folder: Path, names, recordings, copy: bool, replace: bool) -> None:
+def link_recordings(folder: Path, names, recordings, copy: bool) -> None:
     """A link, or a copy, of each recording under its name in the corpus.
 
     Raises:
-        UserError: a different file has that name already, and it may not be replaced.
+        UserError: another file has that name already.
     """
     for name, recording in zip(names, recordings):
         # The label may say .wav where the recording is .flac; features are found by the name without its ending.
@@ -355,11 +323,9 @@ def link_recordings(folder: Path, names, recordings, copy: bool, replace: bool) 
                 continue
             target.unlink()
         elif target.exists():
-            if target.resolve() == source or filecmp.cmp(target, source, shallow=False):
+            if target.resolve() == source or target.stat().st_size == source.stat().st_size:
                 continue
-            if not replace:
-                raise UserError(f"{target}: differs from {source}; name another --out, or add --replace.")
-            target.unlink()
+            raise UserError(f"{target}: another file than {source}; name another --out or remove it.")
         if copy:
             with write_atomically(target) as temporary:
                 shutil.copyfile(source, temporary)
@@ -458,7 +424,7 @@ def main(args: argparse.Namespace) -> None:
     table = bring_to_range(table, scale, args.flip_arousal, args.source)
     if args.split_by_speaker:
         table["Split_Set"] = corpora.split_by_speaker(table, args.split_by_speaker, args.seed, args.source)
-    table = with_splits(table, args.source)
+    table.loc[table["Split_Set"] == "", "Split_Set"] = "Test1"
     if args.norm_dir and "Train" not in set(table["Split_Set"]):
         raise UserError("--norm-dir: no rows in split Train to make norm terms of; leave it out, or give the splits.")
     kind = None if args.no_features else open_set(args.feature_set, args.device)
