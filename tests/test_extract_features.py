@@ -1,6 +1,7 @@
 """Features from audio, against openSMILE called directly."""
 
 import os
+import shutil
 import threading
 import time
 
@@ -97,6 +98,55 @@ def test_what_is_there_is_kept(audio, tmp_path):
     summary = tool.extract_folder(audio, tmp_path / "feat_mat", workers=1)
     assert (summary.extracted, summary.kept) == (1, 2)
     assert (tmp_path / "feat_mat" / "plain.mat").stat().st_mtime_ns == before
+
+
+def test_features_of_recordings_that_changed_are_made_again(audio, tmp_path, capsys):
+    folder = tmp_path / "feat_mat"
+    tool.extract_folder(audio, folder, "eGeMAPSv02", workers=1)
+    before = {path.name: path.read_bytes() for path in folder.glob("*.mat")}
+    times = (audio / "plain.wav").stat()
+    soundfile.write(audio / "plain.wav", voice(pitch=200), RATE)
+    os.utime(audio / "plain.wav", ns=(times.st_atime_ns, times.st_mtime_ns))
+    summary = tool.extract_folder(audio, folder, "eGeMAPSv02", workers=1)
+    assert (summary.extracted, summary.kept) == (1, 2) and "(plain.mat)" in capsys.readouterr().err
+    assert [name for name, data in before.items() if (folder / name).read_bytes() != data] == ["plain.mat"]
+
+
+def test_features_stay_where_only_times_changed(audio, tmp_path):
+    tool.extract_folder(audio, tmp_path / "feat_mat", "eGeMAPSv02", workers=1)
+    shutil.copytree(audio, tmp_path / "copy")
+    for path in (tmp_path / "copy").rglob("*.*"):
+        path.chmod(0o600)
+        os.utime(path)
+    summary = tool.extract_folder(tmp_path / "copy", tmp_path / "feat_mat", "eGeMAPSv02", workers=1)
+    assert (summary.extracted, summary.kept) == (0, 3)
+
+
+def test_a_run_killed_at_any_moment_leaves_no_features_of_changed_recordings(audio, tmp_path, monkeypatch):
+    folder = tmp_path / "feat_mat"
+    tool.extract_folder(audio, folder, "eGeMAPSv02", workers=1)
+    for path in (audio / "plain.wav", audio / "stereo44.wav"):
+        soundfile.write(path, voice(pitch=200), RATE)
+    tool.extract_folder(audio, tmp_path / "expected", "eGeMAPSv02", workers=1)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    for step in ("tools.recordings.write_text", "tools.extract_features.extract_some"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(step, killed)
+            tool.extract_folder(audio, folder, "eGeMAPSv02", workers=1)
+    tool.extract_folder(audio, folder, "eGeMAPSv02", workers=1)
+    for path in (tmp_path / "expected").glob("*.mat"):
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
+def test_features_that_came_with_a_corpus_are_trusted(audio, tmp_path):
+    tool.extract_folder(audio, tmp_path / "feat_mat", "eGeMAPSv02", workers=1)
+    for name in (features.SET_FILE, "recordings.json"):
+        (tmp_path / "feat_mat" / name).unlink()
+    soundfile.write(audio / "plain.wav", voice(pitch=200), RATE)
+    assert tool.extract_folder(audio, tmp_path / "feat_mat", "eGeMAPSv02", workers=1).kept == 3
 
 
 def test_full_scale_does_not_wrap_round(tmp_path):
