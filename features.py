@@ -17,6 +17,7 @@ import os
 import re
 import struct
 import time
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -285,10 +286,26 @@ def common_feature_set(sets: dict[object, str]) -> str:
 # Many files, read in parallel
 
 
-def feature_name(utterance: str) -> str:
-    """The .mat file's name of an utterance: `X.wav` -> `X.mat`; what is no audio ending belongs to the name."""
+def _mat_name(utterance: str) -> str:
     stem, ending = os.path.splitext(utterance)
     return f"{stem if ending.lower() in AUDIO_ENDINGS or ending == '.mat' else utterance}.mat"
+
+
+def feature_name(utterance: str) -> str:
+    """The .mat file's name of an utterance: `X.wav` -> `X.mat`; any other ending belongs to the name.
+
+    Accented letters become one character each, since the same name may be written with one or with two.
+    """
+    return unicodedata.normalize("NFC", _mat_name(utterance))
+
+
+def feature_file(folder: Path | str, utterance: str) -> str:
+    """Path of an utterance's .mat file in a folder, in the Unicode form that is there."""
+    name = feature_name(utterance)
+    if not name.isascii():
+        forms = (name, unicodedata.normalize("NFD", name), _mat_name(utterance))
+        name = next((form for form in forms if os.path.exists(os.path.join(folder, form))), name)
+    return os.path.join(folder, name)
 
 
 class FeaturePaths(Sequence[Path]):
@@ -303,12 +320,12 @@ class FeaturePaths(Sequence[Path]):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return FeaturePaths(self.folder, self.names[index])
-        return Path(self.folder) / feature_name(self.names[index])
+        return Path(feature_file(self.folder, self.names[index]))
 
     def strings(self) -> Iterator[str]:
         """The paths as text, which is made faster than a `Path`."""
         folder = os.fspath(self.folder)
-        return (os.path.join(folder, feature_name(name)) for name in self.names)
+        return (feature_file(folder, name) for name in self.names)
 
 
 def feature_paths(feature_dir: Path, utterances: Sequence[str]) -> FeaturePaths:
@@ -319,7 +336,7 @@ def feature_paths(feature_dir: Path, utterances: Sequence[str]) -> FeaturePaths:
 def missing_features(feature_dir: Path, utterances: Sequence[str]) -> list[str]:
     """Those utterances that have no feature file."""
     with contextlib.suppress(OSError):
-        present = {entry.name for entry in os.scandir(feature_dir)}
+        present = {unicodedata.normalize("NFC", entry.name) for entry in os.scandir(feature_dir)}
         return [name for name in utterances if os.path.basename(feature_name(name)) not in present]
     return list(utterances)
 

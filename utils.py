@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,9 @@ from storage import LARGEST_LABELS, digest, prepare_folder, read_json_object, re
 
 FEATURE_FOLDER = Path("Features/OpenSmile_func_IS13ComParE/feat_mat")
 PREPARED_LABELS, PREPARED_MARK = "labels_consensus.csv", "prepared.json"  # what tools.prepare_corpus writes
-EMPTY = ("", "nan", "na", "none")  # how label files write that there is no label, in any case
+# How tables write that a field is empty, in any case; of speakers and splits `unknown` says the same
+EMPTY = ("", "-", "nan", "-nan", "nat", "na", "n/a", "<na>", "#na", "#n/a", "none", "null")
+UNKNOWN = (*EMPTY, "unknown")
 LABEL_RANGE = (1.0, 7.0)  # the self-assessment manikins of MSP-Podcast
 NORM_KEY = "normal_para"
 CONSENSUS_COLUMNS = ("FileName", "EmoClass", "EmoAct", "EmoVal", "EmoDom", "SpkrID", "Gender", "Split_Set")
@@ -192,34 +195,51 @@ def find_detailed_file(root: Path) -> Path | None:
 # Consensus labels
 
 
-def _csv_lines(path: Path, delimiter: str = ",") -> list[tuple[int, list[str]]]:
-    """Line number and stripped fields of each line that is not blank."""
-    reader = csv.reader(
-        io.StringIO(read_text(path, LARGEST_LABELS)), delimiter=delimiter, skipinitialspace=True, strict=True
-    )
+def _csv_rows(path: Path, delimiter: str, strict: bool) -> Iterator[tuple[int, list[str]]]:
+    """Line number and stripped fields of each line that is not blank; Excel's first line `sep=;` is passed over."""
+    text = re.sub(r"\A\s*\"?sep=.\"?\r?\n", "\n", read_text(path, LARGEST_LABELS), flags=re.IGNORECASE)
+    stream = io.StringIO(text, newline=None)  # line ends of any system
+    reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=True, strict=strict)
     try:
-        return [(reader.line_num, [field.strip() for field in line]) for line in reader if any(map(str.strip, line))]
+        yield from (
+            (reader.line_num, [field.strip() for field in line]) for line in reader if any(map(str.strip, line))
+        )
     except csv.Error as error:
         raise UserError(f"{path}: not a CSV table (line {reader.line_num}: {error}).") from None
 
 
+def _csv_lines(path: Path, delimiter: str = ",") -> list[tuple[int, list[str]]]:
+    return list(_csv_rows(path, delimiter, strict=True))
+
+
+def find_delimiter(path: Path, needed: Sequence[str]) -> str:
+    """What stands between the fields of a table: that of comma, semicolon, tab and bar that gives the most columns.
+
+    Args:
+        path: the file.
+        needed: columns that it should have; they count before all others, since titles may have commas in them.
+    """
+    columns = {}
+    for delimiter in ",;\t|":
+        _, header = next(_csv_rows(path, delimiter, strict=False), (0, []))
+        columns[delimiter] = (len({*needed} & {*header}), len(header))
+    return max(columns, key=columns.get)
+
+
 def read_csv(path: Path, needed: Sequence[str], delimiter: str = ",") -> pd.DataFrame:
-    """A table with a header line, as stripped text.
+    """A table with a header line, as stripped text; columns without a title and without content are left out.
 
     Args:
         path: the file.
         needed: columns that it must have.
         delimiter: between the fields.
     Raises:
-        UserError: unreadable, a column missing or there twice, or a row that is not as long as the header.
+        UserError: unreadable, a missing or duplicate column, or a row that is not as long as the header.
     """
     lines = _csv_lines(path, delimiter)
     if not lines:
         raise UserError(f"{path}: empty; expected the columns {', '.join(needed)}.")
     header = lines[0][1]
-    twice = [column for column, count in Counter(header).items() if count > 1]
-    if twice:
-        raise UserError(f"{path}: column {', '.join(sorted(twice))} stands there more than once; expected each once.")
     rows = []
     for number, fields in lines[1:]:
         if len(fields) < len(header) or any(fields[len(header) :]):
@@ -227,9 +247,19 @@ def read_csv(path: Path, needed: Sequence[str], delimiter: str = ",") -> pd.Data
                 f"{path}: line {number} has {len(fields)} fields, the header {len(header)}; is a comma not quoted?"
             )
         rows.append(fields[: len(header)])
+    filled = [bool(title) or any(row[column] for row in rows) for column, title in enumerate(header)]
+    header, *rows = ([*itertools.compress(row, filled)] for row in (header, *rows))
+    duplicates = sorted(column for column, count in Counter(header).items() if count > 1 and column)
+    if duplicates:
+        raise UserError(f"{path}: column {', '.join(duplicates)} is there more than once; expected each once.")
     table = pd.DataFrame(rows, columns=header, dtype=object)
     _check_columns(path, table, needed)
     return table
+
+
+def without_words(column: pd.Series, words: Sequence[str]) -> pd.Series:
+    """A column of text in which fields that are one of some words, in any case, are empty."""
+    return column.where(~column.str.casefold().isin(words), "")
 
 
 def _check_columns(path: Path, table: pd.DataFrame, needed: Sequence[str]) -> None:
@@ -261,7 +291,7 @@ def read_labels(path: Path, needs_split: bool = True) -> pd.DataFrame:
         Table of text columns: FileName, Split_Set and those of EmoClass, EmoAct, EmoVal, EmoDom, SpkrID, Gender that
         the file has (SpkrID always, `Unknown` where it is not given).
     Raises:
-        UserError: unreadable, without FileName or Split_Set, a file name twice or unsafe.
+        UserError: unreadable, without FileName or Split_Set, a duplicate or unsafe file name.
     Source: the releases 1.6 to 2.0 of MSP-Podcast.
     """
     path = Path(path)
@@ -283,12 +313,14 @@ def read_labels(path: Path, needs_split: bool = True) -> pd.DataFrame:
     twice = table["FileName"][table["FileName"].duplicated()]
     if len(twice):
         raise UserError(
-            f"{path}: {len(twice)} file names stand there twice, the first {twice.iloc[0]}; expected each once."
+            f"{path}: {len(twice)} file names are there twice, the first {twice.iloc[0]}; expected one row per file."
         )
     shared = table["FileName"].map(features.feature_name)
     if shared.duplicated().any():
         clash = table["FileName"][shared == shared[shared.duplicated()].iloc[0]].tolist()
-        raise UserError(f"{path}: {clash[0]} and {clash[1]} would share one feature file; expected names of their own.")
+        raise UserError(f"{path}: {clash[0]} and {clash[1]} would share one feature file; rename one.")
+    for column in {"EmoClass", "SpkrID", "Gender", "Split_Set"} & {*table.columns}:
+        table[column] = without_words(table[column], UNKNOWN if column in ("SpkrID", "Split_Set") else EMPTY)
     homeless = table["FileName"][table["Split_Set"] == ""]
     if len(homeless) and needs_split:
         tell(f"warning: {path}: {len(homeless)} rows have no Split_Set, the first {homeless.iloc[0]}.")

@@ -29,6 +29,7 @@ import arguments
 import runtime
 import storage
 from benchmarks.real_speech import ROOT, demo_corpus, machine, replace_section, split_section
+from tools.recordings import RECORD_FILE
 
 CLIPS = {"Train": 60, "Development": 24, "Test1": 24, "Unlabeled": 40}
 TRAINING = ("-batch", "16", "-emo", "Val")
@@ -278,7 +279,9 @@ def kill_often(step: str, folder: Path, outputs: set[Path], count: Count, kills:
 
 
 def content(path: Path) -> object:
-    """A file's bytes; of a log its lines without what another run has otherwise."""
+    """A file's bytes; of logs, and of notes on recordings, what does not depend on the time."""
+    if path.name == RECORD_FILE:
+        return {name: state.split()[-1] for name, state in json.loads(path.read_text()).items()}
     if path.suffix != ".jsonl":
         return path.read_bytes()
     lines = [json.loads(line) for line in path.read_text().splitlines()]

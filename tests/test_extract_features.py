@@ -1,6 +1,7 @@
 """Features from audio, against openSMILE called directly."""
 
 import os
+import shutil
 import threading
 import time
 
@@ -13,7 +14,7 @@ from conftest import run_script, voice
 import features
 from runtime import UserError
 from tools import extract_features as tool
-from tools import feature_sets
+from tools import feature_sets, recordings
 
 RATE = 16000
 
@@ -99,6 +100,55 @@ def test_what_is_there_is_kept(audio, tmp_path):
     assert (tmp_path / "feat_mat" / "plain.mat").stat().st_mtime_ns == before
 
 
+def test_features_of_recordings_that_changed_are_made_again(audio, tmp_path, capsys):
+    folder = tmp_path / "feat_mat"
+    tool.extract_folder(audio, folder, "eGeMAPSv02", workers=1)
+    before = {path.name: path.read_bytes() for path in folder.glob("*.mat")}
+    times = (audio / "plain.wav").stat()
+    soundfile.write(audio / "plain.wav", voice(pitch=200), RATE)
+    os.utime(audio / "plain.wav", ns=(times.st_atime_ns, times.st_mtime_ns))
+    summary = tool.extract_folder(audio, folder, "eGeMAPSv02", workers=1)
+    assert (summary.extracted, summary.kept) == (1, 2) and "(plain.mat)" in capsys.readouterr().err
+    assert [name for name, data in before.items() if (folder / name).read_bytes() != data] == ["plain.mat"]
+
+
+def test_features_stay_where_only_times_changed(audio, tmp_path):
+    tool.extract_folder(audio, tmp_path / "feat_mat", "eGeMAPSv02", workers=1)
+    shutil.copytree(audio, tmp_path / "copy")
+    for path in (tmp_path / "copy").rglob("*.*"):
+        path.chmod(0o600)
+        os.utime(path)
+    summary = tool.extract_folder(tmp_path / "copy", tmp_path / "feat_mat", "eGeMAPSv02", workers=1)
+    assert (summary.extracted, summary.kept) == (0, 3)
+
+
+def test_a_run_killed_at_any_moment_leaves_no_features_of_changed_recordings(audio, tmp_path, monkeypatch):
+    folder = tmp_path / "feat_mat"
+    tool.extract_folder(audio, folder, "eGeMAPSv02", workers=1)
+    for path in (audio / "plain.wav", audio / "stereo44.wav"):
+        soundfile.write(path, voice(pitch=200), RATE)
+    tool.extract_folder(audio, tmp_path / "expected", "eGeMAPSv02", workers=1)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    for step in ("tools.recordings.write_text", "tools.extract_features.extract_some"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(step, killed)
+            tool.extract_folder(audio, folder, "eGeMAPSv02", workers=1)
+    tool.extract_folder(audio, folder, "eGeMAPSv02", workers=1)
+    for path in (tmp_path / "expected").glob("*.mat"):
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
+def test_features_that_came_with_a_corpus_are_trusted(audio, tmp_path):
+    tool.extract_folder(audio, tmp_path / "feat_mat", "eGeMAPSv02", workers=1)
+    for name in (features.SET_FILE, "recordings.json"):
+        (tmp_path / "feat_mat" / name).unlink()
+    soundfile.write(audio / "plain.wav", voice(pitch=200), RATE)
+    assert tool.extract_folder(audio, tmp_path / "feat_mat", "eGeMAPSv02", workers=1).kept == 3
+
+
 def test_full_scale_does_not_wrap_round(tmp_path):
     """Samples at 1, as in mp3 and loud resampled recordings, count as those of 16 bit at full scale."""
     (tmp_path / "audio").mkdir()
@@ -180,7 +230,7 @@ def test_every_kind_of_recording_is_found_and_the_rest_is_counted(tmp_path, caps
         soundfile.write(tmp_path / name, voice(), RATE, format=kind, subtype="OPUS" if kind == "OGG" else None)
     for name in ("f.m4a", "g.WMA", "h.amr", "notes.txt"):
         (tmp_path / name).write_bytes(b"x")
-    found = tool.list_recordings(tmp_path)
+    found = recordings.list_recordings(tmp_path)
     assert [path.name for path in found] == ["a.OPUS", "b.aiff", "c.au", "d.caf", "e.w64"]
     assert all(len(feature_sets.read_signal(feature_sets.Clip(path))) for path in found)
     told = capsys.readouterr().err

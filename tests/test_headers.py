@@ -9,7 +9,7 @@ import soundfile
 from conftest import voice
 
 from runtime import UserError
-from tools import extract_features, feature_sets, headers
+from tools import feature_sets, headers, recordings
 from tools.feature_sets import Clip
 
 RATE = 16000
@@ -156,7 +156,7 @@ def test_codecs_of_telephony_are_read_from_everywhere(tmp_path, kind, codec):
 def test_the_content_counts_whatever_the_ending_says(tmp_path, kind, codec):
     (tmp_path / "A.WAV").write_bytes(encoded(voice(1.0), kind, codec))
     samples, remarks = read(tmp_path / "A.WAV")
-    assert len(samples) == RATE and not remarks and extract_features.list_recordings(tmp_path)
+    assert len(samples) == RATE and not remarks and recordings.list_recordings(tmp_path)
 
 
 def test_samples_far_beyond_full_scale_are_named(tmp_path):

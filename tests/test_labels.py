@@ -1,6 +1,7 @@
 """Every label format of MSP-Podcast's releases, and where they lie."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -83,6 +84,25 @@ def test_rows_without_a_label_are_left_out(tmp_path):
     rows = [["a.wav", "", "Train"], ["b.wav", "nan", "Train"], ["c.wav", "2.5", "Train"]]
     write_labels(tmp_path / "l.csv", rows, ("FileName", "EmoAct", "Split_Set"))
     assert utils.getPaths_attri(tmp_path / "l.csv", "Train", "Act")[0].tolist() == ["c.wav"]
+
+
+@pytest.mark.parametrize("word", ["", "nan", "None", "<NA>", "n/a", "NULL", "unknown"])
+def test_words_for_an_empty_field_are_no_split_and_no_speaker(tmp_path, capsys, word):
+    rows = [["a.wav", "3", word, word], ["b.wav", "4", "s1", "Train"]]
+    write_labels(tmp_path / "l.csv", rows, ("FileName", "EmoAct", "SpkrID", "Split_Set"))
+    table = utils.read_labels(tmp_path / "l.csv")
+    assert table["SpkrID"].tolist() == ["Unknown", "s1"] and table["Split_Set"].tolist() == ["", "Train"]
+    assert "1 rows have no Split_Set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+def test_features_are_found_in_either_form_of_an_accent(tmp_path, form, written):
+    name = unicodedata.normalize(written, "été.wav")
+    features.write_mat(tmp_path / unicodedata.normalize(form, "été.mat"), features.FEATURE_KEY, np.ones((1, 3)))
+    assert features.missing_features(tmp_path, [name, "other.wav"]) == ["other.wav"]
+    (path,) = features.feature_paths(tmp_path, [name])
+    assert features.read_feature(path).tolist() == [1, 1, 1]
 
 
 EXPECTED_RATINGS = [

@@ -1,14 +1,16 @@
 """Other corpora brought into the project's layout, from small files in the formats as distributed."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import read_rows
+from conftest import read_rows, voice
 
 import features
 import utils
+from runtime import UserError
 from tools import corpora
 
 RATE = 16000
@@ -138,7 +140,7 @@ def test_bad_tables_are_refused(table, bench):
         table.write_text(text)
         bench.refuses(bench.run(TOOL, *csv_argv(table), *more), *words)
 
-    refuses("path;act\ns0/0.wav;101\n", "EmoAct of 0.wav is 101", "0..100")
+    refuses("path;act\ns0/0.wav;113\n", "EmoAct of 0.wav is 113", "0..100")
     refuses("path;act\ns0/0.wav;loud\n", "'loud'", "expected a number")
     refuses("path;acts\ns0/0.wav;1\n", "no column act", "acts")
     refuses("path;act\nnone.wav;1\ns0/0.wav;1\n", "1 of 2 recordings are not in", "none.wav", "--skip-missing")
@@ -280,3 +282,220 @@ def test_raters_become_consensus_labels(tmp_path, bench):
     assert (first["EmoAct"], first["EmoAct_n"], first["EmoClass"], first["EmoDom"]) == ("4", "3", "Happy", "")
     assert float(first["EmoAct_std"]) == pytest.approx(np.std([1, 3, 5]) * 6 / 4)
     assert (second["EmoAct"], second["EmoAct_n"]) == ("", "1")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What tables hold
+
+
+def test_labels_a_little_outside_the_scale_come_to_its_end(table, bench):
+    table.write_text("path;act\ns0/0.wav;-12.5\ns0/1.wav;101\ns1/0.wav;50\n")
+    code, _, err = bench.run(TOOL, *csv_argv(table))
+    assert code == 0 and "2 labels of EmoAct are outside 0..100" in err and "0.wav -12.5" in err
+    assert labels(table.parent / "out")["EmoAct"].tolist() == ["1", "7", "4"]
+
+
+def test_iemocaps_labels_of_five_and_a_half_come_to_the_end_of_the_scale(tmp_path, bench):
+    evaluation = tmp_path / "iemocap/Session1/dialog/EmoEvaluation"
+    evaluation.mkdir(parents=True)
+    text = IEMOCAP_FILE.replace("2.5000, 3.5000, 1.5000", "5.5000, 3.5000, 0.5000")
+    (evaluation / "Ses01F_impro01.txt").write_text(text)
+    for turn in ("F000", "M001"):
+        clip(tmp_path / f"iemocap/Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_{turn}.wav")
+    code, _, err = bench.run(TOOL, "iemocap", tmp_path / "iemocap", "--out", tmp_path / "out", "--no-features")
+    assert code == 0 and "Ses01F_impro01_F000.wav 5.5" in err
+    first = labels(tmp_path / "out").loc["Ses01F_impro01_F000.wav"]
+    assert first[["EmoVal", "EmoAct", "EmoDom"]].tolist() == ["7", "4.75", "1"]
+
+
+def test_raters_a_little_outside_the_scale_count_as_its_end(tmp_path, bench):
+    clip(tmp_path / "clips/a.wav")
+    detailed = tmp_path / "labels_detailed.csv"
+    detailed.write_text("FileName,EmoDetail\na.wav,W1; N; ; A:5.5; V:2; D:3;\na.wav,W2; N; ; A:4; V:2; D:3;\n")
+    argv = ["raters", detailed, "--audio", tmp_path / "clips", "--out", tmp_path / "out", "--label-scale", 1, 5]
+    code, _, err = bench.run(TOOL, *argv, "--no-features")
+    assert code == 0 and "a.wav 5.5" in err
+    assert float(labels(tmp_path / "out").loc["a.wav", "EmoAct"]) == pytest.approx(1 + 3.5 * 6 / 4)
+
+
+@pytest.mark.parametrize("word", ["", "nan", "NaN", "None", "null", "N/A", "<NA>", "-", "unknown"])
+def test_rows_without_a_split_or_speaker_are_not_given_one(table, bench, word):
+    rows = f"s0/0.wav;1;{word};train\ns1/0.wav;2;s1;{word}\ns2/0.wav;3;s2;test\n"
+    table.write_text("path;act;who;part\n" + rows)
+    argv = csv_argv(table, "--speaker-column", "who", "--split-column", "part")
+    code, out, err = bench.run(TOOL, *argv)
+    assert code == 0 and "1 of 3 rows without a split (s1/0.wav)" in err
+    found = labels(table.parent / "out")
+    assert found["Split_Set"].to_dict() == {"s0_0.wav": "Train", "s2_0.wav": "Test1"}
+    assert found["SpkrID"].tolist() == ["Unknown", "s2"] and "1 utterances of unknown" in out
+    table.write_text(f"path;act;part\ns0/0.wav;1;{word}\n")
+    bench.refuses(bench.run(TOOL, *csv_argv(table, "--split-column", "part", "--replace")), "no row has a split")
+
+
+def test_no_split_is_drawn_of_unknown_speakers(table, bench):
+    rows = "".join(f"s{n}/0.wav;1;{who}\n" for n, who in enumerate(("1", "2", "3", "nan", "None", "Unknown")))
+    table.write_text("path;act;who\n" + rows)
+    argv = csv_argv(table, "--speaker-column", "who", "--split-by-speaker", 0.5, 0.25, 0.25)
+    bench.refuses(bench.run(TOOL, *argv), "3 of 6 rows have no speaker")
+
+
+def test_a_speaker_written_as_a_fraction_is_the_same_speaker(table):
+    table.write_text("path;act;who\na;1;1.0\nb;1;1\nc;1;1.5\n")
+    columns = {"FileName": "path", "EmoAct": "act", "SpkrID": "who"}
+    assert corpora.read_table(table, columns)["SpkrID"].tolist() == ["1", "1", "1.5"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path;act (1, 2, 3)\na.wav;4.5\nb.wav;3\n",
+        "path;act (1, 2, 3);;\na.wav;4.5;;\nb.wav;3;;\n",
+        "\n\npath;act (1, 2, 3)\n\na.wav;4.5\n;\nb.wav;3\n",
+        "path;act (1, 2, 3)\na.wav;4,5\nb.wav;3\n",
+        "sep=;\npath;act (1, 2, 3)\na.wav;4,5\nb.wav;3,0\n",
+        'x,path,"act (1, 2, 3)"\n"1;2;3",a.wav,4.5\n"1;2;3",b.wav,3\n',
+        "path\tact (1, 2, 3)\tnote; with; semicolons\na.wav\t 4.5 \t\nb.wav\t3\t\n",
+        "path|act (1, 2, 3)\na.wav|4.5\nb.wav|3\n",
+        '\ufeff"path";"act (1, 2, 3)"\r\n"a.wav";"4.5"\r\n"b.wav";"3"\r\n',
+        "path;act (1, 2, 3)\ra.wav;4.5\rb.wav;3\r",
+    ],
+)
+def test_tables_as_spreadsheets_write_them_are_read(tmp_path, text):
+    (tmp_path / "t.csv").write_bytes(text.encode())
+    found = corpora.read_table(tmp_path / "t.csv", {"FileName": "path", "EmoAct": "act (1, 2, 3)"})
+    assert found["FileName"].tolist() == ["a.wav", "b.wav"] and found["EmoAct"].tolist() == [4.5, 3.0]
+
+
+def test_a_comma_is_no_decimal_point_where_it_may_stand_for_thousands(tmp_path):
+    for text in ('path,act\na.wav,"4,5"\n', "path;act\na.wav;1,200\nb.wav;4.5\n"):
+        (tmp_path / "t.csv").write_text(text)
+        with pytest.raises(UserError, match="expected a number"):
+            corpora.read_table(tmp_path / "t.csv", {"FileName": "path", "EmoAct": "act"})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A second run
+
+
+def with_features(table, *more):
+    """Arguments for `table`, with features."""
+    return [*csv_argv(table)[:-1], "--set", "eGeMAPSv02", "--workers", 1, *more]
+
+
+@pytest.fixture
+def two_versions(tmp_path):
+    """Two clips, in two versions of the same length and time of change."""
+    for version, pitch in (("raw", 120), ("clean", 300)):
+        for name in ("a", "b"):
+            path = tmp_path / f"{version}/{name}.wav"
+            path.parent.mkdir(exist_ok=True)
+            soundfile.write(path, voice(pitch=pitch if name == "a" else 200), RATE)
+            os.utime(path, (1e9, 1e9))
+    (tmp_path / "table.csv").write_text("path;act\na.wav;1\nb.wav;5\n")
+    return tmp_path
+
+
+def pitch_of(folder, name="a"):
+    """The first of the features, in semitones."""
+    return features.read_feature(folder / f"out/Features/eGeMAPSv02/feat_mat/{name}.mat")[0]
+
+
+@pytest.mark.parametrize("more", [(), ("--replace",), ("--norm-dir", "N")])
+def test_features_follow_the_recordings(two_versions, bench, more):
+    argv = with_features(two_versions / "table.csv", *(() if "--norm-dir" in more else more))
+    argv[3] = two_versions / "raw"
+    assert bench.run(TOOL, *argv)[0] == 0
+    first, same = pitch_of(two_versions), two_versions / "out/Features/eGeMAPSv02/feat_mat/b.mat"
+    kept_since = same.stat().st_mtime_ns
+    argv[3] = two_versions / "clean"
+    code, out, err = bench.run(TOOL, *argv)
+    assert code == 0 and "1 feature files of changed recordings (a.mat)" in err and "1 there before" in out
+    assert pitch_of(two_versions) > first + 10 and same.stat().st_mtime_ns == kept_since
+
+
+def test_features_of_other_recordings_do_not_stay_without_being_made_again(two_versions, bench):
+    argv = with_features(two_versions / "table.csv")
+    argv[3] = two_versions / "raw"
+    assert bench.run(TOOL, *argv)[0] == 0
+    argv[3] = two_versions / "clean"
+    assert bench.run(TOOL, *argv, "--no-features")[0] == 0
+    assert not (two_versions / "out/Features/eGeMAPSv02/feat_mat/a.mat").exists()
+
+
+def test_a_copy_of_another_recording_is_not_taken_for_one_of_this(two_versions, bench):
+    argv = csv_argv(two_versions / "table.csv", "--copy")
+    argv[3] = two_versions / "raw"
+    assert bench.run(TOOL, *argv)[0] == 0 and bench.run(TOOL, *argv)[0] == 0
+    os.utime(two_versions / "clean/a.wav", (2e9, 2e9))
+    argv[3] = two_versions / "clean"
+    bench.refuses(bench.run(TOOL, *argv), "a.wav: a different file")
+
+
+def test_recordings_that_were_converted_replace_their_links(two_versions, bench):
+    argv = csv_argv(two_versions / "table.csv")
+    argv[3] = two_versions / "raw"
+    assert bench.run(TOOL, *argv)[0] == 0
+    soundfile.write(two_versions / "raw/a.flac", voice(), RATE)
+    (two_versions / "raw/a.wav").unlink()
+    assert bench.run(TOOL, *argv)[0] == 0
+    assert sorted(path.name for path in (two_versions / "out/Audios").iterdir()) == ["a.flac", "b.wav"]
+
+
+@pytest.mark.parametrize("more", [(), ("--copy",)])
+def test_the_prepared_corpus_may_lie_among_the_recordings(two_versions, bench, more):
+    argv = csv_argv(two_versions / "table.csv", *more)
+    argv[3], argv[5] = two_versions / "raw", two_versions / "raw/prepared"
+    for _ in range(2):
+        assert bench.run(TOOL, *argv)[0] == 0
+    assert sorted(labels(two_versions / "raw/prepared").index) == ["a.wav", "b.wav"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# MSP-Podcast whose label file has no splits
+
+
+@pytest.fixture
+def release(tmp_path):
+    """A release with features, and splits in Partitions.txt only."""
+    root = tmp_path / "release"
+    (root / "Labels").mkdir(parents=True)
+    lines = ["FileName,EmoClass,EmoAct,EmoVal,EmoDom"]
+    splits = ["Train", "train", "Development", "test1", "none"]
+    for number in range(len(splits)):
+        clip(root / f"Audios/{number}.wav", seed=number)
+        values = np.random.default_rng(number).normal(size=(1, 6373))
+        folder = root / utils.FEATURE_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        features.write_mat(folder / f"{number}.mat", features.FEATURE_KEY, values)
+        lines.append(f"{number}.wav,N,{number + 1},4,4")
+    (root / "Labels/labels_consensus.csv").write_text("\n".join(lines) + "\n")
+    (root / "Partitions.txt").write_text("".join(f"{split}; {n}.wav\n" for n, split in enumerate(splits)))
+    return root
+
+
+def test_splits_of_partitions_need_a_corpus_that_the_stages_read(release, bench):
+    bench.refuses(bench.run(TOOL, "msp-podcast", release), "Partitions.txt", "--out DIR")
+    code, out, err = bench.run(TOOL, "msp-podcast", release, "--out", "out", "--workers", 1)
+    assert code == 0 and "1 of 5 rows without a split (4.wav)" in err, err
+    assert "linked 4 feature files" in out and "0 recordings extracted, 4 there before" in out
+    assert labels(bench.folder / "out")["Split_Set"].tolist() == ["Train", "Train", "Validation", "Test1"]
+    assert bench.run("norm_para", "--corpus", "out")[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in sorted(release.rglob("*"))}
+    assert bench.run(TOOL, "msp-podcast", release, "--out", "out", "--workers", 1)[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in sorted(release.rglob("*"))} == before
+
+
+def test_features_that_a_release_lacks_are_not_put_into_it(release, bench):
+    (release / utils.FEATURE_FOLDER / "2.mat").unlink()
+    code, out, err = bench.run(TOOL, "msp-podcast", release, "--out", "out", "--workers", 1)
+    assert code == 0 and "1 recordings extracted, 3 there before" in out, err
+    assert not (release / utils.FEATURE_FOLDER / "2.mat").exists()
+    assert not (bench.folder / "out" / utils.FEATURE_FOLDER / "2.mat").is_symlink()
+
+
+def test_a_label_outside_the_scale_is_no_success_in_place(release, bench):
+    file = release / "Labels/labels_consensus.csv"
+    file.write_text("FileName,EmoAct,Split_Set\n0.wav,7.2,Train\n1.wav,4,Test1\n")
+    bench.refuses(bench.run(TOOL, "msp-podcast", release), "7.2 of 0.wav", "--out DIR")
+    assert bench.run(TOOL, "msp-podcast", release, "--out", "out", "--no-features")[0] == 0
+    assert labels(bench.folder / "out")["EmoAct"].tolist() == ["7", "4"]

@@ -286,13 +286,13 @@ def test_no_entry_of_a_table_leads_out_of_the_folder(tmp_path, entry):
     clips, outside = tmp_path / "clips", tmp_path
     (clips / "sub").mkdir(parents=True)
     (clips / "notes.txt").touch()
-    for path in (clips / "sub" / "in.wav", outside / "secret.wav", outside / "in.wav"):
+    for path in (clips / "sub/in.wav", clips / "top.wav", outside / "secret.wav", outside / "top.wav"):
         soundfile.write(path, np.zeros(100), 16000)
     recordings = corpora.Recordings(clips)
     for inside in ("in.wav", "sub/in.wav", "sub/../sub/in.flac", "./sub/in", f"{clips}/sub/in.wav"):
         assert recordings.find(inside) == clips / "sub" / "in.wav"
-    for elsewhere in ("../in.wav", "/home/another/in.wav", f"{outside}/in.wav"):  # the name counts
-        assert recordings.find(elsewhere) == clips / "sub" / "in.wav"
+    for elsewhere in ("../top.wav", "/home/another/top.wav", f"{outside}/top.wav"):  # the name counts
+        assert recordings.find(elsewhere) == clips / "top.wav"
     assert recordings.find(entry.format(outside=outside)) is None
 
 

@@ -9,10 +9,7 @@ Sources: the files as IEMOCAP (Busso et al. 2008) and MSP-IMPROV (Busso et al. 2
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,8 +18,8 @@ import pandas as pd
 import utils
 from features import AUDIO_ENDINGS, feature_name
 from runtime import UserError, derived_seed, tell
-from storage import LARGEST_LABELS, read_text
-from tools.extract_features import list_recordings
+from storage import read_text
+from tools.recordings import Recordings, first_few, plain_names
 
 ATTRIBUTE_COLUMNS = ("EmoAct", "EmoVal", "EmoDom")
 SPLITS = {  # how tables write the splits, in any case; other names are kept
@@ -30,6 +27,7 @@ SPLITS = {  # how tables write the splits, in any case; other names are kept
     "Validation": ("validation", "valid", "val", "development", "devel", "dev"),
     "Test1": ("test1", "test", "testing", "evaluation", "eval"),
 }
+CLIPPED = 1 / 8  # of the scale's width that a label may be outside of it
 IEMOCAP_SCALE = IMPROV_SCALE = (1.0, 5.0)
 IEMOCAP_CLASSES = {
     "neu": "N",
@@ -51,54 +49,6 @@ GENDERS = {"F": "Female", "M": "Male"}
 # Recordings
 
 
-class Recordings:
-    """The recordings below a folder, found by what label files call them."""
-
-    def __init__(self, folder: Path):
-        """Raises `UserError` where there is no such folder or no recording in it."""
-        self.folder = folder
-        self.by_name: dict[str, list[Path]] = defaultdict(list)  # by file name, and by file name without ending
-        for path in list_recordings(folder):
-            for name in (path.name, path.stem):
-                self.by_name[name].append(path)
-
-    def find(self, entry: str) -> Path | None:
-        """The recording called so: a path, absolute or from the folder, or else a file name anywhere below it.
-
-        The ending may be another or absent: labels often say .wav where the audio is .flac. Nothing outside the folder
-        is looked at: of a path that leads there only the name counts.
-
-        Raises:
-            UserError: several are called so.
-        """
-        stem = Path(entry).stem if Path(entry).suffix.lower() in AUDIO_ENDINGS else Path(entry).name
-        root = os.path.normpath(self.folder.absolute())
-        path = Path(os.path.normpath(Path(root) / entry))
-        if path.is_relative_to(root) and path != Path(root):
-            path = self.folder / path.relative_to(root)
-            for candidate in (path, *(path.with_name(stem + ending) for ending in AUDIO_ENDINGS)):
-                with contextlib.suppress(OSError):  # a name that no file can have
-                    if candidate.suffix.lower() in AUDIO_ENDINGS and candidate.is_file():
-                        return candidate
-        for name in (Path(entry).name, stem):
-            found = self.by_name.get(name, [])
-            if len(found) > 1:
-                raise UserError(f"{entry}: {found[0]} and {found[1]} are called so; name files with their folders.")
-            if found:
-                return found[0]
-        return None
-
-
-def _plain_names(entries: Sequence[str], paths: Sequence[Path], folder: Path) -> list[str]:
-    """A file name for each row, with its folders in it where plain names or feature files would clash."""
-    names = [Path(entry).name for entry in entries]
-    names = [name if Path(name).suffix.lower() in AUDIO_ENDINGS else path.name for name, path in zip(names, paths)]
-    if len({Path(name).stem for name in names}) < len(names):
-        relative = [path.relative_to(folder) if path.is_relative_to(folder) else path for path in paths]
-        names = ["_".join(part for part in path.parts if part != path.anchor) for path in relative]
-    return names
-
-
 def join_recordings(
     table: pd.DataFrame, recordings: Recordings, source: object, skip_missing: bool = False
 ) -> pd.DataFrame:
@@ -108,11 +58,13 @@ def join_recordings(
         UserError: recordings are missing and `skip_missing` is off, or two rows mean one recording.
     """
     entries = table["FileName"].tolist()
-    paths = [recordings.find(entry) for entry in entries]
+    paths = recordings.find_all(entries)
     missing = [entry for entry, path in zip(entries, paths) if path is None]
     if missing:
         found = f"{source}: {len(missing)} of {len(entries)} recordings are not in {recordings.folder} "
-        found += f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''})"
+        found += f"({first_few(missing)})"
+        if namesake := recordings.namesake(missing[0]):
+            found += f"; {namesake} has the name of the first, but not its folder"
         if not skip_missing or len(missing) == len(entries):
             raise UserError(f"{found}. Name their folder with --audio, or leave them out with --skip-missing.")
         tell(f"warning: {found}; left out.")
@@ -122,9 +74,11 @@ def join_recordings(
     twice = table["audio"][table["audio"].duplicated()]
     if len(twice):
         rows = table["FileName"][table["audio"] == twice.iloc[0]].tolist()
-        raise UserError(f"{source}: {rows[0]} and {rows[1]} are one recording ({twice.iloc[0]}); expected a row each.")
+        raise UserError(
+            f"{source}: {rows[0]} and {rows[1]} are one recording ({twice.iloc[0]}); expected one row per recording."
+        )
     table["entry"] = table["FileName"]
-    table["FileName"] = _plain_names(table["entry"].tolist(), table["audio"].tolist(), recordings.folder)
+    table["FileName"] = plain_names(table["entry"].tolist(), table["audio"].tolist(), recordings.folder)
     utils.check_names(source, table["FileName"].tolist())
     stems = table["FileName"].map(feature_name)
     if stems.duplicated().any():
@@ -134,11 +88,67 @@ def join_recordings(
 
 
 def complete(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with every column of the consensus labels."""
+    """The table with every column of the consensus labels; words for an empty field are empty in it."""
     for column in utils.CONSENSUS_COLUMNS:
         if column not in table:
             table[column] = float("nan") if column in ATTRIBUTE_COLUMNS else ""
+    for column in ("EmoClass", "SpkrID", "Gender", "Split_Set"):
+        words = utils.UNKNOWN if column in ("SpkrID", "Split_Set") else utils.EMPTY
+        table[column] = utils.without_words(table[column], words)
+    table["Split_Set"] = table["Split_Set"].map(split_name)
     table.loc[table["SpkrID"] == "", "SpkrID"] = utils.UNKNOWN_SPEAKER
+    return table
+
+
+def leave_out_unsplit(table: pd.DataFrame, source: object) -> pd.DataFrame:
+    """The rows that have a split, of a corpus that has splits; a warning says how many have none.
+
+    Raises:
+        UserError: no row has one.
+    """
+    names = table["FileName"][table["Split_Set"] == ""].tolist()
+    if len(names) == len(table):
+        raise UserError(f"{source}: no row has a split; expected Train, Validation, Test1 or names of your own.")
+    if names:
+        tell(f"warning: {source}: left out {len(names)} of {len(table)} rows without a split ({first_few(names)}).")
+    return table[table["Split_Set"] != ""].reset_index(drop=True)
+
+
+def outside_scale(table: pd.DataFrame, column: str, scale: tuple[float, float]) -> pd.Series:
+    """Labels of one attribute that are outside the scale."""
+    return table[column][(table[column] < scale[0]) | (table[column] > scale[1])]
+
+
+def clip_to_scale(table: pd.DataFrame, scale: tuple[float, float], source: object) -> pd.DataFrame:
+    """The table with labels a little outside the scale at its end; a warning names them.
+
+    IEMOCAP has a few of 5.5 and 0.5 on its scale of 1..5.
+
+    Args:
+        table: consensus labels or ratings.
+        scale: lowest and highest possible label.
+        source: the file, for the messages.
+    Raises:
+        UserError: a label farther outside than CLIPPED of the scale.
+    """
+    room = CLIPPED * (scale[1] - scale[0]) * (1 + 1e-9)
+    table = table.copy()
+    for column in ATTRIBUTE_COLUMNS:
+        outside = outside_scale(table, column, scale)
+        if outside.empty:
+            continue
+        far = outside_scale(table, column, (scale[0] - room, scale[1] + room))
+        if len(far):
+            raise UserError(
+                f"{source}: {column} of {table['FileName'][far.index[0]]} is {far.iloc[0]:g}, outside the label scale "
+                f"{scale[0]:g}..{scale[1]:g} ({len(outside)} such)."
+            )
+        labels = [f"{table['FileName'][row]} {label:g}" for row, label in outside.items()]
+        tell(
+            f"warning: {source}: {len(labels)} labels of {column} are outside {scale[0]:g}..{scale[1]:g} and were "
+            f"brought to its end ({first_few(labels)})."
+        )
+        table[column] = table[column].clip(*scale)
     return table
 
 
@@ -147,12 +157,14 @@ def complete(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def split_name(name: str) -> str:
-    """MSP-Podcast's name of a split; unknown names stay."""
+    """MSP-Podcast's name of a split, of Test2, test-2 and so on too; unknown names stay."""
+    if numbered := re.fullmatch(r"test[ _-]?(\d+)", name.casefold()):
+        return f"Test{numbered[1]}"
     return next((split for split, others in SPLITS.items() if name.casefold() in others), name)
 
 
 def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
-    """Labels of any table with a header line, its fields apart by comma, semicolon or tab.
+    """Labels of any table with a header line, its fields apart by comma, semicolon, tab or bar.
 
     Args:
         path: the table.
@@ -162,9 +174,9 @@ def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     Raises:
         UserError: unreadable, a column missing, a label that is no number, a row without a file.
     """
-    head = read_text(path, LARGEST_LABELS).partition("\n")[0]
-    delimiter = max(",;\t", key=head.count)
-    given = utils.read_csv(path, tuple(columns.values()), delimiter)
+    wanted = tuple(columns.values())
+    delimiter = utils.find_delimiter(path, wanted)
+    given = utils.read_csv(path, wanted, delimiter)
     table = pd.DataFrame({ours: given[theirs] for ours, theirs in columns.items()})
     if table.empty:
         raise UserError(f"{path}: no rows below its header.")
@@ -173,10 +185,18 @@ def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
         raise UserError(f"{path}: row {nameless[0] + 1} below the header names no file in {columns['FileName']}.")
     for column in ATTRIBUTE_COLUMNS:
         if column in table:
-            table[column] = [utils.parse_rating(path, *row) for row in zip(table["FileName"], table[column])]
-    if "Split_Set" in table:
-        table["Split_Set"] = [split_name(name) for name in table["Split_Set"]]
+            labels = _decimal_points(table[column]) if delimiter != "," else table[column]
+            table[column] = [utils.parse_rating(path, *row) for row in zip(table["FileName"], labels)]
+    if "SpkrID" in table:  # numbers become 1.0 in a table where some are missing; a letter has two Unicode forms
+        table["SpkrID"] = table["SpkrID"].str.normalize("NFC").str.replace(r"^(\d+)\.0+$", r"\1", regex=True)
     return complete(table)
+
+
+def _decimal_points(labels: pd.Series) -> pd.Series:
+    """Labels that are written with a decimal comma, all of them, with a point."""
+    if labels.str.contains(".", regex=False).any():
+        return labels
+    return labels.str.replace(r"^([+-]?\d*),(\d+)$", r"\1.\2", regex=True)
 
 
 def split_by_speaker(table: pd.DataFrame, fractions: Sequence[float], seed: int, source: object) -> list[str]:
@@ -232,41 +252,56 @@ def find_audio_folder(root: Path) -> Path | None:
     return next((folder for folder in folders if folder.name.casefold() in ("audios", "audio")), None)
 
 
-def read_podcast(root: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, list[str]]:
+def read_podcast(root: Path, in_place: bool = False) -> tuple[pd.DataFrame, pd.DataFrame | None, list[str]]:
     """Consensus and single raters' labels of a release of MSP-Podcast, its splits from Partitions.txt where need be.
 
     Args:
         root: the release as downloaded.
+        in_place: whether the stages are to read the release's own label file, which stays as it is.
     Returns:
         (consensus without `audio`, ratings or None, lines that say what was found).
     Raises:
-        UserError: no label file, or no splits anywhere.
+        UserError: no label file, or no splits anywhere; or the stages could not read the release's label file.
     """
     file = utils.find_label_file(root)
     table = utils.read_labels(file, needs_split=False)
     detailed = utils.find_detailed_file(root)
     found = [f"labels: {file}", f"single raters' labels: {detailed or 'none'}"]
+    table["Split_Set"] = table["Split_Set"].map(split_name)
     for path in sorted(path for path in root.rglob("*.txt") if path.stem.casefold() == "partitions")[:1]:
         splits = read_partitions(path)
         here = table["FileName"].map(splits).fillna("")
         lacking = table["Split_Set"] == ""
+        used = int((lacking & (here != "")).sum())
         differing = int(((here != "") & ~lacking & (here != table["Split_Set"])).sum())
         table["Split_Set"] = table["Split_Set"].where(~lacking, here)
         found.append(
-            f"splits: {path}, {len(splits):,} files; used for {int((lacking & (here != '')).sum()):,} rows without a "
-            f"split in the label file, which counts for {differing:,} where they differ"
+            f"splits: {path}, {len(splits):,} files; used for {used:,} rows without a split in the label file, which "
+            f"counts for {differing:,} where they differ"
         )
+        if used and in_place:
+            raise UserError(
+                f"{file}: {used:,} rows have their split only in {path}, which the stages do not read. Add --out DIR "
+                "to write labels with these splits there; the release's own features are linked."
+            )
     if (table["Split_Set"] == "").all():
         raise UserError(f"{file}: no Split_Set, and no Partitions.txt in {root}.")
     for column in ATTRIBUTE_COLUMNS:
-        attribute = column.removeprefix("Emo")
-        labels = utils.attribute_labels(table, attribute, file) if utils.has_labels(table, attribute) else {}
+        attribute, scale = column.removeprefix("Emo"), (-utils.LARGEST_LABEL, utils.LARGEST_LABEL)
+        labels = utils.attribute_labels(table, attribute, file, scale) if utils.has_labels(table, attribute) else {}
         table[column] = table["FileName"].map(dict(labels)).astype(float)
+        outside = outside_scale(table, column, utils.LABEL_RANGE)
+        if len(outside) and in_place:
+            raise UserError(
+                f"{file}: {len(outside)} labels of {column} are outside 1..7, the first {outside.iloc[0]:g} of "
+                f"{table['FileName'][outside.index[0]]}, and the stages refuse them. Add --out DIR to write a corpus "
+                "with such labels at the end of the scale."
+            )
     return complete(table), utils.read_detailed_labels(detailed) if detailed else None, found
 
 
 def read_partitions(path: Path) -> dict[str, str]:
-    """Split of each file by a Partitions.txt: a file and a split a line, in either order.
+    """Split of each file by a Partitions.txt: a file and its split per line, in either order.
 
     Raises:
         UserError: a line of something else.
@@ -280,8 +315,9 @@ def read_partitions(path: Path) -> dict[str, str]:
         others = [field for field in fields if field not in files]
         if len(files) != 1 or len(others) != 1:
             raise UserError(f"{path}: line {number} is {line[:60]!r}; expected a file and its split.")
-        if splits.setdefault(files[0], others[0]) != others[0]:
-            raise UserError(f"{path}: {files[0]} is in {splits[files[0]]} and in {others[0]}; expected one split.")
+        split = split_name(others[0])
+        if splits.setdefault(files[0], split) != split:
+            raise UserError(f"{path}: {files[0]} is in {splits[files[0]]} and in {split}; expected one split.")
     return splits
 
 

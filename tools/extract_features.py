@@ -3,8 +3,9 @@
     python -m tools.extract_features CORPUS/Audios CORPUS/Features/OpenSmile_func_IS13ComParE/feat_mat
 
 One .mat file per recording (key `Audio_data`, shape (1, 6373) for IS13, float64), as MSP-Podcast has them. Recordings
-are mixed to mono and brought to 16 kHz. Files that are there already are kept, so a stopped run goes on where it was.
-A recording that may not be what it should, such as one that was cut off, is used and named in a warning.
+are mixed to mono and brought to 16 kHz. Files that are there already are kept, so a stopped run goes on where it was;
+the features of recordings that have changed since are made again. A recording that may not be what it should, such as
+one that was cut off, is used and named in a warning.
 
     python -m tools.extract_features --set wavlm-base-plus CORPUS/Audios CORPUS/Features/wavlm/feat_mat
 
@@ -77,51 +78,6 @@ def get_args_parser() -> argparse.ArgumentParser:
         "program, under the same paths",
     )
     return parser
-
-
-def list_recordings(audio_dir: Path) -> list[Path]:
-    """Recordings below a folder, sorted; those of kinds that can't be read are left out with a note.
-
-    Raises:
-        UserError: no such folder, or no recordings that can be read.
-    """
-    from features import AUDIO_ENDINGS, UNREADABLE_ENDINGS
-
-    if not audio_dir.is_dir():
-        raise UserError(f"{audio_dir}: no such folder of recordings.")
-    found = sorted(
-        path
-        for path in audio_dir.rglob("*")
-        if path.suffix.lower() in (*AUDIO_ENDINGS, *UNREADABLE_ENDINGS)
-        and not path.name.startswith(".")
-        and path.is_file()
-    )
-    unreadable = [path.name for path in found if path.suffix.lower() in UNREADABLE_ENDINGS]
-    found = [path for path in found if path.suffix.lower() in AUDIO_ENDINGS]
-    if unreadable:
-        names = ", ".join(unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
-        runtime.tell(
-            f"note: {audio_dir}: {len(unreadable)} files of kinds that can't be read were left out ({names}); convert "
-            "them to wav or flac."
-        )
-    if not found:
-        raise UserError(f"{audio_dir}: no recordings; expected files ending in {', '.join(AUDIO_ENDINGS)}.")
-    return found
-
-
-def find_recordings(audio_dir: Path) -> list[Path]:
-    """Recordings below a folder, sorted, each with a feature file of its own.
-
-    Raises:
-        UserError: as `list_recordings`, or two would share a feature file.
-    """
-    found = list_recordings(audio_dir)
-    by_stem: dict[str, Path] = {}
-    for path in found:
-        other = by_stem.setdefault(path.stem, path)
-        if other is not path:
-            raise UserError(f"{path} and {other} would share the feature file {path.stem}.mat; rename one.")
-    return found
 
 
 def extract_some(
@@ -217,7 +173,7 @@ def extract_folder(
     device: str = "auto",
     scheduler: str = "",
 ) -> ExtractionSummary:
-    """Extract the features of every recording below a folder that has none yet.
+    """Extract the features of every recording below a folder that has none yet, or has changed since.
 
     Args:
         audio_dir: folder of recordings.
@@ -234,6 +190,7 @@ def extract_folder(
     from tqdm import tqdm
 
     from tools.feature_sets import MOST_THREADS, Clip, in_parallel, open_set
+    from tools.recordings import find_recordings, without_features
 
     if scheduler:  # its machines know nothing of the folder that this one is in
         audio_dir, feature_dir = Path(audio_dir).absolute(), Path(feature_dir).absolute()
@@ -241,8 +198,7 @@ def extract_folder(
     recordings = find_recordings(Path(audio_dir))
     kind = open_set(feature_set, device)
     _claim_folder(prepare_folder(Path(feature_dir)), kind.name, kind.num_features)
-    targets = ((recording, Path(feature_dir) / f"{recording.stem}.mat") for recording in recordings)
-    todo = {recording: target for recording, target in targets if not target.is_file()}
+    todo = without_features(recordings, Path(feature_dir))
     summary = ExtractionSummary(kept=len(recordings) - len(todo))
     size = FILES_A_TASK if scheduler or workers > MOST_THREADS else 1
     if kind.alone:

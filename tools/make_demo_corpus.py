@@ -600,10 +600,12 @@ def _make_audio(clips: list[Clip], out_dir: Path, seed: int, workers: int) -> No
 
 def _make_features(clips: list[Clip], out_dir: Path, workers: int) -> None:
     from tools.extract_features import extract_folder
+    from tools.recordings import RECORD_FILE
     from utils import FEATURE_FOLDER
 
     for part in dict.fromkeys(_part(out_dir, clip.split) for clip in clips):
         extract_folder(part / "Audios", part / FEATURE_FOLDER, workers=workers)
+        (part / FEATURE_FOLDER / RECORD_FILE).unlink(missing_ok=True)  # file times would differ from demo to demo
     missing = [clip.file_name for clip in clips if not _feature_path(out_dir, clip).exists()]
     if missing:
         raise UserError(f"{out_dir}: no features of {len(missing)} clips ({', '.join(missing[:5])}); run it again.")

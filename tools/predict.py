@@ -111,8 +111,8 @@ def find_clips(inputs: list[Path], segment: float | None) -> dict[Clip, str]:
     Raises:
         UserError: an input is not there, or a folder has no recordings.
     """
-    from tools.extract_features import list_recordings
     from tools.feature_sets import Clip
+    from tools.recordings import list_recordings
 
     names: dict[Path, str] = {}
     for given in inputs:

@@ -14,6 +14,7 @@ Labels are brought to 1..7 linearly; recordings are linked, not copied. The same
 from __future__ import annotations
 
 import argparse
+import filecmp
 import itertools
 import json
 import shutil
@@ -149,7 +150,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(flip_arousal=False, split_by_speaker=None, seed=None)  # where the kind has no such flag
     parser.add_argument("--skip-missing", action="store_true", help="leave out rows without a recording")
     parser.add_argument("--replace", action="store_true", help="replace labels that were prepared with other flags")
-    parser.add_argument("--copy", action="store_true", help="copy the recordings instead of linking to them")
+    parser.add_argument("--copy", action="store_true", help="copy recordings, and features, instead of linking to them")
     parser.add_argument(
         "--set",
         dest="feature_set",
@@ -175,9 +176,10 @@ def read_source(args: argparse.Namespace):
     """(consensus table with `audio`, ratings or None, label scale) of the corpus that the arguments name."""
     import utils
     from tools import corpora
+    from tools.recordings import Recordings
 
     if args.kind == "msp-podcast":
-        table, ratings, found = corpora.read_podcast(args.source)
+        table, ratings, found = corpora.read_podcast(args.source, in_place=args.out is None)
         print("\n".join(found))
         scale, audio = utils.LABEL_RANGE, corpora.podcast_audio(args.source)
     elif args.kind == "iemocap":
@@ -193,7 +195,10 @@ def read_source(args: argparse.Namespace):
         table, ratings = _read_raters(args)
         scale, audio = tuple(args.label_scale), args.audio or args.source.parent
     arguments.refuse_label_scale(*scale)
-    table = corpora.join_recordings(table, corpora.Recordings(audio), args.source, args.skip_missing)
+    if args.kind == "msp-podcast" or getattr(args, "split_column", None) or getattr(args, "consensus", None):
+        table = corpora.leave_out_unsplit(table, args.source)
+    recordings = Recordings(audio, args.out and args.out / "Audios")
+    table = corpora.join_recordings(table, recordings, args.source, args.skip_missing)
     if ratings is not None:
         names = dict(zip(table["entry"], table["FileName"]))
         ratings = ratings.assign(FileName=ratings["FileName"].map(names)).dropna(subset="FileName")
@@ -222,12 +227,12 @@ def _read_raters(args: argparse.Namespace):
     import utils
     from tools import corpora
 
-    ratings = utils.read_detailed_labels(args.source)
+    ratings = corpora.clip_to_scale(utils.read_detailed_labels(args.source), tuple(args.label_scale), args.source)
     table = corpora.consensus_of(ratings)
     for column in corpora.ATTRIBUTE_COLUMNS:
         table.loc[table[f"{column}_n"] < args.min_raters, column] = float("nan")
     if args.consensus:
-        known = utils.read_labels(args.consensus).set_index("FileName")
+        known = utils.read_labels(args.consensus, needs_split=False).set_index("FileName")
         strange = [name for name in table["FileName"] if name not in known.index]
         if strange:
             raise UserError(f"{args.consensus}: lacks {len(strange)} rated utterances, the first {strange[0]}.")
@@ -250,20 +255,14 @@ def bring_to_range(table, scale: tuple[float, float], flip: bool, source: object
         flip: whether to turn arousal round first.
         source: the file, for the message.
     Raises:
-        UserError: a label outside the scale.
+        UserError: a label far outside the scale.
     """
     import utils
     from tools import corpora
 
-    table = table.copy()
+    table = corpora.clip_to_scale(table, scale, source)
     for column in corpora.ATTRIBUTE_COLUMNS:
         values = table[column]
-        outside = values[(values < scale[0]) | (values > scale[1])]
-        if len(outside):
-            raise UserError(
-                f"{source}: {column} of {table['FileName'][outside.index[0]]} is {outside.iloc[0]:g}, outside the "
-                f"label scale {scale[0]:g}..{scale[1]:g} ({len(outside)} such)."
-            )
         if flip and column == "EmoAct":
             values = scale[0] + scale[1] - values
         table[column] = utils.to_label_range(values, scale)
@@ -310,27 +309,82 @@ def write_corpus(out: Path, table, ratings, mark: dict, copy: bool, replace: boo
 
 
 def link_recordings(folder: Path, names, recordings, copy: bool) -> None:
-    """A link, or a copy, of each recording under its name in the corpus.
+    """A link, or a copy, of each recording or feature file under its name in the corpus.
 
     Raises:
-        UserError: another file has that name already.
+        UserError: a different file has that name already.
     """
-    for name, recording in zip(names, recordings):
-        # The label may say .wav where the recording is .flac; features are found by the name without its ending.
-        target, source = folder / f"{Path(name).stem}{recording.suffix}", recording.resolve()
+    # The label may say .wav where the recording is .flac; features are found by the name without its ending.
+    sources = {
+        f"{Path(name).stem}{recording.suffix}": recording.resolve() for name, recording in zip(names, recordings)
+    }
+    stems = {Path(name).stem for name in sources}
+    for path in list(folder.iterdir()):
+        if path.is_symlink() and path.stem in stems and path.name not in sources:
+            path.unlink()  # the recording has another ending now
+    for name, source in sources.items():
+        target = folder / name
         if target.is_symlink():
             if target.resolve() == source and not copy:
                 continue
             target.unlink()
         elif target.exists():
-            if target.resolve() == source or target.stat().st_size == source.stat().st_size:
+            if target.samefile(source) or _is_copy(target, source):
                 continue
-            raise UserError(f"{target}: another file than {source}; name another --out or remove it.")
+            raise UserError(f"{target}: a different file than {source}; name another --out or remove it.")
         if copy:
             with write_atomically(target) as temporary:
-                shutil.copyfile(source, temporary)
+                shutil.copy2(source, temporary)  # with its time of change, for the next run
         else:
             target.symlink_to(source)
+
+
+def _is_copy(target: Path, source: Path) -> bool:
+    """Whether a file is a copy of another; size and time of change say so, or its content."""
+    here, there = target.stat(), source.stat()
+    if here.st_size == there.st_size and here.st_mtime_ns == there.st_mtime_ns:
+        return True
+    return filecmp.cmp(target, source, shallow=False)
+
+
+def remove_stale_features(out: Path) -> None:
+    """Remove the features, of every set, of recordings that have changed since; a note says which."""
+    from tools.recordings import find_recordings, without_features
+
+    folders = sorted(folder for folder in out.glob("Features/*/feat_mat") if folder.is_dir())
+    recordings = find_recordings(out / "Audios") if folders else []
+    for folder in folders:
+        without_features(recordings, folder)
+
+
+def link_features(source: Path, out: Path, feature_set: str, table, copy: bool) -> None:
+    """Links to, or copies of, the feature files that a release of MSP-Podcast has for the rows of a prepared corpus.
+
+    Args:
+        source: the release.
+        out: the prepared corpus.
+        feature_set: the name of the set.
+        table: its labels, with `entry`, the release's file name.
+        copy: whether to copy.
+    """
+    import features
+    import utils
+
+    theirs, ours = utils.feature_folder(source, feature_set), utils.feature_folder(out, feature_set)
+    if not theirs.is_dir():
+        return
+    names, files = [], []
+    lacking = set(features.missing_features(theirs, table["entry"].tolist()))
+    for name, entry in zip(table["FileName"], table["entry"]):
+        target = ours / features.feature_name(name)
+        if entry not in lacking and (target.is_symlink() or not target.exists()):
+            names.append(name)
+            files.append(Path(features.feature_file(theirs, entry)))
+    if files:
+        if not any(prepare_folder(ours).glob("*.mat")):
+            features.write_feature_set(ours, features.read_feature_set(theirs))
+        link_recordings(ours, names, files, copy)
+        print(f"{'copied' if copy else 'linked'} {len(files):,} feature files of {theirs}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -437,6 +491,9 @@ def main(args: argparse.Namespace) -> None:
         mark = json.loads(json.dumps(mark, default=str))
         write_corpus(args.out, table, ratings, mark, args.copy, args.replace)
         print(f"wrote {args.out / 'Labels'} and {args.out / 'Audios'}")
+        if args.kind == "msp-podcast":
+            link_features(args.source, args.out, kind.name if kind else "IS13", table, args.copy)
+        remove_stale_features(args.out)
     if scale != utils.LABEL_RANGE:
         print(f"labels {scale[0]:g}..{scale[1]:g} brought to 1..7 linearly")
     print("\n".join(map(one_line, [*summary(table), *arousal_check(table)])))
