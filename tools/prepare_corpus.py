@@ -49,8 +49,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         metavar="DIR",
-        help="folder for the prepared corpus, which a release without splits in its label file needs; CORPUS' own features "
-        "are linked. Without it, features are put into CORPUS and its labels stay as they are",
+        help="folder for the prepared corpus, needed where the label file has no splits; CORPUS' own features are "
+        "linked. Without it, features are put into CORPUS and its labels stay as they are",
     )
     _add_common(podcast)
 
@@ -78,8 +78,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     _add_splits(table).add_argument(
         "--split-column",
         metavar="C",
-        help="column with the split: Train, Validation (dev, ...), Test1 (test), or names of your own; rows without one "
-        "are left out",
+        help="column with the split: Train, Validation (dev, ...), Test1 (test), or names of your own; rows without "
+        "one are left out",
     )
     _add_flip(table)
 
@@ -201,7 +201,7 @@ def read_source(args: argparse.Namespace):
         scale, audio = tuple(args.label_scale), args.audio or args.source.parent
     arguments.refuse_label_scale(*scale)
     if args.kind == "msp-podcast" or getattr(args, "split_column", None) or getattr(args, "consensus", None):
-        table = corpora.leave_out_unsplit(table, args.source)
+        table = corpora.leave_out_unsplit(table, getattr(args, "consensus", None) or args.source)
     recordings = Recordings(audio, args.out and args.out / "Audios")
     table = corpora.join_recordings(table, recordings, args.source, args.skip_missing)
     if ratings is not None:
