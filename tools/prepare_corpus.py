@@ -49,7 +49,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         metavar="DIR",
-        help="folder for the prepared corpus; without it, features are put into CORPUS and its labels stay as they are",
+        help="folder for the prepared corpus, needed where the label file has no splits; CORPUS' own features are "
+        "linked. Without it, features are put into CORPUS and its labels stay as they are",
     )
     _add_common(podcast)
 
@@ -62,7 +63,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         _add_flip(other)
 
     table = kind("csv", "any table with a file column and columns of arousal, valence or dominance")
-    table.add_argument("source", type=Path, metavar="TABLE", help="text table with a header; comma, semicolon or tab")
+    table.add_argument(
+        "source", type=Path, metavar="TABLE", help="text table with a header; comma, semicolon, tab or bar"
+    )
     table.add_argument("--file-column", required=True, metavar="C", help="column with the recording's path or name")
     for attribute in ("arousal", "valence", "dominance"):
         table.add_argument(f"--{attribute}-column", metavar="C", help=f"column with {attribute}")
@@ -75,7 +78,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     _add_splits(table).add_argument(
         "--split-column",
         metavar="C",
-        help="column with the split: Train, Validation (dev, ...), Test1 (test), or names of your own",
+        help="column with the split: Train, Validation (dev, ...), Test1 (test), or names of your own; rows without "
+        "one are left out",
     )
     _add_flip(table)
 
@@ -120,7 +124,8 @@ def _add_scale(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         required=True,
         metavar=("LO", "HI"),
-        help="lowest and highest possible label of the table; labels are brought to 1..7 linearly",
+        help="lowest and highest possible label of the table; labels are brought to 1..7 linearly, those a little "
+        "outside count as the end of the scale",
     )
 
 
@@ -196,7 +201,7 @@ def read_source(args: argparse.Namespace):
         scale, audio = tuple(args.label_scale), args.audio or args.source.parent
     arguments.refuse_label_scale(*scale)
     if args.kind == "msp-podcast" or getattr(args, "split_column", None) or getattr(args, "consensus", None):
-        table = corpora.leave_out_unsplit(table, args.source)
+        table = corpora.leave_out_unsplit(table, getattr(args, "consensus", None) or args.source)
     recordings = Recordings(audio, args.out and args.out / "Audios")
     table = corpora.join_recordings(table, recordings, args.source, args.skip_missing)
     if ratings is not None:
@@ -272,7 +277,7 @@ def bring_to_range(table, scale: tuple[float, float], flip: bool, source: object
 
 
 def write_corpus(out: Path, table, ratings, mark: dict, copy: bool, replace: bool) -> None:
-    """Labels, links to the recordings, and the mark that says what they were made from.
+    """Write labels, links to the recordings, and the mark that says what they were made from.
 
     Args:
         out: the corpus.

@@ -131,9 +131,10 @@ def find_recordings(audio_dir: Path) -> list[Path]:
 
 
 class _Place(NamedTuple):
-    """Where a recording lies: its folders below the audio folder, its name, its path."""
+    """Where a recording lies: its folders below the audio folder, also in small letters, its name, and its path."""
 
-    folders: tuple[str, ...]
+    folders: list[str]
+    folded: list[str]
     name: str
     path: Path
 
@@ -183,8 +184,9 @@ class Recordings:
         self.folders: set[str] = set()
         for path in list_recordings(folder):
             *folders, name = map(_composed, path.relative_to(folder).parts)
-            self.by_stem[_folded(_stem(name))].append(_Place(tuple(folders), name, path))
-            self.folders.update(map(_folded, folders))
+            place = _Place(folders, [_folded(folder) for folder in folders], name, path)
+            self.by_stem[_folded(_stem(name))].append(place)
+            self.folders.update(place.folded)
 
     def find_all(self, entries: Sequence[str]) -> list[Path | None]:
         """The recording of each entry, as `find`.
@@ -192,7 +194,7 @@ class Recordings:
         Where some entries name the audio folder itself (`s1/a.wav` for the folder `.../s1`), one that names other
         folders instead (`s2/a.wav`) is not looked for in it.
         """
-        named = any(self._from_root(_parts(entry)[:-1]) is not None for entry in entries)
+        named = any(self._from_root([*map(_folded, _parts(entry)[:-1])]) is not None for entry in entries)
         return [self.find(entry, flat=not named) for entry in entries]
 
     def find(self, entry: str, flat: bool = True) -> Path | None:
@@ -214,8 +216,9 @@ class Recordings:
             return path
         for text in dict.fromkeys((entry, unquote(entry))):
             *folders, name = _parts(text) or [""]
+            folded = [_folded(folder) for folder in folders]
             for stem in dict.fromkeys((_stem(name), name)):
-                places = [place for place in self.by_stem.get(_folded(stem), ()) if self._fits(place, folders, flat)]
+                places = self._fitting(self.by_stem.get(_folded(stem), ()), folded, flat)
                 for alike in (
                     [place for place in places if place.name == name],
                     [place for place in places if _stem(place.name) == stem],
@@ -241,33 +244,37 @@ class Recordings:
 
     def _from_root(self, folders: Sequence[str]) -> list[str] | None:
         """The folders after those that lead to the audio folder; None where they do not lead there."""
-        folded = [_folded(folder) for folder in folders]
-        for count in range(min(len(folded), len(self.root)), 0, -1):
-            if folded[:count] == self.root[-count:]:
-                return folded[count:]
+        for count in range(min(len(folders), len(self.root)), 0, -1):
+            if folders[:count] == self.root[-count:]:
+                return folders[count:]
         return None
 
-    def _fits(self, place: _Place, folders: Sequence[str], flat: bool) -> bool:
-        """Whether the folders of an entry do not contradict those of a recording."""
-        here, wanted = [_folded(folder) for folder in place.folders], [_folded(folder) for folder in folders]
-        below = self._from_root(folders)
-        if _is_within(wanted, here) or (below is not None and _is_within(below, here)):
-            return True
-        return flat and _is_within(here, wanted) and not (set(wanted) - set(here)) & self.folders
+    def _fitting(self, places: Sequence[_Place], wanted: list[str], flat: bool) -> list[_Place]:
+        """Those places that the folders of an entry, in small letters, do not contradict."""
+        below = self._from_root(wanted)
 
-    def _only(self, places: list[_Place], folders: Sequence[str], entry: str) -> Path:
+        def fits(here: list[str]) -> bool:
+            if _is_within(wanted, here) or (below is not None and _is_within(below, here)):
+                return True
+            return flat and _is_within(here, wanted) and self.folders.isdisjoint(set(wanted) - set(here))
+
+        return [place for place in places if fits(place.folded)]
+
+    def _only(self, places: list[_Place], folders: list[str], entry: str) -> Path:
         """The one of several places that an entry means."""
         tests = (
             lambda place: self.linked is None or not place.path.is_relative_to(self.linked),
             lambda place: _is_within(folders, place.folders),  # by the case of letters
-            lambda place: list(place.folders) == list(folders),
+            lambda place: place.folders == folders,
         )
         for test in tests:
             places = [place for place in places if test(place)] or places
         first, *others = [place.path for place in places]
         for other in others:
             if not first.samefile(other):
-                raise UserError(f"{entry}: both {first} and {other} are called so; name files with their folders.")
+                raise UserError(
+                    f"{entry}: both {first} and {other} are called so; name files with their folders and endings."
+                )
         return first
 
 
