@@ -4,6 +4,8 @@ import argparse
 import io
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 
@@ -160,3 +162,25 @@ def test_ranks_that_see_other_folders_are_refused(tmp_path, monkeypatch):
     runs[0].refuse_unlike_ranks(False)
     with pytest.raises(runtime.UserError, match="common file system"):
         runs[1].refuse_unlike_ranks(False)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_rank_that_waits_for_another_ends_on_a_signal(prepared, number, status):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    variables = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, str(ROOT / "training_DeepEmoCluster.py"), *STAGES["training_DeepEmoCluster"]]
+    waiting = subprocess.Popen(
+        [*command, "--corpus", "corpus", "--device", "cpu"],
+        cwd=prepared,
+        env=os.environ | variables | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert "waiting for 2 processes" in waiting.stderr.readline()
+    waiting.send_signal(number)
+    _, told = waiting.communicate(timeout=60)
+    assert waiting.returncode == status
+    assert told.strip() == "training_DeepEmoCluster.py: stopped while it waited for another process."
