@@ -302,7 +302,8 @@ def test_on(test: TestCorpus, model_file: Path, device, precision: str, args: ar
     print(interval_line)
     print(f"{result['n']} utterances of {result['corpus']}, split {test.split}")
     if (low, high) != utils.LABEL_RANGE:
-        print(f"labels {low:g}..{high:g} brought to 1..7 linearly; CCC depends on that, so say it beside the figure")
+        rescaled = f"labels rescaled linearly from {low:g}-{high:g} to 1-7"
+        print(f"{rescaled}; CCC depends on this, so report it with the result")
     print("\n".join(f"wrote {path}" for path in files))
     return result
 
