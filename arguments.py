@@ -26,8 +26,7 @@ STOP_SOON = 0.1  # seconds after which a signal that came within an import is lo
 STOP_PATIENCE = 5  # seconds that a training has from a signal to the end of its epoch, which is saved then
 STOP_AGAIN = 10  # seconds after which a signal that some library swallowed is raised again; cleaning up takes less
 RANK_PATIENCE = 10  # seconds that another rank waits for rank 0 before it tells of an error itself
-# A disk that is full, read-only or failing; missing permissions; too many open files; a name that no file can have
-MACHINE_ERRORS = "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EIO ESTALE EMFILE ENFILE ENAMETOOLONG ELOOP ENOMEM".split()
+FULL_DISK = ("ENOSPC", "EDQUOT", "EFBIG", "EIO")  # a write to standard output fails so without a file name
 PATH_ERRORS = ("ENOENT", "ENOTDIR", "EISDIR")
 LOST_CONNECTION = r"connection.*(closed|reset)|broken pipe"  # what gloo says where another rank has ended
 
@@ -220,7 +219,7 @@ def add_unlabeled_arguments(parser: argparse.ArgumentParser, several: bool = Fal
     group.add_argument(
         "--unlabeled-seed",
         type=non_negative_int,
-        default=99,
+        default=runtime.UNLABELED_SEED,
         metavar="N",
         help="which utterances are drawn; independent of --seed, so that runs of all seeds share one packed file",
     )
@@ -362,10 +361,14 @@ def _what_remains(args: argparse.Namespace) -> str:
     return f"{again} goes on after {training.saved_epochs} epochs."
 
 
-def _end_where_deaf(prog: str) -> None:
+def _end_where_deaf(prog: str, heard: threading.Event) -> None:
     """End this rank some seconds after a signal that its main thread does not hear.
 
-    A collective that waits for another rank, who may never come, runs no signal handler of Python.
+    A collective that waits for another rank, which may never come, runs no signal handler of Python.
+
+    Args:
+        prog: name of the script, for the message.
+        heard: set once the main thread ends because of the signal.
     """
     listening, waking = os.pipe()
     os.set_blocking(waking, False)
@@ -375,7 +378,8 @@ def _end_where_deaf(prog: str) -> None:
         number = 0
         while number not in (signal.SIGINT, signal.SIGTERM):
             number = os.read(listening, 1)[0]
-        time.sleep(STOP_PATIENCE)
+        if heard.wait(STOP_PATIENCE):
+            return
         print(f"\n{prog}: stopped while it waited for another process.", file=sys.stderr, flush=True)
         os._exit(128 + number)
 
@@ -383,14 +387,17 @@ def _end_where_deaf(prog: str) -> None:
 
 
 def _can_be_mended(error: OSError, args: argparse.Namespace) -> bool:
-    """Whether an error is the machine's or one of a file that the user named; any other is the program's own."""
+    """Whether an error is the machine's, or that of a missing file below a path that the user named.
+
+    Any other is the program's own: one without a file, or a file that is missing where the program looks by itself.
+    """
     kind = errno.errorcode.get(error.errno)
-    if kind in MACHINE_ERRORS:
-        return True
-    values = [value for given in vars(args).values() for value in (given if isinstance(given, list) else [given])]
-    named = [value.absolute() for value in values if isinstance(value, Path)]
     files = [Path(os.fsdecode(name)).absolute() for name in (error.filename, error.filename2) if name]
-    return kind in PATH_ERRORS and any(file.is_relative_to(folder) for file in files for folder in named)
+    if kind not in PATH_ERRORS:
+        return kind in FULL_DISK or (kind is not None and bool(files))
+    given = [value for of in vars(args).values() for value in (of if isinstance(of, (list, tuple)) else [of])]
+    named = [value.absolute() for value in given if isinstance(value, Path)]
+    return any(file.is_relative_to(folder) for file in files for folder in named)
 
 
 def _drop_output() -> None:
@@ -424,11 +431,12 @@ def run(
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a shell's background
         signal.signal(signal.SIGINT, _stop_by(KeyboardInterrupt))
     errors = sys.stderr if runtime.rank() == 0 else sys.__stderr__
+    heard = threading.Event()
     try:
         if runtime.num_ranks() > 1:
             if not with_ranks:
                 raise UserError("runs as one process; start it without torchrun.")
-            _end_where_deaf(parser.prog)
+            _end_where_deaf(parser.prog, heard)
             runtime.join_ranks()
         status = main(args) or 0
         if sys.stdout:  # there is none where it was closed
@@ -458,6 +466,7 @@ def run(
         print(f"{parser.prog}: error: {told}", file=errors)
         status = 2
     except (KeyboardInterrupt, _Terminated) as stop:
+        heard.set()
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -71,7 +71,7 @@ def match_metric(
         raise UserError(
             f"{source}: made for a Train split different from these {len(utterances)} utterances: it "
             f"{' and '.join(parts)}. Run extract_DeepMI.py on this corpus, or name its metric with --metric FILE"
-            + (", or leave out what it lacks with --skip-missing." if not unknown else ".")
+            + (", or leave out what it lacks with --skip-missing." if not (unknown or skip_missing) else ".")
         )
     return np.array([metric.get(name, math.nan) for name in utterances])
 

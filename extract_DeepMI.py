@@ -92,7 +92,9 @@ def main(args: argparse.Namespace) -> None:
         return  # rank 0 has them
     logits, prediction = outputs
     if not logits.isfinite().all():
-        raise runtime.UserError(f"{checkpoint}: its cluster head gives what is no number; get or train it anew.")
+        raise runtime.UserError(
+            f"{checkpoint}: the cluster head outputs NaN or infinity; download or train the checkpoint again."
+        )
     alpha = deepmi.ALPHA[args.emo_attr] if args.alpha is None else args.alpha
     values, information = deepmi.deepmi_values(
         logits.argmax(dim=1).cpu().numpy(),

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 
 __version__ = "0.3.0"
+UNLABELED_SEED = 99  # the original's for the draw of the unlabeled set, the same for every run
 JOIN_PATIENCE = 10  # seconds without the other ranks after which that is said
 
 # What does something else on a terminal or a page than to be read: control characters, line ends, changes of direction

@@ -293,7 +293,7 @@ def test_on(test: TestCorpus, model_file: Path, device, precision: str, args: ar
 
     if test.name:
         print(f"\n{test.name}, split {test.split}:")
-    elif all(name.upper().startswith("MSP-PODCAST") for name in data.names):
+    elif test.split[:4].casefold() == "test" and all(name.upper().startswith("MSP-PODCAST") for name in data.names):
         print("Recognition performance for the MSP-Podcast Test set:")
     else:
         where = corpus.corpus.root.resolve().name if corpus.corpus.root else corpus.corpus.labels

@@ -28,7 +28,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this stage."""
     parser = arguments.new_parser(__doc__)
     arguments.add_training_arguments(parser, epochs=70)
-    arguments.add_clusters_argument(parser, "which DeepMI file: that of so many clusters, DeepMI_Kclusters@_EMO.json")
+    arguments.add_clusters_argument(
+        parser, "number of clusters K of the DeepMI file to use, DeepMI_Kclusters@_EMO.json"
+    )
     arguments.add_metric_dir_argument(parser)
     parser.add_argument(
         "--metric", type=Path, metavar="FILE", help="DeepMI file to use, whatever -nc and --metric-dir say"
@@ -134,6 +136,8 @@ def load_order(args: argparse.Namespace, corpus, train) -> tuple:
         file = args.metric or utils.metric_file(args.metric_dir, args.num_clusters, args.emo_attr)
         in_train = corpus.select("Train")["FileName"].tolist()
         values = curriculum.match_metric(deepmi.read_metric(file), train.names, file, in_train, args.skip_missing)
+        if np.isfinite(values).sum() < 2:
+            raise runtime.UserError(f"{file}: covers fewer than two of the utterances to train on.")
         metric, key = Path(file).name, storage.digest(values.tobytes())
         print(f"order {args.order} by {file}")
         deepmi.tell_if_flat(values[~np.isnan(values)], file)

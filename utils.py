@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 import features
-from runtime import UNPRINTABLE, UserError, tell
+from runtime import UNLABELED_SEED, UNPRINTABLE, UserError, tell
 from storage import LARGEST_LABELS, digest, prepare_folder, read_json_object, read_text, write_together
 
 FEATURE_FOLDER = Path("Features/OpenSmile_func_IS13ComParE/feat_mat")
@@ -36,7 +36,6 @@ DETAILED_COLUMNS = ("FileName", "Worker", "EmoClass_Major", "EmoClass_Second", "
 UNKNOWN_SPEAKER = "Unknown"
 LARGEST_LABEL = 1e9  # whatever the scale
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-UNLABELED_SEED = 99  # the original's for this draw, the same for every run
 LONGEST_NAME = 255  # bytes, the limit of the usual file systems
 
 NO_CORPUS = (
@@ -249,9 +248,11 @@ def read_csv(path: Path, needed: Sequence[str], delimiter: str = ",") -> pd.Data
         rows.append(fields[: len(header)])
     filled = [bool(title) or any(row[column] for row in rows) for column, title in enumerate(header)]
     header, *rows = ([*itertools.compress(row, filled)] for row in (header, *rows))
+    if not header[-1]:
+        raise UserError(f"{path}: its last column has content but no title; is a separator in a field not quoted?")
     duplicates = sorted(column for column, count in Counter(header).items() if count > 1 and column)
     if duplicates:
-        raise UserError(f"{path}: column {', '.join(duplicates)} is there more than once; expected each once.")
+        raise UserError(f"{path}: duplicate column {', '.join(duplicates)} (more than once in the header).")
     table = pd.DataFrame(rows, columns=header, dtype=object)
     _check_columns(path, table, needed)
     return table
@@ -715,7 +716,7 @@ def in_label_units(
         UserError: a prediction is not finite.
     """
     if not np.isfinite(prediction).all():
-        raise UserError(f"{source}: predicts what is no number; its weights are damaged. Get or train it anew.")
+        raise UserError(f"{source}: predicts NaN or infinity, so its weights are damaged; download or train it again.")
     mean, std = label_norm
     return prediction.astype(np.float64) * std + mean
 
@@ -822,12 +823,13 @@ class LabeledCorpus:
         """
         stems = {features.feature_name(name) for name in unlabeled}
         shared = self.table[self.table["FileName"].map(features.feature_name).isin(stems)]
-        shared = shared[shared["Split_Set"].map(_split_name) != "train"]
+        shared = shared[~shared["Split_Set"].map(_split_name).isin(("train", ""))]
         if len(shared):
             counts = ", ".join(f"{count} of {split}" for split, count in shared["Split_Set"].value_counts().items())
             tell(
-                f"warning: {folder}: the unlabeled set holds {counts} ({', '.join(shared['FileName'][:3])}, ...). The "
-                "network trains on them, so results on these splits are too good; remove them from the unlabeled set."
+                f"warning: {folder}: the unlabeled set has files with the names of {counts}, the first "
+                f"{shared['FileName'].iloc[0]}. If they are the same utterances, the network trains on them, and "
+                "results on these splits are too good: remove them from the unlabeled set."
             )
 
     def select(self, split: str) -> pd.DataFrame:

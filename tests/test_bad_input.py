@@ -314,11 +314,11 @@ def test_a_network_that_predicts_no_numbers(trained):
     weights = torch.load(trained.regressor, weights_only=True)
     weights["dense_net.7.bias"].fill_(float("nan"))
     torch.save(weights, trained.regressor)
-    trained.refuses(trained.stage(4), trained.regressor.name, "no number")
+    trained.refuses(trained.stage(4), trained.regressor.name, "NaN or infinity")
     content = torch.load(trained.ssl_checkpoint, weights_only=True)
     content["state_dict"]["emo_regressor.2.bias"].fill_(float("nan"))
     torch.save(content, trained.ssl_checkpoint)
-    trained.refuses(trained.stage(2), trained.ssl_checkpoint.name, "no number")
+    trained.refuses(trained.stage(2), trained.ssl_checkpoint.name, "NaN or infinity")
     assert not list(trained.folder.glob("results/*"))
 
 

@@ -134,6 +134,17 @@ def test_a_metric_of_another_corpus_is_refused_even_with_skip_missing(trained):
     trained.refuses(trained.stage(3, "--no-resume", "--skip-missing"), "1 besides", "stranger.wav")
 
 
+def test_a_metric_of_one_utterance_trains_nothing(trained):
+    rewrite_metric(trained, lambda values: [values.pop(name) for name in sorted(values)[1:]])
+    trained.refuses(trained.stage(3, "--no-resume", "--skip-missing"), "fewer than two")
+
+
+def test_orders_are_compared_on_the_same_utterances(trained):
+    rewrite_metric(trained, lambda values: values.pop(sorted(values)[0]))
+    given = ("--orders", "deepmi", "none", "--metric", trained.metric, "--skip-missing")
+    trained.refuses(compare(trained, *given), "lacks 1")
+
+
 def test_an_unlabeled_set_that_holds_tested_utterances_is_said(bench):
     bench.stage(0)
     code, _, err = bench.stage(1, "--unlabeled", bench.corpus)
@@ -329,6 +340,7 @@ def test_processors_are_those_of_the_container(tmp_path, monkeypatch, files, cou
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/a file of the program's own"), None),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "mine/a.mat"), "mine/a.mat"),
         (PermissionError(errno.EACCES, "Permission denied", "/etc/secret"), "/etc/secret"),
+        (OSError(errno.ENOTCONN, "Transport endpoint is not connected", "/mnt/corpus/a.mat"), "/mnt/corpus/a.mat"),
         (OSError(errno.ENOSPC, "No space left on device", "big.npy"), "big.npy"),
     ],
 )

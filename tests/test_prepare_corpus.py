@@ -308,6 +308,26 @@ def test_iemocaps_labels_of_five_and_a_half_come_to_the_end_of_the_scale(tmp_pat
     assert first[["EmoVal", "EmoAct", "EmoDom"]].tolist() == ["7", "4.75", "1"]
 
 
+def test_a_rating_of_six_behind_iemocaps_five_and_a_half_is_set_to_the_end_too(tmp_path, bench):
+    evaluation = tmp_path / "iemocap/Session1/dialog/EmoEvaluation"
+    evaluation.mkdir(parents=True)
+    lines = ["[0.1 - 0.9]\tSes01F_impro01_F000\thap\t[5.5000, 3.0000, 3.0000]"]
+    lines += [f"A-E{rater}:\tval  {value}; act  3; dom  3;\t()" for rater, value in ((1, 5), (2, 6))]
+    (evaluation / "Ses01F_impro01.txt").write_text("\n".join(lines) + "\n")
+    clip(tmp_path / "iemocap/Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav")
+    code, _, err = bench.run(TOOL, "iemocap", tmp_path / "iemocap", "--out", tmp_path / "out", "--no-features")
+    assert code == 0 and "Ses01F_impro01_F000.wav 6" in err
+    ratings = utils.read_detailed_labels(tmp_path / "out/Labels/labels_detailed.csv")
+    assert ratings["EmoVal"].tolist() == [7, 7]
+
+
+def test_many_labels_outside_the_scale_mean_another_scale(table, bench):
+    labels = [101] * 11 + [50]
+    paths = [f"s{speaker}/{number}.wav" for speaker in range(6) for number in range(2)]
+    table.write_text("\n".join(["path;act", *(f"{path};{label}" for path, label in zip(paths, labels))]))
+    bench.refuses(bench.run(TOOL, *csv_argv(table)), "11 of 12", "right scale")
+
+
 def test_raters_a_little_outside_the_scale_count_as_its_end(tmp_path, bench):
     clip(tmp_path / "clips/a.wav")
     detailed = tmp_path / "labels_detailed.csv"
@@ -364,6 +384,12 @@ def test_tables_as_spreadsheets_write_them_are_read(tmp_path, text):
     (tmp_path / "t.csv").write_bytes(text.encode())
     found = corpora.read_table(tmp_path / "t.csv", {"FileName": "path", "EmoAct": "act (1, 2, 3)"})
     assert found["FileName"].tolist() == ["a.wav", "b.wav"] and found["EmoAct"].tolist() == [4.5, 3.0]
+
+
+def test_content_without_a_title_at_the_end_is_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("path;act;;\na.wav;1;;x\n")
+    with pytest.raises(UserError, match=r"no title|fields"):
+        corpora.read_table(tmp_path / "t.csv", {"FileName": "path", "EmoAct": "act"})
 
 
 def test_a_comma_is_no_decimal_point_where_it_may_stand_for_thousands(tmp_path):
@@ -428,7 +454,10 @@ def test_a_copy_of_another_recording_is_not_taken_for_one_of_this(two_versions, 
     assert bench.run(TOOL, *argv)[0] == 0 and bench.run(TOOL, *argv)[0] == 0
     os.utime(two_versions / "clean/a.wav", (2e9, 2e9))
     argv[3] = two_versions / "clean"
-    bench.refuses(bench.run(TOOL, *argv), "a.wav: a different file")
+    bench.refuses(bench.run(TOOL, *argv), "a.wav: a different file", "--replace")
+    assert bench.run(TOOL, *argv, "--replace")[0] == 0
+    copy, original = (two_versions / folder / "a.wav" for folder in ("out/Audios", "clean"))
+    assert copy.read_bytes() == original.read_bytes()
 
 
 def test_recordings_that_were_converted_replace_their_links(two_versions, bench):

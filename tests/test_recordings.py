@@ -65,6 +65,18 @@ def test_the_audio_folder_may_be_one_that_the_entries_name(folder):
     assert found(clips / "s1", "s1/a.wav", "s2/b.wav") == ["a.wav", None]
 
 
+def test_a_name_that_several_recordings_have_does_not_decide(folder):
+    clips = folder("a.wav", "s1/a.wav", "b.wav")
+    assert found(clips, "s2/a.wav", "s2/b.wav") == [None, "b.wav"]
+
+
+def test_rows_that_name_a_folder_beside_the_audio_folder_are_reported(folder, capsys):
+    clips = folder("s1/a.wav", "s2/a.wav")
+    assert found(clips / "s1", "s2/a.wav") == ["a.wav"]
+    assert "1 rows" in capsys.readouterr().err
+    assert found(clips / "s1", "a.wav") == ["a.wav"] and not capsys.readouterr().err
+
+
 def test_folders_between_may_be_missing_in_the_table(folder):
     clips = folder("Session1/sentences/wav/x/x_1.wav", "Session2/sentences/wav/y/y_1.wav")
     assert found(clips, "Session1/x_1.wav", "y_1.wav", "x/y_1.wav") == [

@@ -311,7 +311,7 @@ def test_other_splits_and_scales(trained):
     code, out, _ = trained.stage(4, "--split", "all")
     assert code == 0 and "108 utterances" in out
     code, out, _ = trained.stage(4, "--split", "Validation", "--label-scale", 0, 10)
-    assert code == 0 and "0..10 brought to 1..7" in out
+    assert code == 0 and "from 0-10 to 1-7" in out
     table = pd.read_csv(trained.folder / "results/SimpleEmoRegressor_DeepMI@_Val_Validation.csv")
     labels = dict(zip(*utils.getPaths_attri(trained.corpus, "Validation", "Val")))
     assert np.allclose(table["label"], [1 + 6 * labels[name] / 10 for name in table["FileName"]])

@@ -27,6 +27,8 @@ SPLITS = {  # how tables write the splits, in any case; other names are kept
     "Validation": ("validation", "valid", "val", "development", "devel", "dev"),
     "Test1": ("test1", "test", "testing", "evaluation", "eval"),
 }
+RATING_CLIPPED = 1 / 4  # and a single rater's: IEMOCAP's 5.5 are means of 5 and 6
+MOST_OUTSIDE = 10  # labels outside the scale, or as many in a thousand
 CLIPPED = 1 / 8  # of the scale's width that a label may be outside of it
 IEMOCAP_SCALE = IMPROV_SCALE = (1.0, 5.0)
 IEMOCAP_CLASSES = {
@@ -66,7 +68,9 @@ def join_recordings(
         if namesake := recordings.namesake(missing[0]):
             found += f"; {namesake} has the name of the first, but not its folder"
         if not skip_missing or len(missing) == len(entries):
-            raise UserError(f"{found}. Name their folder with --audio, or leave them out with --skip-missing.")
+            raise UserError(
+                f"{found}. Correct the rows, name the folder with --audio, or leave them out with --skip-missing."
+            )
         tell(f"warning: {found}; left out.")
     present = [path is not None for path in paths]
     table = table[present].reset_index(drop=True)
@@ -119,7 +123,9 @@ def outside_scale(table: pd.DataFrame, column: str, scale: tuple[float, float]) 
     return table[column][(table[column] < scale[0]) | (table[column] > scale[1])]
 
 
-def clip_to_scale(table: pd.DataFrame, scale: tuple[float, float], source: object) -> pd.DataFrame:
+def clip_to_scale(
+    table: pd.DataFrame, scale: tuple[float, float], source: object, share: float = CLIPPED
+) -> pd.DataFrame:
     """The table with labels a little outside the scale at its end; a warning names them.
 
     IEMOCAP has a few of 5.5 and 0.5 on its scale of 1..5.
@@ -128,10 +134,11 @@ def clip_to_scale(table: pd.DataFrame, scale: tuple[float, float], source: objec
         table: consensus labels or ratings.
         scale: lowest and highest possible label.
         source: the file, for the messages.
+        share: of the scale's width that a label may be outside.
     Raises:
-        UserError: a label farther outside than CLIPPED of the scale.
+        UserError: a label farther outside, or so many that the scale must be wrong.
     """
-    room = CLIPPED * (scale[1] - scale[0]) * (1 + 1e-9)
+    room = share * (scale[1] - scale[0]) * (1 + 1e-9)
     table = table.copy()
     for column in ATTRIBUTE_COLUMNS:
         outside = outside_scale(table, column, scale)
@@ -142,6 +149,11 @@ def clip_to_scale(table: pd.DataFrame, scale: tuple[float, float], source: objec
             raise UserError(
                 f"{source}: {column} of {table['FileName'][far.index[0]]} is {far.iloc[0]:g}, outside the label scale "
                 f"{scale[0]:g}..{scale[1]:g} ({len(outside)} such)."
+            )
+        if len(outside) > max(MOST_OUTSIDE, MOST_OUTSIDE / 1000 * table[column].count()):
+            raise UserError(
+                f"{source}: {len(outside)} of {table[column].count()} labels of {column} are outside {scale[0]:g} to "
+                f"{scale[1]:g}, such as {outside.iloc[0]:g}; is that the right scale?"
             )
         labels = [f"{table['FileName'][row]} {label:g}" for row, label in outside.items()]
         tell(
@@ -217,9 +229,10 @@ def split_by_speaker(table: pd.DataFrame, fractions: Sequence[float], seed: int,
         raise UserError(f"--split-by-speaker {wanted}: expected three positive fractions that sum to 1.")
     unknown = int((table["SpkrID"] == utils.UNKNOWN_SPEAKER).sum())
     if unknown:
+        first = table["FileName"][table["SpkrID"] == utils.UNKNOWN_SPEAKER]
         raise UserError(
-            f"{source}: {unknown} of {len(table)} rows have no speaker, so no split by speaker is safe; a table's "
-            "speakers are named by --speaker-column."
+            f"{source}: {unknown} of {len(table)} rows have no speaker, the first {first.iloc[0]}, so no split by "
+            "speaker is safe. Name the speakers' column with --speaker-column, and fill or leave out such rows."
         )
     speakers = sorted(set(table["SpkrID"]))
     if len(speakers) < len(fractions):

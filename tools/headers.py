@@ -9,6 +9,7 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
+UNCOVERED = 1.0  # seconds of sound that would fit behind the end by the header; tags and padding are shorter
 SLACK = 0.1  # seconds that may be missing: decoders and encoders disagree on the silence around a recording
 MPEG_SLACK = 8  # frames that an mp3's header may leave out: the encoder's delay and padding are at most this long
 STREAMED = 0x7F000000  # bytes and more: what programs write as the length where they write to a pipe
@@ -47,13 +48,15 @@ def examine(path: Path, stream) -> tuple[bytes | None, str]:
             return _examine_mpeg(path, stream, data)
         if stream.frames == 0 and data[:4] == b"RIFF":
             return _with_open_length(data), ""
-        if stream.format in SECOND_START and data.find(SECOND_START[stream.format], 1) > 0:
+        mark = SECOND_START.get(stream.format)
+        if mark and data.find(mark, data.find(mark) + 1) > 0:  # the first may stand behind a tag
             return None, "several recordings in one file: only the first is read; split them"
         if stream.format == "OGG" and _ends_within_page(data):
             return None, f"incomplete: it ends after {stream.frames / stream.samplerate:.1f} s, within a page"
         stop = LOGGED_STOP.search(stream.extra_info)
-        if stop and len(data) > 2 * int(stop[1]):  # as where a recorder died before it wrote the last header
-            return None, "incomplete: its header covers less than half of the file"
+        seconds = stream.frames / stream.samplerate
+        if stop and seconds * (len(data) / int(stop[1]) - 1) > UNCOVERED:  # a recorder died before its last header
+            return None, f"incomplete: its header covers {int(stop[1]):,} of {len(data):,} bytes, {seconds:.1f} s"
         return None, incomplete(stream.frames / stream.samplerate, _promised_seconds(stream, data))
 
 

@@ -154,7 +154,11 @@ def _add_flip(parser: argparse.ArgumentParser) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(flip_arousal=False, split_by_speaker=None, seed=None)  # where the kind has no such flag
     parser.add_argument("--skip-missing", action="store_true", help="leave out rows without a recording")
-    parser.add_argument("--replace", action="store_true", help="replace labels that were prepared with other flags")
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="replace labels that were prepared with other flags, and copies of recordings that have changed",
+    )
     parser.add_argument("--copy", action="store_true", help="copy recordings, and features, instead of linking to them")
     parser.add_argument(
         "--set",
@@ -304,7 +308,7 @@ def write_corpus(out: Path, table, ratings, mark: dict, copy: bool, replace: boo
         told = "; ".join(f"{name} {before.get(name)} there, {mark.get(name)} now" for name in changed)
         raise UserError(f"{labels}: prepared with other flags ({told}). Name another --out, or add --replace.")
     prepare_folder(labels)
-    link_recordings(prepare_folder(out / "Audios"), table["FileName"], table["audio"], copy)
+    link_recordings(prepare_folder(out / "Audios"), table["FileName"], table["audio"], copy, replace)
     more = [column for column in table.columns if column.endswith(("_n", "_std"))]
     write_text(mark_file, json.dumps(mark, indent=1) + "\n")
     corpora.write_table(table[[*utils.CONSENSUS_COLUMNS, *more]], labels / utils.PREPARED_LABELS)
@@ -313,11 +317,11 @@ def write_corpus(out: Path, table, ratings, mark: dict, copy: bool, replace: boo
         corpora.write_table(ratings, labels / "labels_detailed.csv")
 
 
-def link_recordings(folder: Path, names, recordings, copy: bool) -> None:
+def link_recordings(folder: Path, names, recordings, copy: bool, replace: bool = False) -> None:
     """A link, or a copy, of each recording or feature file under its name in the corpus.
 
     Raises:
-        UserError: a different file has that name already.
+        UserError: a different file has that name already, and it may not be replaced.
     """
     # The label may say .wav where the recording is .flac; features are found by the name without its ending.
     sources = {
@@ -336,7 +340,9 @@ def link_recordings(folder: Path, names, recordings, copy: bool) -> None:
         elif target.exists():
             if target.samefile(source) or _is_copy(target, source):
                 continue
-            raise UserError(f"{target}: a different file than {source}; name another --out or remove it.")
+            if not replace:
+                raise UserError(f"{target}: a different file than {source}; name another --out, or add --replace.")
+            target.unlink()
         if copy:
             with write_atomically(target) as temporary:
                 shutil.copy2(source, temporary)  # with its time of change, for the next run
@@ -490,6 +496,7 @@ def main(args: argparse.Namespace) -> None:
     out = args.out or args.source
     if args.out:
         if ratings is not None:
+            ratings = corpora.clip_to_scale(ratings, scale, args.source, corpora.RATING_CLIPPED)
             ratings = bring_to_range(ratings, scale, args.flip_arousal, args.source)
         mark = {name: value for name, value in vars(args).items() if name not in OTHER_FLAGS}
         mark |= {"label_scale": list(scale), "source": str(args.source.resolve())}

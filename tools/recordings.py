@@ -34,7 +34,7 @@ MEDIA_ENDINGS = (
     ".m4v",
     ".mp4",
 )
-SYSTEM_FOLDERS = ("__macosx", "$recycle.bin", "@eadir")  # of archivers, Windows and Synology; hidden but in name
+SYSTEM_FOLDERS = ("__macosx", "$recycle.bin", "@eadir")  # of archivers, Windows and Synology; no recordings
 RECORD_FILE = "recordings.json"  # beside .mat files: the recording that each was made from
 
 
@@ -178,8 +178,11 @@ class Recordings:
         Raises:
             UserError: no such folder, or no recordings in it.
         """
-        self.folder, self.linked = folder, linked
+        self.folder, self.linked = folder, linked and linked.absolute()
+        self.beside: set[str] = set()  # names of the folders beside it
         self.root = [_folded(part) for part in folder.absolute().parts[1:]]
+        with contextlib.suppress(OSError):
+            self.beside = {_folded(path.name) for path in folder.absolute().parent.iterdir() if path.is_dir()}
         self.by_stem: dict[str, list[_Place]] = defaultdict(list)
         self.folders: set[str] = set()
         for path in list_recordings(folder):
@@ -195,7 +198,14 @@ class Recordings:
         folders instead (`s2/a.wav`) is not looked for in it.
         """
         named = any(self._from_root([*map(_folded, _parts(entry)[:-1])]) is not None for entry in entries)
-        return [self.find(entry, flat=not named) for entry in entries]
+        found = [self.find(entry, flat=not named) for entry in entries]
+        astray = [entry for entry, path in zip(entries, found) if path and not named and self._names_neighbour(entry)]
+        if astray:
+            tell(
+                f"warning: {self.folder}: {len(astray)} rows name a folder beside this one ({first_few(astray)}); "
+                "their recordings were taken from here by name alone."
+            )
+        return found
 
     def find(self, entry: str, flat: bool = True) -> Path | None:
         """The recording called so: a path, absolute or from the folder, or a file name anywhere below it.
@@ -228,6 +238,11 @@ class Recordings:
                         return self._only(alike, folders, entry)
         return None
 
+    def _names_neighbour(self, entry: str) -> bool:
+        """Whether an entry's last folder is not below the audio folder, but beside it."""
+        folders = [_folded(folder) for folder in _parts(entry)[:-1]]
+        return bool(folders) and folders[-1] in self.beside and not self.folders & {*folders}
+
     def namesake(self, entry: str) -> Path | None:
         """A recording with the file name of an entry, in whichever folder."""
         name = (_parts(entry) or [""])[-1]
@@ -252,18 +267,20 @@ class Recordings:
     def _fitting(self, places: Sequence[_Place], wanted: list[str], flat: bool) -> list[_Place]:
         """Those places that the folders of an entry, in small letters, do not contradict."""
         below = self._from_root(wanted)
+        only_name = len(places) == 1  # with no folder in common the name decides, unless several recordings have it
 
         def fits(here: list[str]) -> bool:
             if _is_within(wanted, here) or (below is not None and _is_within(below, here)):
                 return True
-            return flat and _is_within(here, wanted) and self.folders.isdisjoint(set(wanted) - set(here))
+            known = self.folders.isdisjoint(set(wanted) - set(here))
+            return flat and known and _is_within(here, wanted) and bool(here or only_name)
 
         return [place for place in places if fits(place.folded)]
 
     def _only(self, places: list[_Place], folders: list[str], entry: str) -> Path:
         """The one of several places that an entry means."""
         tests = (
-            lambda place: self.linked is None or not place.path.is_relative_to(self.linked),
+            lambda place: self.linked is None or not place.path.absolute().is_relative_to(self.linked),
             lambda place: _is_within(folders, place.folders),  # by the case of letters
             lambda place: place.folders == folders,
         )
@@ -272,9 +289,7 @@ class Recordings:
         first, *others = [place.path for place in places]
         for other in others:
             if not first.samefile(other):
-                raise UserError(
-                    f"{entry}: both {first} and {other} are called so; name files with their folders and endings."
-                )
+                raise UserError(f"{entry}: both {first} and {other} match; name files with their folders and endings.")
         return first
 
 
@@ -331,7 +346,10 @@ def without_features(recordings: Sequence[Path], feature_dir: Path) -> dict[Path
     from tqdm import tqdm
 
     file = feature_dir / RECORD_FILE
-    before = read_json_object(file) if file.is_file() else {}
+    try:
+        before = read_json_object(file) if file.is_file() else {}
+    except UserError as error:
+        raise UserError(f"{error} Remove it, and the features beside it if recordings have changed.") from None
     ours = bool(features.read_feature_set(feature_dir))
     record, todo, changed = dict(before), {}, []
     for recording in tqdm(recordings, "recordings", unit="file", leave=False, delay=0.5, disable=None):

@@ -387,7 +387,8 @@ def order_of(args: argparse.Namespace, data: Data) -> NDArray[np.int64]:
 
     train = data.train.data
     if args.order in curriculum.ORDERS:
-        return training_Curriculum.load_order(args, data.corpus, train)[0]
+        # Every order of a comparison trains on the same utterances, so a metric that covers a part of Train is refused.
+        return training_Curriculum.load_order(with_changes(args, skip_missing=False), data.corpus, train)[0]
     if args.order == "agreement":
         file = utils.find_detailed_file(args.corpus) if args.corpus else None
         if file is None:
