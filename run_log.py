@@ -203,7 +203,7 @@ class TrainingRun:
             return False
         if lines[-1].get("checkpoint") != digest(self.checkpoint.read_bytes()):
             return False  # another run has replaced it, and was stopped before it could write its own log
-        print(f"{self.checkpoint}: trained already with these arguments on these data; --no-resume trains it anew.")
+        print(f"{self.checkpoint}: trained already with these arguments on this data; --no-resume trains it again.")
         return True
 
     def refuse_unlike_ranks(self, finished: bool) -> None:
