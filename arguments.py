@@ -400,6 +400,23 @@ def _can_be_mended(error: OSError, args: argparse.Namespace) -> bool:
     return any(file.is_relative_to(folder) for file in files for folder in named)
 
 
+def _message_of(error: OSError) -> str:
+    """What the user reads of an error of the operating system."""
+    name = error.filename2 or error.filename  # of two names the second is where something was to go
+    if name is None and error.errno in (errno.ENOSPC, errno.EFBIG):
+        name = "standard output"  # writing a file adds its name
+        _drop_output()
+    return runtime.one_line(f"{name or 'a file'}: {error.strerror or error}.")
+
+
+def _leave_rank(status: int) -> None:
+    """End a rank at once: a thread of gloo that frees its last tensor while Python ends would abort the process."""
+    run_log.TrainingRun.release_files()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def _drop_output() -> None:
     """Write standard output nowhere from now on: what it still holds must not make Python complain at its end."""
     if sys.stdout:
@@ -458,12 +475,7 @@ def run(
         sys.stderr = errors
         if not _can_be_mended(error, args):
             raise
-        name = error.filename2 or error.filename  # of two names the second is where something was to go
-        if name is None and error.errno in (errno.ENOSPC, errno.EFBIG):
-            name = "standard output"  # whatever writes a file adds its name
-            _drop_output()
-        told = runtime.one_line(f"{name or 'a file'}: {error.strerror or error}.")
-        print(f"{parser.prog}: error: {told}", file=errors)
+        print(f"{parser.prog}: error: {_message_of(error)}", file=errors)
         status = 2
     except (KeyboardInterrupt, _Terminated) as stop:
         heard.set()
@@ -481,9 +493,5 @@ def run(
         print(f"{parser.prog}: rank {runtime.rank()}: another process has ended.", file=errors)
         status = 1
     if runtime.num_ranks() > 1:
-        # All is written. A thread of gloo that lets go of its last tensor while Python ends would abort the process.
-        run_log.TrainingRun.release_files()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        _leave_rank(status)
     sys.exit(status)
