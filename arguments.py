@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -361,29 +361,33 @@ def _what_remains(args: argparse.Namespace) -> str:
     return f"{again} goes on after {training.saved_epochs} epochs."
 
 
-def _end_where_deaf(prog: str, heard: threading.Event) -> None:
-    """End this rank some seconds after a signal that its main thread does not hear.
+@contextlib.contextmanager
+def _ending_where_deaf(prog: str) -> Iterator[None]:
+    """Within the block, this rank ends some seconds after a signal that its main thread does not hear.
 
     A collective that waits for another rank, which may never come, runs no signal handler of Python.
-
-    Args:
-        prog: name of the script, for the message.
-        heard: set once the main thread ends because of the signal.
     """
+    heard = threading.Event()
     listening, waking = os.pipe()
     os.set_blocking(waking, False)
-    signal.set_wakeup_fd(waking)
+    before = signal.set_wakeup_fd(waking)
 
     def watch() -> None:
-        number = 0
+        number = None
         while number not in (signal.SIGINT, signal.SIGTERM):
-            number = os.read(listening, 1)[0]
+            number = next(iter(os.read(listening, 1)), signal.SIGTERM)  # nothing to read: the block has ended
         if heard.wait(STOP_PATIENCE):
             return
         print(f"\n{prog}: stopped while it waited for another process.", file=sys.stderr, flush=True)
         os._exit(128 + number)
 
     threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        heard.set()
+        signal.set_wakeup_fd(before)
+        os.close(waking)
 
 
 def _can_be_mended(error: OSError, args: argparse.Namespace) -> bool:
@@ -423,6 +427,17 @@ def _drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _run_on_ranks(main: Callable, args: argparse.Namespace, prog: str, with_ranks: bool) -> int | None:
+    """What `main` returns, run as one of several processes."""
+    if not with_ranks:
+        raise UserError("runs as one process; start it without torchrun.")
+    with _ending_where_deaf(prog):
+        runtime.join_ranks()
+        status = main(args)
+        runtime.leave_ranks()
+    return status
+
+
 def run(
     main: Callable[[argparse.Namespace], int | None],
     parser: argparse.ArgumentParser,
@@ -448,18 +463,11 @@ def run(
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a shell's background
         signal.signal(signal.SIGINT, _stop_by(KeyboardInterrupt))
     errors = sys.stderr if runtime.rank() == 0 else sys.__stderr__
-    heard = threading.Event()
     try:
-        if runtime.num_ranks() > 1:
-            if not with_ranks:
-                raise UserError("runs as one process; start it without torchrun.")
-            _end_where_deaf(parser.prog, heard)
-            runtime.join_ranks()
-        status = main(args) or 0
+        status = _run_on_ranks(main, args, parser.prog, with_ranks) if runtime.num_ranks() > 1 else main(args)
         if sys.stdout:  # there is none where it was closed
             sys.stdout.flush()  # a full disk behind it shows here, not when Python ends
-        if runtime.num_ranks() > 1:
-            runtime.leave_ranks()
+        status = status or 0
     except UserError as error:
         if runtime.rank() == 0:
             print(f"{parser.prog}: error: {error}", file=sys.stderr)
@@ -478,7 +486,6 @@ def run(
         print(f"{parser.prog}: error: {_message_of(error)}", file=errors)
         status = 2
     except (KeyboardInterrupt, _Terminated) as stop:
-        heard.set()
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -62,7 +62,7 @@ def test_a_prepared_corpus_is_not_scaled_twice(other):
     labels = pd.read_csv(other.folder / "ready/Labels/labels_consensus.csv").set_index("FileName")["EmoVal"]
     for more in ((), ("--label-scale", 1, 5), ("--label-scale", 1, 7)):
         code, out, err = score(other, "--corpus", "ready", *more)
-        assert code == 0 and "labels 1..5 brought to 1..7" in out, err
+        assert code == 0 and "labels rescaled linearly from 1-5 to 1-7" in out, err
         rows = pd.read_csv(other.folder / "results/SimpleEmoRegressor_DeepMI@_Val_Test1.csv").set_index("FileName")
         assert np.allclose(rows["label"], labels[rows.index])
     other.refuses(score(other, "--corpus", "ready", "--label-scale", 0, 100), "prepared from labels of 1..5", "0..100")
