@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import arguments
+from deepmi import cli, ranks
+from deepmi.process import UserError
 
 
 def fraction(text: str) -> float:
@@ -24,19 +25,19 @@ def fraction(text: str) -> float:
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this stage."""
-    parser = arguments.new_parser(__doc__)
-    arguments.add_training_arguments(parser, epochs=200, trained_before="the checkpoint")
-    arguments.add_clusters_argument(parser)
+    parser = cli.new_parser(__doc__)
+    cli.add_training_arguments(parser, epochs=200, trained_before="the checkpoint")
+    cli.add_clusters_argument(parser)
     parser.add_argument(
         "--alpha",
         type=fraction,
         metavar="A",
         help="weight 0..1 of the predicted level's part; by default the paper's: 0.5 for Val, 0 for Act and Dom",
     )
-    arguments.add_corpus_arguments(parser)
-    arguments.add_model_dir_argument(parser)
-    arguments.add_metric_dir_argument(parser)
-    arguments.add_compute_arguments(
+    cli.add_corpus_arguments(parser)
+    cli.add_model_dir_argument(parser)
+    cli.add_metric_dir_argument(parser)
+    cli.add_compute_arguments(
         parser, "taken as by every stage; extraction draws nothing, so its values are the same for any seed"
     )
     return parser
@@ -54,23 +55,22 @@ def open_network(args: argparse.Namespace, checkpoint: Path, *folders: Path) -> 
     Raises:
         UserError: corpus, norm terms or checkpoint are missing, damaged or do not fit.
     """
-    import run_log
-    import runtime
     import utils
-    from batches import Rows
+    from deepmi import run_log, runtime
+    from deepmi.batches import Rows
     from model import load_ssl_checkpoint
 
     device = runtime.choose_device(args.device)
     precision = runtime.choose_precision(device, args.precision)
-    corpus = arguments.open_corpus(args)
+    corpus = utils.open_corpus(args)
     corpus.select("Train")
     model, info = load_ssl_checkpoint(
         checkpoint, corpus.num_features, args.num_clusters, args.emo_attr, corpus.feature_set
     )
-    run_log.tell_if_unfinished(checkpoint)
-    corpus.tell_if_other_terms(checkpoint, info)
+    run_log.note_if_unfinished(checkpoint)
+    corpus.note_other_norm_stats(checkpoint, info)
     utils.make_output_folders(*folders, args.cache_dir)
-    with runtime.first_rank_first():
+    with ranks.first_rank_first():
         train = corpus.load("Train")
     return model.to(device), info, corpus, train, Rows(train.rows, device, precision), precision
 
@@ -79,10 +79,9 @@ def main(args: argparse.Namespace) -> None:
     """Extract and write the DeepMI values."""
     import numpy as np
 
-    import deepmi
-    import runtime
     import utils
-    from batches import in_batches
+    from deepmi.batches import in_batches
+    from deepmi.metric import ALPHA, deepmi_values, emotion_levels, warn_if_flat, write_metric
 
     checkpoint = utils.ssl_checkpoint(args.model_dir, args.epoch, args.batch_size, args.num_clusters, args.emo_attr)
     model, info, corpus, train, rows, precision = open_network(args, checkpoint, args.metric_dir)
@@ -92,19 +91,19 @@ def main(args: argparse.Namespace) -> None:
         return  # rank 0 has them
     logits, prediction = outputs
     if not logits.isfinite().all():
-        raise runtime.UserError(
+        raise UserError(
             f"{checkpoint}: the cluster head outputs NaN or infinity; download or train the checkpoint again."
         )
-    alpha = deepmi.ALPHA[args.emo_attr] if args.alpha is None else args.alpha
-    values, information = deepmi.deepmi_values(
+    alpha = ALPHA[args.emo_attr] if args.alpha is None else args.alpha
+    values, information = deepmi_values(
         logits.argmax(dim=1).cpu().numpy(),
-        deepmi.emotion_levels(train.labels),
-        deepmi.emotion_levels(utils.in_label_units(prediction.cpu().numpy(), corpus.label_norm, checkpoint)),
+        emotion_levels(train.labels),
+        emotion_levels(utils.denormalise(prediction.cpu().numpy(), corpus.label_norm, checkpoint)),
         args.num_clusters,
         alpha,
     )
     target = utils.metric_file(args.metric_dir, args.num_clusters, args.emo_attr)
-    deepmi.write_metric(target, dict(zip(train.names, values.tolist())))
+    write_metric(target, dict(zip(train.names, values.tolist())))
 
     print(
         f"{len(values)} training utterances, checkpoint {checkpoint} (best epoch {info.get('best_epoch', 'not given')})"
@@ -114,8 +113,8 @@ def main(args: argparse.Namespace) -> None:
     print(f"H(X)    = {information['H(X)']:.5f} nats  clusters ({np.log(args.num_clusters):.5f} if all were as large)")
     print(f"alpha {alpha:g}; {len(set(values.tolist()))} distinct values from {values.min():g} to {values.max():g}")
     print(f"wrote {target}")
-    deepmi.tell_if_flat(values, target)
+    warn_if_flat(values, target)
 
 
 if __name__ == "__main__":
-    arguments.run(main, get_args_parser(), with_ranks=True)
+    cli.run(main, get_args_parser(), with_ranks=True)

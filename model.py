@@ -10,64 +10,18 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-import storage
-from features import common_feature_set
-from runtime import UserError
+from deepmi import tensors
+from deepmi.features import common_feature_set
+from deepmi.layers import Dropout, InputLinear
+from deepmi.process import UserError
 
 DROPOUT = 0.3
 TRUNK_WIDTHS = (1024, 512, 256)
 LONGEST_FACT = 1000  # characters of one fact that a checkpoint keeps of its training
 INFO_KEY = "deepmi"  # where a checkpoint keeps what it was trained for
-
-
-class Dropout(nn.Module):
-    """Dropout whose masks cost little on a CPU, where torch draws them one by one, one core at work.
-
-    There 16 random bits decide on each unit, so the rate is exact to 2**-17. The bits come from a generator that
-    torch's own generator seeds anew each time: `runtime.seed_everything` decides on both.
-    """
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or not self.training or self.rate == 0:
-            return F.dropout(x, self.rate, self.training)
-        seed = int(torch.empty((), dtype=torch.int64).random_())
-        bits = np.random.SFC64(seed).random_raw(-(-x.numel() // 4))
-        bits = torch.from_numpy(bits.view(np.int16)[: x.numel()]).view(x.shape)
-        kept = torch.ge(bits, round(self.rate * 2**16) - 2**15, out=torch.empty_like(x, requires_grad=False))
-        return x * kept.mul_(1 / (1 - self.rate))
-
-
-class InputLinear(nn.Linear):
-    """nn.Linear whose weight lies in memory as (in, out); checkpoints hold it as (out, in), as nn.Linear's.
-
-    The gradient of a weight (out, in) is written in rows of `in`. With 6,373 of them no row starts on a cache line, and
-    that product runs at two thirds of the speed of (in, out).
-    """
-
-    def __init__(self, width_in: int, width_out: int):
-        super().__init__(width_in, width_out)
-        self.weight = nn.Parameter(self.weight.detach().t().contiguous())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.bias, x, self.weight)
-
-    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}weight"] = destination[f"{prefix}weight"].t()
-
-    def _load_from_state_dict(self, state: dict, prefix: str, *more: object) -> None:
-        key = f"{prefix}weight"
-        turned = {key: state[key].t()} if key in state else {}
-        super()._load_from_state_dict({**state, **turned}, prefix, *more)
 
 
 class ResidualBlock(nn.Module):
@@ -181,7 +135,7 @@ def save_ssl_checkpoint(path: Path, state: Mapping[str, Tensor], info: dict) -> 
     """
     keys = {key: key.replace("dnn_features.", "dnn_features.module.", 1) for key in state}
     weights = {keys[key]: value.detach().cpu().contiguous() for key, value in state.items()}
-    storage.save_tensors({"arch": "resnet", "state_dict": weights, INFO_KEY: info}, path)
+    tensors.save_tensors({"arch": "resnet", "state_dict": weights, INFO_KEY: info}, path)
 
 
 def load_ssl_checkpoint(
@@ -206,7 +160,7 @@ def load_ssl_checkpoint(
             f"{path}: no such checkpoint. Run training_DeepEmoCluster.py with the same -ep, -batch, -emo and -nc first "
             "(the published ones: --model-dir trained_SSLmodels_v1.8)."
         )
-    content = storage.load_tensors(path)
+    content = tensors.load_tensors(path)
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise UserError(f"{path}: no state_dict in it; expected a DenseResNet checkpoint.")
@@ -228,7 +182,7 @@ def save_regressor(path: Path, state: Mapping[str, Tensor], info: dict) -> None:
     """
     weights = OrderedDict((key, value.detach().cpu().contiguous()) for key, value in state.items())
     weights._metadata = {"": {"version": 1, INFO_KEY: info}}
-    storage.save_tensors(weights, path)
+    tensors.save_tensors(weights, path)
 
 
 def load_regressor(path: Path, num_features: int, emo_attr: str = "", feature_set: str = "") -> tuple[DenseNet, dict]:
@@ -250,7 +204,7 @@ def load_regressor(path: Path, num_features: int, emo_attr: str = "", feature_se
             f"{path}: no such regressor. training_Curriculum.py writes them, as "
             "SimpleEmoRegressor_DeepMI@_Val.pt.tar in its --model-dir."
         )
-    state = storage.load_tensors(path)
+    state = tensors.load_tensors(path)
     if not isinstance(state, dict):
         raise UserError(f"{path}: expected the state dict of a curriculum regressor, found {type(state).__name__}.")
     if "state_dict" in state:
@@ -269,7 +223,7 @@ def _checked_info(path: Path, info: object) -> dict:
     """What was saved with a network, empty where nothing was; `UserError` where this program did not write it."""
 
     def is_ours(name: object, value: object) -> bool:
-        kinds = str if name in ("emo_attr", "feature_set", "norm_terms") else storage.PLAIN
+        kinds = str if name in ("emo_attr", "feature_set", "norm_terms") else tensors.PLAIN
         fit = math.isfinite(value) if isinstance(value, float) else len(str(value)) <= LONGEST_FACT
         return isinstance(name, str) and isinstance(value, kinds) and fit
 

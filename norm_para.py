@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import argparse
 
-import arguments
+from deepmi import cli
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this stage."""
-    parser = arguments.new_parser(__doc__)
-    arguments.add_corpus_arguments(parser)
+    parser = cli.new_parser(__doc__)
+    cli.add_corpus_arguments(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
     """Compute and write the norm terms."""
-    import features
     import utils
-    from runtime import UserError
+    from deepmi import features
+    from deepmi.process import UserError
 
     corpus = utils.find_corpus(args.corpus, args.labels, args.features)
     train = utils.select_split(utils.read_labels(corpus.labels), "Train", corpus.labels)
@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> None:
     train = train[train["FileName"].isin(set(names))]
     labels = {
         attribute: utils.attribute_labels(train, attribute, corpus.labels).to_numpy()
-        for attribute in arguments.ATTRIBUTES
+        for attribute in cli.ATTRIBUTES
         if utils.has_labels(train, attribute)
     }
     if not labels:
@@ -43,12 +43,12 @@ def main(args: argparse.Namespace) -> None:
 
     mean, std = features.feature_moments(features.feature_paths(corpus.features, sorted(names)), args.workers)
     terms = {attribute: (values.mean(), values.std()) for attribute, values in labels.items()}
-    written = utils.write_norm_terms(args.norm_dir, (mean, std), terms, feature_set)
+    written = utils.write_norm_stats(args.norm_dir, (mean, std), terms, feature_set)
     print(f"{len(names)} training utterances of {mean.size} features, {int((std == 0).sum())} of them constant.")
     for attribute, (label_mean, label_std) in terms.items():
         count = len(labels[attribute])
         print(f"{attribute}: mean {label_mean:.4f}, standard deviation {label_std:.4f} over {count} labels.")
-    for attribute in sorted(set(arguments.ATTRIBUTES) - set(labels)):
+    for attribute in sorted(set(cli.ATTRIBUTES) - set(labels)):
         stale = (args.norm_dir / f"{attribute.lower()}_norm_means.mat").exists()
         rest = f" Its terms in {args.norm_dir} are of another corpus." if stale else ""
         print(f"{attribute}: no labels in {corpus.labels}, left out.{rest}")
@@ -56,4 +56,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments.run(main, get_args_parser())
+    cli.run(main, get_args_parser())

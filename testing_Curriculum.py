@@ -20,19 +20,16 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import arguments
-import curriculum
-import run_log
-import runtime
-import storage
+from deepmi import cli, curriculum, run_log, runtime, storage
+from deepmi.process import UNPRINTABLE, UserError, notify
 
 FEW = 10  # speakers, or utterances: an interval from fewer is approximate
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this stage."""
-    parser = arguments.new_parser(__doc__)
-    arguments.add_training_arguments(parser, epochs=70, trained_before="the regressor")
+    parser = cli.new_parser(__doc__)
+    cli.add_training_arguments(parser, epochs=70, trained_before="the regressor")
     parser.add_argument(
         "--split",
         nargs="+",
@@ -50,12 +47,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", type=Path, metavar="FILE", help="regressor file, whatever --order and --model-dir say"
     )
-    arguments.add_corpus_arguments(parser, several=True)
-    arguments.add_model_dir_argument(parser)
+    cli.add_corpus_arguments(parser, several=True)
+    cli.add_model_dir_argument(parser)
     parser.add_argument(
         "--results-dir", type=Path, default=Path("results"), metavar="DIR", help="folder of the results"
     )
-    arguments.add_compute_arguments(parser, "seed of the bootstrap")
+    cli.add_compute_arguments(parser, "seed of the bootstrap")
     return parser
 
 
@@ -77,7 +74,7 @@ def find_regressor(args: argparse.Namespace) -> Path:
 
     if args.model:
         if args.order:
-            raise runtime.UserError("--order and --model both name a regressor; leave one out.")
+            raise UserError("--order and --model both name a regressor; leave one out.")
         return args.model
     file = utils.regressor_checkpoint(args.model_dir, args.order or "deepmi", args.emo_attr)
     if args.order or file.is_file() or not args.model_dir.is_dir():
@@ -121,11 +118,11 @@ def bootstrap_groups(speakers: list[str], names: list[str]) -> tuple[list[str] |
 
 def interval(truth, prediction, speakers: list[str], names: list[str], seed: int) -> tuple[tuple[float, float], str]:
     """The 95 % bootstrap interval, by speaker where several are known, and one line that says so."""
-    import metrics
+    from deepmi.ccc import RESAMPLES, bootstrap_interval
 
     groups, drawn, warning = bootstrap_groups(speakers, names)
-    low, high = metrics.bootstrap_interval(truth, prediction, groups, seed=seed)
-    line = f"95 % bootstrap interval: {low:.3f} .. {high:.3f} ({metrics.RESAMPLES} resamples of {drawn})"
+    low, high = bootstrap_interval(truth, prediction, groups, seed=seed)
+    line = f"95 % bootstrap interval: {low:.3f} .. {high:.3f} ({RESAMPLES} resamples of {drawn})"
     return (low, high), line + warning
 
 
@@ -168,7 +165,7 @@ def distinct_names(corpora: list) -> list[str]:
 def one_each(values: list, corpora: list, flag: str) -> list:
     """A flag's value for each corpus; raises `UserError` where there are neither one nor as many as corpora."""
     if len(values) not in (1, len(corpora)):
-        raise runtime.UserError(f"{flag}: {len(values)} given for {len(corpora)} corpora; expected one, or one each.")
+        raise UserError(f"{flag}: {len(values)} given for {len(corpora)} corpora; expected one, or one each.")
     return values * len(corpora) if len(values) == 1 else values
 
 
@@ -176,7 +173,7 @@ def scale_pairs(bounds: list[float] | None) -> list[tuple[float, float] | None]:
     """The pairs of --label-scale, [None] where it is not given; raises `UserError` where a number has no partner."""
     bounds = bounds or []
     if len(bounds) % 2:
-        raise runtime.UserError(f"--label-scale: {len(bounds)} numbers; expected pairs, the lowest label first.")
+        raise UserError(f"--label-scale: {len(bounds)} numbers; expected pairs, the lowest label first.")
     return list(zip(bounds[::2], bounds[1::2])) or [None]
 
 
@@ -189,24 +186,24 @@ def label_scale(labels: Path, asked: tuple[float, float] | None) -> tuple[tuple[
     import utils
 
     if asked:
-        arguments.refuse_label_scale(*asked)
+        utils.refuse_label_scale(*asked)
     prepared = utils.prepared_scale(labels)
     if prepared is None:
         return (asked or utils.LABEL_RANGE,) * 2
     if asked not in (None, prepared, utils.LABEL_RANGE):
-        raise runtime.UserError(
+        raise UserError(
             f"{labels}: prepared from labels of {prepared[0]:g}..{prepared[1]:g}, on 1..7 now; --label-scale says "
             f"{asked[0]:g}..{asked[1]:g}. Leave it out; among several corpora give a pair each, 1 7 for this one."
         )
     return utils.LABEL_RANGE, prepared
 
 
-def tell_if_narrow(data, labels: Path, asked: tuple[float, float] | None) -> None:
+def note_if_narrow_scale(data, labels: Path, asked: tuple[float, float] | None) -> None:
     """Print a note where no scale was given and all labels are as those of a scale 1..5 would be."""
     import utils
 
     if asked is None and utils.prepared_scale(labels) is None and len(data.labels) >= 20 and data.labels.max() <= 5:
-        runtime.tell(
+        notify(
             f"note: {labels}: all {len(data.labels)} labels are at most {data.labels.max():g}. If its scale is 1 to 5, "
             "give --label-scale 1 5; the CCC depends on it."
         )
@@ -222,12 +219,10 @@ def open_tests(args: argparse.Namespace) -> list[TestCorpus]:
 
     corpora = args.corpus or [None]
     if len(corpora) > 1 and (args.features or args.labels):
-        raise runtime.UserError(
-            "--features and --labels are of one corpus; test on several without them, or one by one."
-        )
+        raise UserError("--features and --labels are of one corpus; test on several without them, or one by one.")
     for split in args.split:
-        if re.search(rf"[/\\{runtime.UNPRINTABLE}]", split) or len(split) > 64:
-            raise runtime.UserError(f"--split {split}: becomes part of a file name; expected the name of a split.")
+        if re.search(rf"[/\\{UNPRINTABLE}]", split) or len(split) > 64:
+            raise UserError(f"--split {split}: becomes part of a file name; expected the name of a split.")
     scales = scale_pairs(args.label_scale)
     tests = []
     for name, folder, split, norm_dir, asked in zip(
@@ -240,9 +235,9 @@ def open_tests(args: argparse.Namespace) -> list[TestCorpus]:
         labels = utils.find_corpus(folder, args.labels, args.features).labels
         scale, original = label_scale(labels, asked)
         one = argparse.Namespace(**{**vars(args), "corpus": folder, "norm_dir": norm_dir})
-        corpus = arguments.open_corpus(one, scale)
+        corpus = utils.open_corpus(one, scale)
         data = corpus.load(split)
-        tell_if_narrow(data, labels, asked)
+        note_if_narrow_scale(data, labels, asked)
         tests.append(TestCorpus(name, corpus, data, split, original, norm_dir))
     return tests
 
@@ -251,14 +246,14 @@ def test_on(test: TestCorpus, model_file: Path, device, precision: str, args: ar
     """Predict, score, write, print; the result."""
     import pandas as pd
 
-    import metrics
     import utils
-    from batches import Rows, in_batches
+    from deepmi.batches import Rows, in_batches
+    from deepmi.ccc import concordance_cc
     from model import load_regressor
 
     corpus, data, (low, high) = test.corpus, test.data, test.scale
     model, info = load_regressor(model_file, corpus.num_features, args.emo_attr, corpus.feature_set)
-    corpus.tell_if_other_terms(model_file, info)
+    corpus.note_other_norm_stats(model_file, info)
     given = {"epoch": args.epoch, "batch_size": args.batch_size}
     if any(value not in (info.get(name, value), get_args_parser().get_default(name)) for name, value in given.items()):
         print(
@@ -266,8 +261,8 @@ def test_on(test: TestCorpus, model_file: Path, device, precision: str, args: ar
             "does not depend on what is given here."
         )
     (z,) = in_batches(model.to(device), model, Rows(data.rows, device, precision), precision)
-    prediction = utils.in_label_units(z.cpu().numpy(), corpus.label_norm, model_file)
-    ccc = metrics.concordance_cc(data.labels, prediction)
+    prediction = utils.denormalise(z.cpu().numpy(), corpus.label_norm, model_file)
+    ccc = concordance_cc(data.labels, prediction)
     if min(data.labels) == max(data.labels):
         print(f"note: all labels of {test.split} are the same; their CCC is 0 whatever is predicted.")
     bounds, interval_line = interval(data.labels, prediction, data.speakers, data.names, args.seed)
@@ -328,7 +323,7 @@ def table_of(tests: list[TestCorpus], results: list[dict]) -> list[str]:
         bounds = " .. ".join(map(number, result["interval_95"]))
         count = f"{result['n']:,}"
         rows.append([test.name, test.split, count, scale, str(test.norm_dir), number(result["ccc"]), bounds])
-    return arguments.markdown_table(rows)
+    return cli.markdown_table(rows)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -340,7 +335,7 @@ def main(args: argparse.Namespace) -> None:
     model_file = find_regressor(args)
     utils.make_output_folders(args.results_dir, args.cache_dir)
     tests = open_tests(args)
-    run_log.tell_if_unfinished(model_file)
+    run_log.note_if_unfinished(model_file)
     results = [test_on(test, model_file, device, precision, args) for test in tests]
     if len(results) > 1:
         table = table_of(tests, results)
@@ -352,4 +347,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments.run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -17,21 +17,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import arguments
-import curriculum
-import run_log
-import runtime
-import storage
+from deepmi import cli, curriculum, ranks, run_log, runtime, storage
+from deepmi.process import UserError, num_ranks
+from deepmi.seeds import derived_seed
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this stage."""
-    parser = arguments.new_parser(__doc__)
-    arguments.add_training_arguments(parser, epochs=70)
-    arguments.add_clusters_argument(
-        parser, "number of clusters K of the DeepMI file to use, DeepMI_Kclusters@_EMO.json"
-    )
-    arguments.add_metric_dir_argument(parser)
+    parser = cli.new_parser(__doc__)
+    cli.add_training_arguments(parser, epochs=70)
+    cli.add_clusters_argument(parser, "number of clusters K of the DeepMI file to use, DeepMI_Kclusters@_EMO.json")
+    cli.add_metric_dir_argument(parser)
     parser.add_argument(
         "--metric", type=Path, metavar="FILE", help="DeepMI file to use, whatever -nc and --metric-dir say"
     )
@@ -43,14 +39,14 @@ def get_args_parser() -> argparse.ArgumentParser:
         "for first bins of few cells, whose labels have hardly any spread); or as controls random, low DeepMI "
         "(reverse), all at once (none)",
     )
-    arguments.add_pacing_argument(parser)
-    arguments.add_corpus_arguments(parser)
-    arguments.add_model_dir_argument(parser)
-    arguments.add_compute_arguments(
+    cli.add_pacing_argument(parser)
+    cli.add_corpus_arguments(parser)
+    cli.add_model_dir_argument(parser)
+    cli.add_compute_arguments(
         parser,
         "seed of the weights, the batches, dropout and the random order; same seed, same machine: same bytes on a CPU",
     )
-    arguments.add_resume_argument(parser)
+    cli.add_resume_argument(parser)
     return parser
 
 
@@ -61,18 +57,18 @@ class Learner:
         self.model = model.to(device)
         self.device, self.precision, self.batch_size, self.seed = device, args.precision, args.batch_size, args.seed
         self.adam = runtime.adam(model.parameters(), curriculum.LEARNING_RATE, device)
-        self.network = runtime.over_ranks(model)
+        self.network = ranks.over_ranks(model)
         self.step = runtime.CapturedStep(self._step, device)
 
     def _step(self, x, targets):
         """Train on a batch; its CCC loss, which needs two utterances or more."""
-        from metrics import ccc_loss
+        from deepmi.ccc import ccc_loss
 
         with runtime.autocast(self.device, self.precision):
             prediction = self.network(x)
-        loss = ccc_loss(runtime.whole_batch(prediction.float(), len(targets)), targets)
+        loss = ccc_loss(ranks.whole_batch(prediction.float(), len(targets)), targets)
         self.adam.zero_grad(set_to_none=True)
-        (loss * runtime.num_ranks()).backward()  # over ranks gradients are averaged, each that of its own part
+        (loss * num_ranks()).backward()  # over ranks gradients are averaged, each that of its own part
         self.adam.step()
         return loss.detach()
 
@@ -94,15 +90,15 @@ class Learner:
         import torch
 
         runtime.set_rate(self.adam, curriculum.learning_rate(epoch))
-        runtime.seed_everything(runtime.derived_seed(self.seed, "batches", epoch))
-        shuffled = runtime.as_on_first_rank(torch.randperm(len(subset), device=self.device))
+        runtime.seed_everything(derived_seed(self.seed, "batches", epoch))
+        shuffled = ranks.as_on_first_rank(torch.randperm(len(subset), device=self.device))
         batches = [batch for batch in subset[shuffled].split(self.batch_size) if len(batch) > 1]
         if not batches:
             return 1.0
-        runtime.seed_own_dropout(self.seed, epoch)
+        ranks.seed_own_dropout(self.seed, epoch)
         self.model.train()
         losses = torch.zeros(len(batches), 1, device=self.device)
-        own_rows = rows.batches([batch[runtime.own_share(len(batch))] for batch in batches])
+        own_rows = rows.batches([batch[ranks.own_share(len(batch))] for batch in batches])
         for number, x in enumerate(own_rows):
             losses[number] = self.step(x, targets[batches[number]])
         losses = losses.cpu()  # one wait for the device an epoch, none a batch
@@ -111,11 +107,11 @@ class Learner:
 
     def validation_loss(self, rows, targets) -> float:
         """1 - CCC over the whole validation set at once."""
-        from batches import in_batches
-        from metrics import concordance_cc
+        from deepmi.batches import in_batches
+        from deepmi.ccc import concordance_cc
 
         predictions = in_batches(self.model, self.model, rows, self.precision)
-        return runtime.from_first_rank(lambda: 1 - concordance_cc(targets, predictions[0].cpu().numpy()))
+        return ranks.from_first_rank(lambda: 1 - concordance_cc(targets, predictions[0].cpu().numpy()))
 
 
 def load_order(args: argparse.Namespace, corpus, train) -> tuple:
@@ -128,34 +124,36 @@ def load_order(args: argparse.Namespace, corpus, train) -> tuple:
     """
     import numpy as np
 
-    import deepmi
     import utils
+    from deepmi.metric import emotion_levels, read_metric, warn_if_flat
 
     values, metric, key = None, None, None
     if args.order in curriculum.METRIC_ORDERS:
         file = args.metric or utils.metric_file(args.metric_dir, args.num_clusters, args.emo_attr)
         in_train = corpus.select("Train")["FileName"].tolist()
-        values = curriculum.match_metric(deepmi.read_metric(file), train.names, file, in_train, args.skip_missing)
+        values = curriculum.match_metric(read_metric(file), train.names, file, in_train, args.skip_missing)
         if np.isfinite(values).sum() < 2:
-            raise runtime.UserError(f"{file}: covers fewer than two of the utterances to train on.")
+            raise UserError(f"{file}: covers fewer than two of the utterances to train on.")
         metric, key = Path(file).name, storage.digest(values.tobytes())
         print(f"order {args.order} by {file}")
-        deepmi.tell_if_flat(values[~np.isnan(values)], file)
+        warn_if_flat(values[~np.isnan(values)], file)
     else:
         print(f"order {args.order}, no DeepMI used")
-    levels = deepmi.emotion_levels(train.labels)
+    levels = emotion_levels(train.labels)
     return curriculum.training_order(args.order, train.names, values, args.seed, levels), metric, key
 
 
-def train_epochs(learner: Learner, rows, train, held_out_rows, held_out, order, args, first: int = 0) -> Iterator[dict]:
+def train_epochs(
+    learner: Learner, rows, train, validation_rows, validation, order, args, first: int = 0
+) -> Iterator[dict]:
     """Train on more and more of the training set.
 
     Args:
         learner: what is trained.
         rows: `batches.Rows` of the training set.
         train: its `utils.LabeledSet`.
-        held_out_rows: those of the validation set.
-        held_out: its `utils.LabeledSet`.
+        validation_rows: those of the validation set.
+        validation: its `utils.LabeledSet`.
         order: positions in the training set, the first to be trained first, int64, shape (N,) or fewer.
         args: with epoch (how many), order and pacing.
         first: epoch to begin with, counted from 0.
@@ -174,7 +172,7 @@ def train_epochs(learner: Learner, rows, train, held_out_rows, held_out, order, 
         record["utterances"] = curriculum.training_size(args.order, epoch, len(order), args.pacing)
         subset = order[: record["utterances"]]
         record["ccc_loss"] = learner.train_epoch(rows, targets, subset, train.names, epoch)
-        record["validation_ccc_loss"] = learner.validation_loss(held_out_rows, held_out.targets)
+        record["validation_ccc_loss"] = learner.validation_loss(validation_rows, validation.targets)
         record["seconds"] = round(time.monotonic() - begin, 3)
         yield record
 
@@ -183,38 +181,38 @@ def main(args: argparse.Namespace) -> None:
     """Train, keeping the best regressor."""
     from tqdm import tqdm
 
-    import plots
     import utils
-    from batches import Rows
+    from deepmi import plots
+    from deepmi.batches import Rows
     from model import DenseNet, save_regressor
 
     device = runtime.choose_device(args.device)
     args.precision = runtime.choose_precision(device, args.precision)
     target = utils.regressor_checkpoint(args.model_dir, args.order, args.emo_attr)
     utils.make_output_folders(args.model_dir, args.cache_dir)
-    with runtime.first_rank_first():
-        corpus = arguments.open_corpus(args)
-        train, held_out = corpus.load("Train"), corpus.load_validation()
+    with ranks.first_rank_first():
+        corpus = utils.open_corpus(args)
+        train, validation = corpus.load("Train"), corpus.load_validation()
         order, metric, metric_key = load_order(args, corpus, train)
-        keys = {"Train": train.key, "Validation": held_out.key, "metric": metric_key}
-        counts = {"Train": len(order), "Validation": len(held_out.names)}
+        keys = {"Train": train.key, "Validation": validation.key, "metric": metric_key}
+        counts = {"Train": len(order), "Validation": len(validation.names)}
         details = {"corpus": str(args.corpus), "counts": counts, "device": str(device), "metric": metric}
-        details["ranks"] = runtime.num_ranks()
-        run = run_log.TrainingRun(target, arguments.chosen(args, "order", "pacing"), keys, details, args.resume)
+        details["ranks"] = num_ranks()
+        run = run_log.TrainingRun(target, cli.chosen(args, "order", "pacing"), keys, details, args.resume)
         finished = run.is_finished()
         state = None if finished else run.start()
     run.refuse_unlike_ranks(finished)
     if finished:
         return
 
-    runtime.seed_everything(runtime.derived_seed(args.seed, "regressor"))
+    runtime.seed_everything(derived_seed(args.seed, "regressor"))
     model = DenseNet(corpus.num_features)
     learner = Learner(model, device, args)
     if state is not None:
         with run.reading_state():
             model.load_state_dict(state["weights"])
             runtime.load_optimizer(learner.adam, state["optimizer"])
-    rows, held_out_rows = Rows(train.rows, device, args.precision), Rows(held_out.rows, device, args.precision)
+    rows, validation_rows = Rows(train.rows, device, args.precision), Rows(validation.rows, device, args.precision)
     sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
     print(f"{sizes} utterances of {corpus.num_features} features, on {device}")
     last = curriculum.training_size(args.order, args.epoch - 1, len(order), args.pacing)
@@ -229,7 +227,7 @@ def main(args: argparse.Namespace) -> None:
         return {"weights": model.state_dict(), "optimizer": runtime.optimizer_state(learner.adam)}
 
     first = len(run.history)
-    epochs = train_epochs(learner, rows, train, held_out_rows, held_out, order, args, first)
+    epochs = train_epochs(learner, rows, train, validation_rows, validation, order, args, first)
     for record in tqdm(epochs, initial=first, total=args.epoch, unit="epoch", disable=None):
         run.end_epoch(record)
         run.keep_if_best(record["validation_ccc_loss"], record["epoch"], model.state_dict())
@@ -242,4 +240,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments.run(main, get_args_parser(), with_ranks=True)
+    cli.run(main, get_args_parser(), with_ranks=True)

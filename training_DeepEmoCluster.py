@@ -16,9 +16,9 @@ import argparse
 import time
 from dataclasses import dataclass
 
-import arguments
-import run_log
-import runtime
+from deepmi import cli, ranks, run_log, runtime
+from deepmi.process import UserError, num_ranks
+from deepmi.seeds import derived_seed
 
 LR_TRUNK = 1e-3  # SGD on everything but the top layer, both stages
 LR_TOP_LAYER = 1e-2  # SGD
@@ -28,17 +28,17 @@ UNLABELED, LABELED = 0, 1  # the two stages of an epoch
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this stage."""
-    parser = arguments.new_parser(__doc__)
-    arguments.add_training_arguments(parser, epochs=200)
-    arguments.add_clusters_argument(parser)
-    arguments.add_corpus_arguments(parser)
-    arguments.add_unlabeled_arguments(parser)
-    arguments.add_model_dir_argument(parser)
-    arguments.add_compute_arguments(
+    parser = cli.new_parser(__doc__)
+    cli.add_training_arguments(parser, epochs=200)
+    cli.add_clusters_argument(parser)
+    cli.add_corpus_arguments(parser)
+    cli.add_unlabeled_arguments(parser)
+    cli.add_model_dir_argument(parser)
+    cli.add_compute_arguments(
         parser,
         "seed of the weights, k-means, the batches and dropout; same seed, same machine: same bytes on a CPU",
     )
-    arguments.add_resume_argument(parser)
+    cli.add_resume_argument(parser)
     return parser
 
 
@@ -70,7 +70,7 @@ class Learner:
         self.sgd = runtime.sgd(lasting, LR_TRUNK, device)
         self.adam = runtime.adam(lasting, LR_JOINT, device)
         self.top_sgd = runtime.sgd(model.top_layer_class.parameters(), LR_TOP_LAYER, device)
-        self.network = runtime.over_ranks(model, in_parts=True)
+        self.network = ranks.over_ranks(model, in_parts=True)
         self.steps = [runtime.CapturedStep(step, device) for step in (self._cluster_step, self._joint_step)]
 
     def _cluster_step(self, x, labels, *more_optimizers):
@@ -85,21 +85,21 @@ class Learner:
 
         The CCC of a single utterance has no gradient, so such a batch trains on its pseudo-label only.
         """
-        from metrics import ccc_loss
+        from deepmi.ccc import ccc_loss
 
         if len(labels) == 1:
             return self._cluster_step(x, labels, self.adam)
 
         with runtime.autocast(self.device, self.precision):
             logits, attribute = self.network(x)
-        attribute = runtime.whole_batch(attribute.float(), len(labels))
+        attribute = ranks.whole_batch(attribute.float(), len(labels))
         return self._update(self._cluster_loss(logits, labels), ccc_loss(attribute, targets), self.adam)
 
     def _cluster_loss(self, logits, labels):
         """This rank's part of the batch's mean cross-entropy."""
         from torch.nn.functional import cross_entropy
 
-        own = labels[runtime.own_share(len(labels))]
+        own = labels[ranks.own_share(len(labels))]
         return cross_entropy(logits.float(), own, reduction="sum") / len(labels)
 
     def _update(self, cluster_loss, attribute_loss, *more_optimizers):
@@ -110,7 +110,7 @@ class Learner:
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         # Over ranks gradients are averaged, while the loss of the whole batch is the sum of their parts.
-        ((cluster_loss + attribute_loss) * runtime.num_ranks()).backward()
+        ((cluster_loss + attribute_loss) * num_ranks()).backward()
         for optimizer in optimizers:
             optimizer.step()
         return torch.stack([cluster_loss.detach(), attribute_loss.detach()])
@@ -135,14 +135,14 @@ class Learner:
         self.model.train()
         batches = draws.split(self.batch_size)
         losses = torch.zeros(len(batches), 2, device=self.device)
-        rows = part.rows.batches([batch[runtime.own_share(len(batch))] for batch in batches])
+        rows = part.rows.batches([batch[ranks.own_share(len(batch))] for batch in batches])
         for number, x in enumerate(tqdm(rows, title, len(batches), unit="batch", leave=False, disable=None)):
             batch = batches[number]
             if part.targets is None:
                 losses[number] = self.steps[UNLABELED](x, pseudo_labels[batch])
             else:
                 losses[number] = self.steps[LABELED](x, pseudo_labels[batch], part.targets[batch])
-        losses[:, 0] = runtime.sum_over_ranks(losses[:, 0])
+        losses[:, 0] = ranks.sum_over_ranks(losses[:, 0])
         losses = losses.cpu()  # one wait for the device a stage, none a batch
         run_log.refuse_divergence(losses, batches, part.names, title)
         sizes = [len(batch) for batch in batches]
@@ -154,13 +154,13 @@ def cluster(learner: Learner, part: Part, num_clusters: int, seed: int):
 
     Its 256 numbers an utterance are the only memory that grows with the part, and gone before training begins.
     """
-    import clustering
-    from batches import in_batches
+    from deepmi import clustering
+    from deepmi.batches import in_batches
 
     model = learner.model
     points = in_batches(model, model.cluster_features, part.rows, learner.precision)
     # The assignment lies where the points do: with several ranks on the CPU, from where it is sent.
-    return runtime.from_first_rank(lambda: clustering.kmeans(points[0], num_clusters, seed, learner.device))
+    return ranks.from_first_rank(lambda: clustering.kmeans(points[0], num_clusters, seed, learner.device))
 
 
 def run_stage(learner: Learner, part: Part, num_clusters: int, seed: int, place: tuple[int, int], title: str):
@@ -172,16 +172,16 @@ def run_stage(learner: Learner, part: Part, num_clusters: int, seed: int, place:
     Returns:
         (`Clustering`, record for the log).
     """
-    import clustering
+    from deepmi import clustering
 
-    clusters = cluster(learner, part, num_clusters, runtime.derived_seed(seed, "k-means", *place))
+    clusters = cluster(learner, part, num_clusters, derived_seed(seed, "k-means", *place))
     pseudo_labels = clusters.assignment.to(learner.device)
-    draws = clustering.uniform_draws(pseudo_labels, num_clusters, runtime.derived_seed(seed, "sampler", *place))
-    draws = runtime.as_on_first_rank(draws)
-    runtime.seed_everything(runtime.derived_seed(seed, "top layer", *place))
+    draws = clustering.uniform_sample(pseudo_labels, num_clusters, derived_seed(seed, "sampler", *place))
+    draws = ranks.as_on_first_rank(draws)
+    runtime.seed_everything(derived_seed(seed, "top layer", *place))
     learner.model.renew_top_layer()
-    runtime.as_on_first_rank(learner.model.top_layer_class.weight.detach())
-    runtime.seed_own_dropout(seed, *place)
+    ranks.as_on_first_rank(learner.model.top_layer_class.weight.detach())
+    ranks.seed_own_dropout(seed, *place)
     cluster_loss, ccc_loss = learner.train_on(part, pseudo_labels, draws, title)
     record = {
         "cluster_loss": cluster_loss,
@@ -196,25 +196,25 @@ def run_stage(learner: Learner, part: Part, num_clusters: int, seed: int, place:
 
 def validation_loss(learner: Learner, part: Part) -> float:
     """1 - CCC over the whole validation set at once."""
-    from batches import in_batches
-    from metrics import concordance_cc
+    from deepmi.batches import in_batches
+    from deepmi.ccc import concordance_cc
 
     model = learner.model
     predictions = in_batches(model, model.predict_attribute, part.rows, learner.precision)
-    return runtime.from_first_rank(lambda: 1 - concordance_cc(part.targets.cpu().numpy(), predictions[0].cpu().numpy()))
+    return ranks.from_first_rank(lambda: 1 - concordance_cc(part.targets.cpu().numpy(), predictions[0].cpu().numpy()))
 
 
 def load_parts(args: argparse.Namespace, device) -> tuple[dict[str, Part], dict[str, str], dict]:
     """The Train, Validation and (unless its size is 0) unlabeled parts, digests of them, facts for the checkpoint."""
     import torch
 
-    import features
     import utils
-    from batches import Rows
+    from deepmi import features
+    from deepmi.batches import Rows
 
     if args.unlabeled_size and args.unlabeled is None:
-        raise runtime.UserError(utils.NO_UNLABELED)
-    corpus = arguments.open_corpus(args)
+        raise UserError(utils.NO_UNLABELED)
+    corpus = utils.open_corpus(args)
     parts, keys, facts = {}, {}, corpus.facts()
     for split, data in (("Train", corpus.load("Train")), ("Validation", corpus.load_validation())):
         rows = Rows(data.rows, device, args.precision)
@@ -233,7 +233,7 @@ def load_parts(args: argparse.Namespace, device) -> tuple[dict[str, Part], dict[
         keys["unlabeled"] = packed.key
     for name in ("Train", "unlabeled"):
         if name in parts and args.num_clusters > len(parts[name].names):
-            raise runtime.UserError(
+            raise UserError(
                 f"-nc {args.num_clusters}: more clusters than the {len(parts[name].names)} utterances of {name}; ask "
                 "for fewer."
             )
@@ -248,7 +248,7 @@ def train_epoch(learner: Learner, parts: dict[str, Part], args: argparse.Namespa
     Returns:
         (assignment of Train, record for the log).
     """
-    import clustering
+    from deepmi import clustering
 
     begin = time.monotonic()
     record = {"epoch": epoch}
@@ -282,26 +282,26 @@ def main(args: argparse.Namespace) -> None:
     """Train, keeping the best checkpoint."""
     from tqdm import tqdm
 
-    import plots
     import utils
+    from deepmi import plots
     from model import DenseResNet, save_ssl_checkpoint
 
     device = runtime.choose_device(args.device)
     args.precision = runtime.choose_precision(device, args.precision)
     checkpoint = utils.ssl_checkpoint(args.model_dir, args.epoch, args.batch_size, args.num_clusters, args.emo_attr)
     utils.make_output_folders(args.model_dir, args.cache_dir)
-    with runtime.first_rank_first():
+    with ranks.first_rank_first():
         parts, keys, facts = load_parts(args, device)
         counts = {name: len(part.names) for name, part in parts.items()}
-        details = {"corpus": str(args.corpus), "counts": counts, "device": str(device), "ranks": runtime.num_ranks()}
-        run = run_log.TrainingRun(checkpoint, arguments.chosen(args, "num_clusters"), keys, details, args.resume)
+        details = {"corpus": str(args.corpus), "counts": counts, "device": str(device), "ranks": num_ranks()}
+        run = run_log.TrainingRun(checkpoint, cli.chosen(args, "num_clusters"), keys, details, args.resume)
         finished = run.is_finished()
         state = None if finished else run.start()
     run.refuse_unlike_ranks(finished)
     if finished:
         return
 
-    runtime.seed_everything(runtime.derived_seed(args.seed, "DeepEmoCluster"))
+    runtime.seed_everything(derived_seed(args.seed, "DeepEmoCluster"))
     num_features = parts["Train"].rows.num_features
     model = DenseResNet(num_features, args.num_clusters)
     learner = Learner(model, device, args.precision, args.batch_size)
@@ -335,4 +335,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments.run(main, get_args_parser(), with_ranks=True)
+    cli.run(main, get_args_parser(), with_ranks=True)

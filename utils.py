@@ -5,6 +5,7 @@ Everything outside this file works with MSP-Podcast's layout (releases 1.6 to 2.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import itertools
@@ -20,9 +21,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-import features
-from runtime import UNLABELED_SEED, UNPRINTABLE, UserError, tell
-from storage import LARGEST_LABELS, digest, prepare_folder, read_json_object, read_text, write_together
+from deepmi import features, matfile
+from deepmi.process import UNPRINTABLE, UserError, notify
+from deepmi.seeds import UNLABELED_SEED
+from deepmi.storage import LARGEST_LABELS, digest, prepare_folder, read_json_object, read_text, write_together
 
 FEATURE_FOLDER = Path("Features/OpenSmile_func_IS13ComParE/feat_mat")
 PREPARED_LABELS, PREPARED_MARK = "labels_consensus.csv", "prepared.json"  # what tools.prepare_corpus writes
@@ -324,7 +326,7 @@ def read_labels(path: Path, needs_split: bool = True) -> pd.DataFrame:
         table[column] = without_words(table[column], UNKNOWN if column in ("SpkrID", "Split_Set") else EMPTY)
     homeless = table["FileName"][table["Split_Set"] == ""]
     if len(homeless) and needs_split:
-        tell(f"warning: {path}: {len(homeless)} rows have no Split_Set, the first {homeless.iloc[0]}.")
+        notify(f"warning: {path}: {len(homeless)} rows have no Split_Set, the first {homeless.iloc[0]}.")
     if "SpkrID" not in table:
         table["SpkrID"] = UNKNOWN_SPEAKER
     table.loc[table["SpkrID"] == "", "SpkrID"] = UNKNOWN_SPEAKER
@@ -594,7 +596,7 @@ def draw_unlabeled(root: Path, sample_num: int, seed: int) -> features.FeaturePa
 # Norm terms
 
 
-def write_norm_terms(
+def write_norm_stats(
     norm_dir: Path,
     feature_norm: tuple[NDArray, NDArray] | None = None,
     label_norms: dict[str, tuple[float, float]] | None = None,
@@ -618,7 +620,7 @@ def write_norm_terms(
     for emo_attr, terms in (label_norms or {}).items():
         contents |= _norm_files(norm_dir, emo_attr.lower(), *terms)
     if any(path.is_file() and path.read_bytes() != content for path, content in contents.items()):
-        tell(f"note: replaces other norm terms in {norm_dir}.")
+        notify(f"note: replaces other norm terms in {norm_dir}.")
     write_together(contents)
     return [path for path, content in contents.items() if content is not None]
 
@@ -626,7 +628,7 @@ def write_norm_terms(
 def _norm_files(norm_dir: Path, what: str, mean: ArrayLike, std: ArrayLike) -> dict[Path, bytes]:
     terms = {"means": mean, "stds": std}
     return {
-        Path(norm_dir) / f"{what}_norm_{kind}.mat": features.mat_bytes(
+        Path(norm_dir) / f"{what}_norm_{kind}.mat": matfile.mat_bytes(
             NORM_KEY, np.reshape(np.asarray(value, dtype=np.float64), (1, -1))
         )
         for kind, value in terms.items()
@@ -642,7 +644,7 @@ def _read_norm(norm_dir: Path, what: str) -> tuple[NDArray[np.float64], NDArray[
                 f"{file}: no such norm term. Run norm_para.py with the same --norm-dir first (for the published "
                 "ones, NormTerm/v1.8, `python -m tools.fetch_v18`)."
             )
-        terms.append(features.read_mat(file, NORM_KEY).astype(np.float64).ravel())
+        terms.append(matfile.read_mat(file, NORM_KEY).astype(np.float64).ravel())
     if terms[0].size != terms[1].size or terms[0].size == 0:
         raise UserError(
             f"{norm_dir}: {what} has {terms[0].size} means but {terms[1].size} stds; run norm_para.py anew."
@@ -686,7 +688,7 @@ def norm_key(feature_norm: tuple, label_norm: tuple[float, float]) -> str:
     return digest(*(terms.tobytes() for terms in feature_norm), label_norm)
 
 
-def has_other_terms(info: dict, key: str) -> bool:
+def has_other_norm_stats(info: dict, key: str) -> bool:
     """Whether a network, by what was saved with it, was trained with other norm terms than those of `norm_key`."""
     return info.get("norm_terms", key) != key
 
@@ -703,7 +705,7 @@ def to_label_range(labels: NDArray[np.float64], scale: tuple[float, float]) -> N
     return low + (labels - scale[0]) * (high - low) / (scale[1] - scale[0])
 
 
-def in_label_units(
+def denormalise(
     prediction: NDArray[np.float32], label_norm: tuple[float, float], source: object
 ) -> NDArray[np.float64]:
     """The z-normed prediction of the network in `source` as a label 1..7, shape kept.
@@ -757,7 +759,7 @@ def present_utterances(corpus: Corpus, utterances: Sequence[str], skip_missing: 
     found += ", ...)" if len(missing) > 5 else ")"
     if not skip_missing or len(missing) == len(utterances):
         raise UserError(f"{found}. Extract them, or leave these utterances out with --skip-missing.")
-    tell(f"warning: {found}; left out.")
+    notify(f"warning: {found}; left out.")
     absent = set(missing)
     return [name for name in utterances if name not in absent]
 
@@ -809,9 +811,9 @@ class LabeledCorpus:
         """What a network that is trained on this corpus should remember of it."""
         return {"feature_set": self.feature_set, "norm_terms": norm_key(self.feature_norm, self.label_norm)}
 
-    def tell_if_other_terms(self, source: object, info: dict) -> None:
+    def note_other_norm_stats(self, source: object, info: dict) -> None:
         """Print a note where the network in `source`, by what was saved with it, was trained with other norm terms."""
-        if has_other_terms(info, norm_key(self.feature_norm, self.label_norm)):
+        if has_other_norm_stats(info, norm_key(self.feature_norm, self.label_norm)):
             print(f"note: {source} was trained with other norm terms than those used here; the figures follow these.")
 
     def warn_of_tested(self, unlabeled: Sequence[str], folder: Path) -> None:
@@ -826,7 +828,7 @@ class LabeledCorpus:
         shared = shared[~shared["Split_Set"].map(_split_name).isin(("train", ""))]
         if len(shared):
             counts = ", ".join(f"{count} of {split}" for split, count in shared["Split_Set"].value_counts().items())
-            tell(
+            notify(
                 f"warning: {folder}: the unlabeled set has files with the names of {counts}, the first "
                 f"{shared['FileName'].iloc[0]}. If they are the same utterances, the network trains on them, and "
                 "results on these splits are too good: remove them from the unlabeled set."
@@ -845,7 +847,7 @@ class LabeledCorpus:
         rows = self.select(split)
         labels = attribute_labels(rows, self.emo_attr, self.corpus.labels, self.scale)
         if len(labels) < len(rows):
-            tell(f"warning: {len(rows) - len(labels)} rows of {split} have no Emo{self.emo_attr}; left out.")
+            notify(f"warning: {len(rows) - len(labels)} rows of {split} have no Emo{self.emo_attr}; left out.")
         names = present_utterances(self.corpus, list(labels.index), self.skip_missing)
         packed = features.pack_features(
             self.corpus.features, names, *self.feature_norm, self.cache_dir, self.workers, split
@@ -874,6 +876,25 @@ class LabeledCorpus:
                 f"{data.labels[0]:g}, so no epoch would be better than another; expected labels that differ."
             )
         return data
+
+
+def open_corpus(args: argparse.Namespace, scale: tuple[float, float] = LABEL_RANGE) -> LabeledCorpus:
+    """The corpus that the flags name."""
+    return LabeledCorpus(
+        find_corpus(args.corpus, args.labels, args.features),
+        args.emo_attr,
+        args.norm_dir,
+        args.cache_dir,
+        args.workers,
+        args.skip_missing,
+        scale,
+    )
+
+
+def refuse_label_scale(low: float, high: float) -> None:
+    """Raise `UserError` where a --label-scale is no range of labels."""
+    if not is_label_scale(low, high):
+        raise UserError(f"--label-scale {low:g} {high:g}: expected two numbers, the lowest label first.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -26,11 +26,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import arguments
-import run_log
-import runtime
-import storage
 from benchmarks.real_speech import ROOT, machine, replace_section, split_section
+from deepmi import cli, matfile, run_log, runtime, storage
+from deepmi.process import UserError
 
 WIDTH = 6373
 CLUSTERS = 50
@@ -47,13 +45,13 @@ HEADER = ("stage", "s", "utterances/s", "GFLOP/s", "limit", "ratio", "memory MB"
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this benchmark."""
-    parser = arguments.new_parser(__doc__)
+    parser = cli.new_parser(__doc__)
     parser.add_argument("--sizes", choices=SIZES, default="small", help="size of the corpus")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="what to measure")
-    parser.add_argument("--epochs", type=arguments.positive_int, default=12, metavar="N", help="SSL epochs to run")
+    parser.add_argument("--epochs", type=cli.positive_int, default=12, metavar="N", help="SSL epochs to run")
     parser.add_argument(
         "--growth",
-        type=arguments.positive_int,
+        type=cli.positive_int,
         nargs="+",
         metavar="N",
         help="measure instead how time and memory of an SSL epoch grow over these unlabeled sizes",
@@ -73,8 +71,8 @@ def make_corpus(root: Path, sizes: dict[str, int]) -> None:
     """Labels, norm terms and packed features of random numbers; the .mat files that they would come from are empty."""
     import numpy as np
 
-    import features
     import utils
+    from deepmi import features
 
     rng = np.random.default_rng(0)
     names = {part: [f"{part}_{number:08d}.wav" for number in range(count)] for part, count in sizes.items()}
@@ -89,7 +87,7 @@ def make_corpus(root: Path, sizes: dict[str, int]) -> None:
     (root / "corpus/Labels/labels_consensus.csv").write_text("\n".join([header, *rows, ""]))
     (root / "NormTerm").mkdir()
     norm = np.zeros(WIDTH), np.ones(WIDTH)
-    utils.write_norm_terms(root / "NormTerm", norm, {"Val": (4.0, 1.2)})
+    utils.write_norm_stats(root / "NormTerm", norm, {"Val": (4.0, 1.2)})
     for part, count in sizes.items():
         folder = root / ("unlabeled" if part == "unlabeled" else f"corpus/{utils.FEATURE_FOLDER}")
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,13 +110,13 @@ def make_metric(root: Path, sizes: dict[str, int]) -> None:
     """A DeepMI file of random values."""
     import numpy as np
 
-    import deepmi
     import utils
+    from deepmi.metric import write_metric
 
     values = np.random.default_rng(1).normal(size=sizes["Train"]).round(5).tolist()
     target = utils.metric_file(root / "curriculum_metric", CLUSTERS, "Val")
     target.parent.mkdir(exist_ok=True)
-    deepmi.write_metric(target, {f"Train_{number:08d}.wav": value for number, value in enumerate(values)})
+    write_metric(target, {f"Train_{number:08d}.wav": value for number, value in enumerate(values)})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -154,7 +152,7 @@ def ssl_epoch_operations(sizes: dict[str, int]) -> float:
 
 def curriculum_operations(sizes: dict[str, int], epochs: int) -> float:
     """Operations of a whole curriculum training."""
-    import curriculum
+    from deepmi import curriculum
     from model import DenseNet
 
     model = DenseNet(WIDTH)
@@ -219,12 +217,14 @@ def run_inside(stage: str, argv: list[str], target: Path) -> None:
     import sklearn.metrics  # noqa: F401
     import torch
 
-    import batches
-    import deepmi  # noqa: F401
-    import metrics  # noqa: F401
     import model  # noqa: F401
-    import plots  # noqa: F401
     import utils  # noqa: F401
+    from deepmi import (
+        batches,
+        plots,  # noqa: F401
+    )
+    from deepmi.ccc import bootstrap_interval  # noqa: F401
+    from deepmi.metric import write_metric  # noqa: F401
 
     module = importlib.import_module(stage)
     args = module.get_args_parser().parse_args(argv)
@@ -283,7 +283,7 @@ def run_stage(args: argparse.Namespace, root: Path, stage: str, *argv: object) -
     with (root / "output.txt").open("w") as output:
         done = subprocess.run([*command, *map(str, argv)], cwd=root, env=variables, stdout=output, stderr=output)
     if done.returncode:
-        raise runtime.UserError(f"{stage} ended with status {done.returncode}: {(root / 'output.txt').read_text()}")
+        raise UserError(f"{stage} ended with status {done.returncode}: {(root / 'output.txt').read_text()}")
     return json.loads(target.read_text())
 
 
@@ -368,14 +368,14 @@ def make_mat_files(root: Path, count: int) -> list[Path]:
     """Feature files of random numbers."""
     import numpy as np
 
-    import features
+    from deepmi import features
 
     folder = root / "mat"
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(2)
     paths = [folder / f"Train_{number:08d}.mat" for number in range(count)]
     for path in paths:
-        features.write_mat(path, features.FEATURE_KEY, rng.normal(size=(1, WIDTH)))
+        matfile.write_mat(path, features.FEATURE_KEY, rng.normal(size=(1, WIDTH)))
     return paths
 
 
@@ -391,12 +391,12 @@ def bench_reading(root: Path, sizes: dict[str, int], stages: list[str]) -> Itera
     import numpy as np
     from joblib import Parallel, delayed
 
-    import features
+    from deepmi import features
 
     paths = make_mat_files(root, sizes["Train"])
     names = [path.name for path in paths]
     parts = [[str(path) for path in paths[first : first + 64]] for first in range(0, len(paths), 64)]
-    cores = arguments.cpu_count()
+    cores = cli.cpu_count()
     seconds: dict[str, list[float]] = {"loadmat": [], "norms": [], "packing": []}
 
     def timed(name: str, work: Callable[[], object]) -> None:
@@ -434,13 +434,13 @@ def bench_opensmile(root: Path) -> Iterator[list[str]]:
     from tools.feature_sets import Clip
     from tools.predict import Predictor, Progress, predict
 
-    cores, clips = arguments.cpu_count(), 64 * arguments.cpu_count()
+    cores, clips = cli.cpu_count(), 64 * cli.cpu_count()
     (root / "audio").mkdir()
     rng = np.random.default_rng(3)
     for number in range(clips):
         soundfile.write(root / f"audio/clip_{number:04d}.wav", rng.normal(0, 0.1, 48000).astype(np.float32), 16000)
     terms = np.zeros(WIDTH), np.ones(WIDTH)
-    regressors = {attribute: DenseNet(WIDTH) for attribute in arguments.ATTRIBUTES}
+    regressors = {attribute: DenseNet(WIDTH) for attribute in cli.ATTRIBUTES}
     units = dict.fromkeys(regressors, (4.0, 1.0))
     predictor = Predictor(regressors, dict.fromkeys(regressors, root), units, terms, "IS13", torch.device("cpu"), "")
     settings = argparse.Namespace(segment=None, workers=cores, device="cpu")
@@ -573,4 +573,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--inside"]:
         run_inside(sys.argv[2], sys.argv[4:], Path(sys.argv[3]))
     else:
-        arguments.run(main, get_args_parser())
+        cli.run(main, get_args_parser())

@@ -18,9 +18,19 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-import arguments
-import metrics
 from benchmarks.real_speech import machine, replace_section, split_section
+from deepmi import cli
+from deepmi.ccc import (
+    bootstrap_cccs,
+    bootstrap_interval,
+    ccc_of_sums,
+    concordance_cc,
+    moment_sums,
+    percentile_interval,
+    widened_cccs,
+    widening,
+    widest_interval,
+)
 from tools.compare_curricula import order_means
 
 LABELS = (0.5, 0.9)  # standard deviation of labels between speakers, and within one
@@ -37,8 +47,8 @@ DIFFERENCE_SIZES = ((2, 60), (10, 30), (20, 30))
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this benchmark."""
-    parser = arguments.new_parser(__doc__)
-    number = arguments.positive_int
+    parser = cli.new_parser(__doc__)
+    number = cli.positive_int
     parser.add_argument("--corpora", type=number, default=400, metavar="N", help="corpora per setting")
     parser.add_argument("--resamples", type=number, default=400, metavar="N", help="bootstrap samples per corpus")
     parser.add_argument(
@@ -94,7 +104,7 @@ def population_ccc(effect: str, slope, noise: float):
 def two_stages(corpus: Corpus, predictions: list[np.ndarray], resamples: int, seed: int) -> np.ndarray:
     """Bootstrap CCCs by speakers, then utterances within each drawn speaker; shape (resamples, S)."""
     x = corpus.labels
-    sums = np.stack([metrics.moment_sums(x, y) for y in predictions], 1)
+    sums = np.stack([moment_sums(x, y) for y in predictions], 1)
     sizes = np.bincount(corpus.speaker)
     starts = np.cumsum(sizes) - sizes
     rng = np.random.default_rng(seed)
@@ -104,52 +114,52 @@ def two_stages(corpus: Corpus, predictions: list[np.ndarray], resamples: int, se
         size = np.repeat(sizes[drawn], sizes[drawn])
         utterances = np.repeat(starts[drawn], sizes[drawn]) + rng.integers(0, size)
         times[sample] = np.bincount(utterances, minlength=len(x))
-    return metrics.ccc_of_sums(np.tensordot(times, sums, 1))
+    return ccc_of_sums(np.tensordot(times, sums, 1))
 
 
 def jackknife(corpus: Corpus, prediction: np.ndarray) -> tuple[float, float]:
     """Fisher's z of the CCC, its variance by leaving out one speaker at a time, Student's t."""
-    sums = metrics.moment_sums(corpus.labels, prediction)
+    sums = moment_sums(corpus.labels, prediction)
     by_speaker = np.stack([np.bincount(corpus.speaker, column) for column in sums.T], 1)
     count = len(by_speaker)
-    estimate = np.arctanh(metrics.ccc_of_sums(sums.sum(axis=0)))
-    z = np.arctanh(metrics.ccc_of_sums(sums.sum(axis=0) - by_speaker))
+    estimate = np.arctanh(ccc_of_sums(sums.sum(axis=0)))
+    z = np.arctanh(ccc_of_sums(sums.sum(axis=0) - by_speaker))
     half = stats.t.ppf(0.975, count - 1) * np.sqrt((count - 1) / count * ((z - z.mean()) ** 2).sum())
     return np.tanh(estimate - half), np.tanh(estimate + half)
 
 
 def intervals(corpus: Corpus, prediction: np.ndarray, resamples: int, seed: int) -> Iterator[tuple[float, float]]:
     """The interval of every rule."""
-    ccc = metrics.concordance_cc(corpus.labels, prediction)
-    draws = metrics.widened_cccs(corpus.labels, [prediction], list(corpus.speaker), resamples, seed=seed)
+    ccc = concordance_cc(corpus.labels, prediction)
+    draws = widened_cccs(corpus.labels, [prediction], list(corpus.speaker), resamples, seed=seed)
     sizes = np.ones(len(corpus.labels)), np.bincount(corpus.speaker)
     # Undoing the widening is the same as drawing again, and faster.
-    by_utterance, by_speaker = (ccc + (draw - ccc) / metrics.widening(size) for draw, size in zip(draws, sizes))
-    yield metrics.percentile_interval(by_utterance)
-    yield metrics.percentile_interval(two_stages(corpus, [prediction], resamples, seed))
-    yield metrics.percentile_interval(by_speaker)
+    by_utterance, by_speaker = (ccc + (draw - ccc) / widening(size) for draw, size in zip(draws, sizes))
+    yield percentile_interval(by_utterance)
+    yield percentile_interval(two_stages(corpus, [prediction], resamples, seed))
+    yield percentile_interval(by_speaker)
     yield jackknife(corpus, prediction)
-    yield metrics.widest_interval(draws)
+    yield widest_interval(draws)
 
 
 def without_speakers(corpus: Corpus, prediction: np.ndarray, resamples: int, seed: int) -> list[tuple[float, float]]:
     """The intervals of single utterances: percentiles, and this program's."""
-    cccs = metrics.bootstrap_cccs(corpus.labels, [prediction], None, resamples, seed)
-    ours = metrics.bootstrap_interval(corpus.labels, prediction, None, resamples, seed=seed)
-    return [metrics.percentile_interval(cccs), ours]
+    cccs = bootstrap_cccs(corpus.labels, [prediction], None, resamples, seed)
+    ours = bootstrap_interval(corpus.labels, prediction, None, resamples, seed=seed)
+    return [percentile_interval(cccs), ours]
 
 
 def difference_intervals(corpus: Corpus, predictions: list, resamples: int, seed: int) -> list[tuple[float, float]]:
     """Intervals of the difference of two orders' mean CCC: speakers, then utterances, and seeds; this program's."""
-    cccs = np.reshape([metrics.concordance_cc(corpus.labels, one) for one in predictions], (2, SEEDS))
+    cccs = np.reshape([concordance_cc(corpus.labels, one) for one in predictions], (2, SEEDS))
     nested = two_stages(corpus, predictions, resamples, seed).reshape(-1, 2, SEEDS)
     seeds = np.random.default_rng((seed, 1)).integers(0, SEEDS, (resamples, 1, SEEDS))
     nested = np.take_along_axis(nested, seeds, axis=2).mean(axis=2)
-    draws = metrics.widened_cccs(corpus.labels, predictions, list(corpus.speaker), resamples, seed=seed)
+    draws = widened_cccs(corpus.labels, predictions, list(corpus.speaker), resamples, seed=seed)
     draws = [order_means(draw.reshape(-1, 2, SEEDS), cccs, seed) for draw in draws]
     return [
-        metrics.percentile_interval(nested[:, 0] - nested[:, 1]),
-        metrics.widest_interval([means[:, 0] - means[:, 1] for means in draws], limit=2),
+        percentile_interval(nested[:, 0] - nested[:, 1]),
+        widest_interval([means[:, 0] - means[:, 1] for means in draws], limit=2),
     ]
 
 
@@ -248,7 +258,7 @@ def tables(args: argparse.Namespace) -> str:
         (f"Difference between two orders of {SEEDS} seeds, coverage:", differences[0]),
         ("Mean width:", differences[1]),
     ):
-        lines += [title, "", *arguments.markdown_table(table), ""]
+        lines += [title, "", *cli.markdown_table(table), ""]
     lines.append(
         f"{args.corpora} corpora per setting, {args.resamples} resamples, seed {args.seed}, {args.regressor} "
         f"regressor; {time.monotonic() - begin:.0f} s on {machine()}."
@@ -267,4 +277,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments.run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -28,10 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-import arguments
-import run_log
-import runtime
 from benchmarks.real_speech import machine, replace_section, split_section
+from deepmi import cli, matfile, run_log
+from deepmi.process import UserError
 
 SECONDS = 10  # that one input may take
 MEGABYTES = 500  # that it may add to the process's memory
@@ -106,8 +105,8 @@ def _labels(path: Path) -> None:
     for name in table["FileName"]:
         expect(name and "/" not in name and "\0" not in name and name not in (".", ".."), f"file name {name!r}")
     expect(table["FileName"].is_unique, "a file name twice")
-    for attribute in arguments.ATTRIBUTES:
-        with contextlib.suppress(runtime.UserError):
+    for attribute in cli.ATTRIBUTES:
+        with contextlib.suppress(UserError):
             values = utils.attribute_labels(table, attribute, path).to_numpy()
             expect(np.isfinite(values).all() and values.min() >= 1 and values.max() <= 7, f"labels {values}")
 
@@ -117,15 +116,15 @@ def _detailed(path: Path) -> None:
 
     table = utils.read_detailed_labels(path)
     expect(len(table) and all(isinstance(name, str) and name for name in table["FileName"]), "rows without a name")
-    for attribute in arguments.ATTRIBUTES:
-        with contextlib.suppress(runtime.UserError):
+    for attribute in cli.ATTRIBUTES:
+        with contextlib.suppress(UserError):
             expect((utils.rater_spread(path, attribute) >= 0).all(), "a spread that is no number")
 
 
 def _metric(path: Path) -> None:
-    import deepmi
+    from deepmi.metric import read_metric
 
-    values = deepmi.read_metric(path)
+    values = read_metric(path)
     expect(
         all(isinstance(value, float) and abs(value) < 1e300 for value in values.values()), "a value that is no number"
     )
@@ -133,7 +132,7 @@ def _metric(path: Path) -> None:
 
 
 def _feature(path: Path) -> None:
-    import features
+    from deepmi import features
 
     vector = features.read_feature(path)
     expect(vector.ndim == 1 and vector.size and vector.dtype == "float64", f"{vector.shape}, {vector.dtype}")
@@ -248,19 +247,17 @@ def _norm(path: Path) -> None:
 def _norms() -> list[bytes]:
     import numpy as np
 
-    import features
-
-    return [features.mat_bytes("normal_para", np.array([[1.5]]))]
+    return [matfile.mat_bytes("normal_para", np.array([[1.5]]))]
 
 
 def _packed(path: Path) -> None:
-    import features
+    from deepmi import features
 
     names = ["a.wav", "b.wav"]
     features.write_index(path, "0" * 64, names)
     found = features._open_cache(path, names, 3)
     if found is None:
-        raise runtime.UserError("it is packed again")
+        raise UserError("it is packed again")
     rows = found.rows
     expect(rows.shape == (2, 3) and rows.dtype == "float32", f"{rows.shape}, {rows.dtype}")
     expect(len(rows.tobytes()) == 24, "rows that can't be read")
@@ -409,7 +406,7 @@ def feed(target: Target, data: bytes, folder: Path) -> str:
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(errors):
             target.read(path)
-    except runtime.UserError as error:
+    except UserError as error:
         expect(0 < len(str(error)) < 2000, f"a message of {len(str(error))} characters")
         return "refused"
     return "read"
@@ -478,11 +475,11 @@ def damaged(good: list[bytes], rng: random.Random) -> bytes:
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this benchmark."""
-    parser = arguments.new_parser(__doc__)
+    parser = cli.new_parser(__doc__)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="what to feed")
-    parser.add_argument("--inputs", type=arguments.positive_int, default=20_000, metavar="N", help="inputs a target")
+    parser.add_argument("--inputs", type=cli.positive_int, default=20_000, metavar="N", help="inputs a target")
     parser.add_argument("--engine", choices=("random", "atheris"), default="random", help="what makes the inputs")
-    parser.add_argument("--seed", type=arguments.non_negative_int, default=1, metavar="N", help="seed of the inputs")
+    parser.add_argument("--seed", type=cli.non_negative_int, default=1, metavar="N", help="seed of the inputs")
     parser.add_argument(
         "--finds", type=Path, default=Path("fuzz_finds"), metavar="DIR", help="folder of the inputs that did harm"
     )
@@ -549,11 +546,11 @@ def _in_child(work: Callable[[], None]) -> int:
 def _fuzz_here(name: str, args: argparse.Namespace, folder: Path, seeds: Path, report: Path) -> None:
     import atheris
 
-    with atheris.instrument_imports(include=["utils", "features", "deepmi", "model", "tools.corpora"]):
-        import deepmi  # noqa: F401
-        import features  # noqa: F401
+    with atheris.instrument_imports(include=["utils", "deepmi", "model", "tools.corpora"]):
         import model  # noqa: F401
         import utils  # noqa: F401
+        from deepmi import features  # noqa: F401
+        from deepmi.metric import read_metric  # noqa: F401
         from tools import corpora, feature_sets  # noqa: F401
     counts, last = {"read": 0, "refused": 0}, time.monotonic()
 
@@ -585,7 +582,7 @@ def main(args: argparse.Namespace) -> int:
             [name, f"{sum(counts.values()):,}", f"{counts['read']:,}", f"{counts['refused']:,}", find[:200] or "-"]
         )
         inputs += sum(counts.values())
-    text = "\n".join([*arguments.markdown_table(rows), "", f"{inputs:,} inputs, seed {args.seed}, on {machine()}."])
+    text = "\n".join([*cli.markdown_table(rows), "", f"{inputs:,} inputs, seed {args.seed}, on {machine()}."])
     print(text)
     if args.results:
         replace_section(args.results, section, text)
@@ -593,4 +590,4 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    arguments.run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -25,10 +25,9 @@ import wave
 from dataclasses import dataclass
 from pathlib import Path
 
-import arguments
-import runtime
-import storage
 from benchmarks.real_speech import ROOT, demo_corpus, machine, replace_section, split_section
+from deepmi import cli, matfile, tensors
+from deepmi.process import UserError
 from tools.recordings import RECORD_FILE
 
 CLIPS = {"Train": 60, "Development": 24, "Test1": 24, "Unlabeled": 40}
@@ -74,10 +73,10 @@ STEPS = {
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this benchmark."""
-    parser = arguments.new_parser(__doc__)
-    parser.add_argument("--kills", type=arguments.positive_int, default=50, metavar="N", help="kills of each step")
+    parser = cli.new_parser(__doc__)
+    parser.add_argument("--kills", type=cli.positive_int, default=50, metavar="N", help="kills of each step")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), help="which of them to kill")
-    parser.add_argument("--seed", type=arguments.non_negative_int, default=1, metavar="N", help="seed of the moments")
+    parser.add_argument("--seed", type=cli.non_negative_int, default=1, metavar="N", help="seed of the moments")
     parser.add_argument("--demo", type=Path, metavar="DIR", help="a demo corpus, in place of a new one")
     parser.add_argument("--work", type=Path, metavar="DIR", help="folder for what is made, in place of a temporary one")
     parser.add_argument("--results", type=Path, metavar="FILE", help="Markdown file whose section is replaced")
@@ -128,7 +127,6 @@ def publish(folder: Path) -> None:
     import numpy as np
     import torch
 
-    import features
     import utils
     from tools import fetch_v18
 
@@ -138,11 +136,11 @@ def publish(folder: Path) -> None:
         file = repository / name
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == ".mat":
-            features.write_mat(file, utils.NORM_KEY, rng.random((1, 6373)))
+            matfile.write_mat(file, utils.NORM_KEY, rng.random((1, 6373)))
         elif file.suffix == ".json":
             file.write_text(json.dumps({f"{number}.wav": value for number, value in enumerate(rng.random(40_000))}))
         else:
-            storage.save_tensors({"weight": torch.from_numpy(rng.random((2000, 256)))}, file)
+            tensors.save_tensors({"weight": torch.from_numpy(rng.random((2000, 256)))}, file)
         blobs[name] = fetch_v18.blob_id(file.read_bytes())
     git = ("git", "-C", str(repository), "-c", "user.name=kill_test", "-c", "user.email=kill_test")
     as_public_ones_do = ("config", "uploadpack.allowFilter", "true")
@@ -190,7 +188,7 @@ def run_whole(step: str, folder: Path) -> float:
     process = start(step, folder)
     _, errors = process.communicate()
     if process.returncode:
-        raise runtime.UserError(f"{step} ended with status {process.returncode}: {errors.strip()[-300:]}")
+        raise UserError(f"{step} ended with status {process.returncode}: {errors.strip()[-300:]}")
     return time.monotonic() - begin
 
 
@@ -203,8 +201,8 @@ def fault_of(path: Path) -> str:
     import matplotlib.image
     import numpy as np
 
-    import features
     import utils
+    from deepmi import features
 
     try:
         ending = path.suffix
@@ -222,9 +220,9 @@ def fault_of(path: Path) -> str:
                 raise ValueError("its last row is empty")
         elif ending == ".mat":
             key = features.FEATURE_KEY if "_norm_" not in path.name else utils.NORM_KEY
-            features.read_mat(path, key)
+            matfile.read_mat(path, key)
         elif ending in (".tar", ".resume"):
-            storage.load_tensors(path)
+            tensors.load_tensors(path)
         elif ending == ".wav":
             with wave.open(str(path)) as stream:
                 expected = stream.getnframes() * stream.getsampwidth() * stream.getnchannels()
@@ -267,7 +265,7 @@ def kill_often(step: str, folder: Path, outputs: set[Path], count: Count, kills:
                 bar.update()
             else:
                 if process.returncode:
-                    raise runtime.UserError(f"{step} ended with status {process.returncode}: {errors.strip()[-300:]}")
+                    raise UserError(f"{step} ended with status {process.returncode}: {errors.strip()[-300:]}")
                 if count.kills >= kills:
                     return
                 take_away(folder, outputs)  # it has ended before its kill: from the beginning
@@ -304,7 +302,7 @@ def table(counts: dict[str, Count], unlike: list[str]) -> str:
     ending = "every file of both chains is the same, byte by byte (logs but for times), and none is left over"
     if unlike:
         ending = f"{len(unlike)} files differ: {', '.join(unlike[:5])}"
-    return "\n".join([*arguments.markdown_table(rows), "", f"In the end {ending}; on {machine()}."])
+    return "\n".join([*cli.markdown_table(rows), "", f"In the end {ending}; on {machine()}."])
 
 
 def main(args: argparse.Namespace) -> int:
@@ -344,4 +342,4 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    arguments.run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -19,9 +19,8 @@ import sys
 import time
 from pathlib import Path
 
-import arguments
-import runtime
-import storage
+from deepmi import cli, storage
+from deepmi.process import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 # Test1 CCC of the original program on EmoDB with nEMO as unlabeled set (its published code, made to start on a CPU):
@@ -31,19 +30,15 @@ ORIGINAL = {"Act": (0.825, 0.884, 0.864), "Val": (0.297, 0.244, 0.280)}
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this benchmark."""
-    parser = arguments.new_parser(__doc__)
+    parser = cli.new_parser(__doc__)
     parser.add_argument("labeled", type=Path, metavar="LABELED", help="corpus with Labels and Audios")
     parser.add_argument("unlabeled", type=Path, metavar="UNLABELED", help="folder of unlabeled recordings")
-    parser.add_argument(
-        "--attributes", nargs="+", choices=arguments.ATTRIBUTES, default=["Act", "Val"], help="attributes"
-    )
+    parser.add_argument("--attributes", nargs="+", choices=cli.ATTRIBUTES, default=["Act", "Val"], help="attributes")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N", help="seeds")
-    parser.add_argument(
-        "--ssl-epochs", type=arguments.positive_int, default=20, metavar="N", help="DeepEmoCluster epochs"
-    )
-    parser.add_argument("--epochs", type=arguments.positive_int, default=70, metavar="N", help="curriculum epochs")
-    parser.add_argument("--clusters", type=arguments.positive_int, default=10, metavar="K", help="clusters")
-    parser.add_argument("--batch", type=arguments.positive_int, default=64, metavar="N", help="utterances a step")
+    parser.add_argument("--ssl-epochs", type=cli.positive_int, default=20, metavar="N", help="DeepEmoCluster epochs")
+    parser.add_argument("--epochs", type=cli.positive_int, default=70, metavar="N", help="curriculum epochs")
+    parser.add_argument("--clusters", type=cli.positive_int, default=10, metavar="K", help="clusters")
+    parser.add_argument("--batch", type=cli.positive_int, default=64, metavar="N", help="utterances a step")
     parser.add_argument(
         "--work", type=Path, default=Path("real_speech"), metavar="DIR", help="folder for all that is made"
     )
@@ -57,7 +52,7 @@ def run(*command: object) -> None:
     """Run a script of the program and pass its errors on."""
     done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL)
     if done.returncode:
-        raise runtime.UserError(f"{' '.join(map(str, command))} ended with status {done.returncode}.")
+        raise UserError(f"{' '.join(map(str, command))} ended with status {done.returncode}.")
 
 
 def prepare(args: argparse.Namespace) -> tuple[Path, Path]:
@@ -88,15 +83,15 @@ def chain(args: argparse.Namespace, corpus: Path, pool: Path, attribute: str, se
 
 def ridge(args: argparse.Namespace, corpus: Path, attribute: str) -> float:
     """Test1 CCC of scikit-learn's RidgeCV on the same normalised features."""
-    import metrics
     import utils
+    from deepmi.ccc import concordance_cc
     from tools.trials import ridge_predictions
 
     opened = utils.LabeledCorpus(
-        utils.find_corpus(corpus), attribute, args.work / "NormTerm", args.work / "feature_cache", arguments.cpu_count()
+        utils.find_corpus(corpus), attribute, args.work / "NormTerm", args.work / "feature_cache", cli.cpu_count()
     )
     train, test = opened.load("Train"), opened.load("Test1")
-    return metrics.concordance_cc(test.labels, *ridge_predictions(train.rows, train.labels, test.rows))
+    return concordance_cc(test.labels, *ridge_predictions(train.rows, train.labels, test.rows))
 
 
 def table(args: argparse.Namespace, results: dict[str, list[dict]], ridges: dict[str, float], seconds: float) -> str:
@@ -138,7 +133,7 @@ def machine() -> str:
 
     found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text()) if os.name == "posix" else None
     name = found[1] if found else platform.processor()
-    return f"{name}, {arguments.cpu_count()} cores, torch {torch.__version__}"
+    return f"{name}, {cli.cpu_count()} cores, torch {torch.__version__}"
 
 
 def split_section(path: Path, name: str) -> tuple[str, str]:
@@ -150,7 +145,7 @@ def split_section(path: Path, name: str) -> tuple[str, str]:
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     content = storage.read_text(path)
     if begin not in content or end not in content:
-        raise runtime.UserError(f"{path}: no section {name}; expected the markers {begin} and {end}.")
+        raise UserError(f"{path}: no section {name}; expected the markers {begin} and {end}.")
     return content.split(begin)[0] + begin, end + content.split(end)[1]
 
 
@@ -182,4 +177,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments.run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -15,9 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import arguments
-import runtime
 from benchmarks.real_speech import ROOT, demo_corpus, machine, replace_section, split_section
+from deepmi import cli
+from deepmi.process import UserError
 
 WARM_UP = 50  # epochs that memory may take to settle
 SLOPE = 1.0  # MB in 100 epochs that memory may grow by
@@ -25,8 +25,8 @@ SLOPE = 1.0  # MB in 100 epochs that memory may grow by
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this benchmark."""
-    parser = arguments.new_parser(__doc__)
-    parser.add_argument("--epochs", type=arguments.positive_int, default=500, metavar="N", help="epochs to train")
+    parser = cli.new_parser(__doc__)
+    parser.add_argument("--epochs", type=cli.positive_int, default=500, metavar="N", help="epochs to train")
     parser.add_argument("--demo", type=Path, metavar="DIR", help="a demo corpus, in place of a new one")
     parser.add_argument("--results", type=Path, metavar="FILE", help="Markdown file whose section is replaced")
     return parser
@@ -63,7 +63,7 @@ def watch(process: subprocess.Popen, log: Path, resume: Path) -> tuple[list[tupl
                 bar.update(epochs - bar.n)
                 largest = max(largest, resume.stat().st_size if resume.exists() else 0)
     if process.returncode:
-        raise runtime.UserError(f"training_DeepEmoCluster.py ended with status {process.returncode}.")
+        raise UserError(f"training_DeepEmoCluster.py ended with status {process.returncode}.")
     return seen, largest
 
 
@@ -87,7 +87,7 @@ def table(seen: list[tuple[int, float, int]], epochs: int, log: Path, largest_re
         ["resume file, largest", f"{largest_resume / 2**20:.0f} MB", ""],
     ]
     steady = abs(np.polyfit(settled[:, 0], files, 1)[0]) * epochs < 1
-    text = "\n".join([*arguments.markdown_table(rows), "", f"{epochs} epochs on {machine()}."])
+    text = "\n".join([*cli.markdown_table(rows), "", f"{epochs} epochs on {machine()}."])
     return text, bool(slope < SLOPE and steady and whole)
 
 
@@ -115,4 +115,4 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    arguments.run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -15,15 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import utils
+from deepmi import cli, features, matfile
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
-sys.path.insert(0, str(ROOT))
 # A shell's background ignores Ctrl-C, and what the tests start there would do so, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-import arguments  # noqa: E402
-import features  # noqa: E402
-import utils  # noqa: E402
 
 WIDTH = 40
 COUNTS = {"Train": 60, "Development": 24, "Test1": 24}
@@ -44,7 +42,7 @@ def write_corpus(root: Path, seed: int = 0) -> Path:
             name = f"MSP-PODCAST_{len(rows):04d}_{number:04d}.wav"
             values = labels @ mixing + rng.normal(size=WIDTH)
             values[7] = 5.0  # a constant feature
-            features.write_mat(folder / f"{Path(name).stem}.mat", features.FEATURE_KEY, values[None])
+            matfile.write_mat(folder / f"{Path(name).stem}.mat", features.FEATURE_KEY, values[None])
             speaker = "Unknown" if number % 3 == 0 else f"{split}_{number % 3}"
             rows.append([name, "N", *labels, speaker, "Female", split])
     write_labels(root / "Labels" / "labels_concensus.csv", rows)
@@ -52,7 +50,7 @@ def write_corpus(root: Path, seed: int = 0) -> Path:
     pool.mkdir()
     for number in range(UNLABELED):
         values = rng.normal(4, 1.2, 3) @ mixing + rng.normal(size=WIDTH)
-        features.write_mat(pool / f"unlabeled_{number:04d}.mat", features.FEATURE_KEY, values[None])
+        matfile.write_mat(pool / f"unlabeled_{number:04d}.mat", features.FEATURE_KEY, values[None])
     return root
 
 
@@ -76,7 +74,7 @@ def voice(seconds: float = 0.6, rate: int = 16000, pitch: float = 140.0) -> np.n
 
 @pytest.fixture(autouse=True)
 def signals_as_before():
-    """`arguments.run` leaves its handlers, since a process ends with it; pytest goes on."""
+    """`cli.run` leaves its handlers, since a process ends with it; pytest goes on."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
     before = [signal.getsignal(number) for number in numbers]
     yield
@@ -128,7 +126,7 @@ class Bench:
         parser = module.get_args_parser()
         self.capsys.readouterr()
         with pytest.raises(SystemExit) as leaving:
-            arguments.run(module.main, parser, [str(argument) for argument in argv])
+            cli.run(module.main, parser, [str(argument) for argument in argv])
         out, err = self.capsys.readouterr()
         return leaving.value.code, out, err
 

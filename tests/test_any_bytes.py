@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks import fuzz
-from runtime import UserError
+from deepmi.process import UserError
 
 few = settings(max_examples=60, deadline=10_000, derandomize=True, suppress_health_check=list(HealthCheck))
 texts = st.text(max_size=12)

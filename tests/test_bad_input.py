@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import read_rows, write_labels
 
-import features
 import utils
+from deepmi import features, matfile
 
 
 @pytest.fixture
@@ -181,16 +181,16 @@ def test_bad_feature_file(bench, stage, kind, words):
     elif kind == "damaged":
         path.write_bytes(path.read_bytes()[:150])
     elif kind == "key":
-        features.write_mat(path, "Other", np.ones((1, 40)))
+        matfile.write_mat(path, "Other", np.ones((1, 40)))
     elif kind == "width":
-        features.write_mat(path, "Audio_data", np.ones((1, 39)))
+        matfile.write_mat(path, "Audio_data", np.ones((1, 39)))
     elif kind == "folder":
         path.unlink()
         path.mkdir()
     elif kind == "hdf5":
         path.write_bytes(b"MATLAB 7.3 MAT-file".ljust(512) + b"\x89HDF")
     else:
-        features.write_mat(path, "Audio_data", np.full((1, 40), np.nan))
+        matfile.write_mat(path, "Audio_data", np.full((1, 40), np.nan))
     bench.refuses(bench.stage(stage), path.name, words)
     assert not list(bench.folder.glob("feature_cache/*.npy")) and not list(bench.folder.rglob("*.tmp"))
     assert stage or not list(bench.folder.glob("NormTerm/*"))
@@ -199,7 +199,7 @@ def test_bad_feature_file(bench, stage, kind, words):
 def test_features_of_another_width_than_the_norm_terms(bench):
     bench.stage(0)
     for path in bench.feature_files:
-        features.write_mat(path, "Audio_data", np.ones((1, 12)))
+        matfile.write_mat(path, "Audio_data", np.ones((1, 12)))
     bench.refuses(bench.stage(1), "12 features", "made for 40", "norm_para.py")
 
 
@@ -214,13 +214,13 @@ def test_norm_terms_that_are_no_norm_terms(bench, what, value):
     for name in ("feat", "val"):
         file = bench.folder / "NormTerm" / f"{name}_norm_{what}.mat"
         good = file.read_bytes()
-        features.write_mat(file, "normal_para", np.full((1, 40 if name == "feat" else 1), value))
+        matfile.write_mat(file, "normal_para", np.full((1, 40 if name == "feat" else 1), value))
         bench.refuses(bench.stage(1), f"terms of {name}", "norm_para.py")
         file.write_bytes(good)
 
 
 def test_values_too_large_for_a_standard_deviation(bench):
-    features.write_mat(bench.feature_files[4], "Audio_data", np.full((1, 40), 1e200))
+    matfile.write_mat(bench.feature_files[4], "Audio_data", np.full((1, 40), 1e200))
     bench.refuses(bench.stage(0), "too large", "1e+200")
     assert not list(bench.folder.glob("NormTerm/*"))
 
@@ -244,7 +244,7 @@ def test_checkpoint_of_another_k_attribute_or_width(trained):
     trained.refuses(trained.stage(2, "-nc", 7), "5 clusters", "-nc asks for 7")
     trained.refuses(trained.stage(2, "-emo", "Act"), "trained for Val", "-emo asks for Act")
     (trained.folder / "other").mkdir()
-    utils.write_norm_terms(trained.folder / "other", (np.zeros(39), np.ones(39)), {"Val": (4, 1)})
+    utils.write_norm_stats(trained.folder / "other", (np.zeros(39), np.ones(39)), {"Val": (4, 1)})
     trained.refuses(trained.stage(2, "--norm-dir", "other"), "40 features", "39")
     trained.refuses(trained.stage(4, "--norm-dir", "other"), "40 features", "39")
 
@@ -373,7 +373,7 @@ def test_a_test_of_one_utterance_says_what_its_ccc_is_worth(trained, rows):
 
 def test_features_that_are_all_the_same_leave_one_cluster(bench):
     for file in bench.feature_files:
-        features.write_mat(file, features.FEATURE_KEY, np.arange(40.0)[None])
+        matfile.write_mat(file, features.FEATURE_KEY, np.arange(40.0)[None])
     for number in range(5):
         code, _, err = bench.stage(number, *(["--unlabeled-size", 0] if number == 1 else []))
         assert code == 0, err

@@ -5,9 +5,8 @@ import threading
 import pytest
 import torch
 
-import batches
 import model
-import runtime
+from deepmi import batches, runtime
 
 CPU = torch.device("cpu")
 WIDTH = 37

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import metrics
 import model
 from benchmarks import bench_stages, coverage
+from deepmi.ccc import concordance_cc
 
 
 @pytest.mark.parametrize("make", [lambda: model.DenseResNet(bench_stages.WIDTH, 50), lambda: model.DenseNet(40)])
@@ -39,5 +39,5 @@ def test_the_benchmark_runs_and_fills_its_section(bench):
 def test_the_true_ccc_of_the_simulation_is_that_of_a_very_large_corpus(effect):
     rng = np.random.default_rng(0)
     corpus = coverage.draw_corpus(rng, 40_000, 4, False, effect)
-    found = metrics.concordance_cc(corpus.labels, coverage.predict(rng, corpus, 0.6, 0.8))
+    found = concordance_cc(corpus.labels, coverage.predict(rng, corpus, 0.6, 0.8))
     assert found == pytest.approx(coverage.population_ccc(effect, 0.6, 0.8), abs=0.01)

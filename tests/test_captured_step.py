@@ -8,7 +8,7 @@ import contextlib
 import pytest
 import torch
 
-import runtime
+from deepmi import runtime
 
 
 class Graph:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import clustering
-from runtime import UserError
+from deepmi import clustering
+from deepmi.process import UserError
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
 
@@ -35,7 +35,7 @@ def clusters_of(*sizes: int) -> torch.Tensor:
 @pytest.mark.parametrize("seed", range(5))
 def test_uniform_draws_take_the_same_number_from_each_cluster(sizes, given, seed):
     assignment = clusters_of(*sizes)
-    drawn = clustering.uniform_draws(assignment, len(sizes), seed)
+    drawn = clustering.uniform_sample(assignment, len(sizes), seed)
     counts = torch.bincount(assignment[drawn], minlength=len(sizes))
     assert drawn.dtype == torch.int64 and drawn.shape == assignment.shape
     assert sorted(counts.tolist()) == given
@@ -45,7 +45,7 @@ def test_uniform_draws_take_the_same_number_from_each_cluster(sizes, given, seed
 @pytest.mark.parametrize("sizes", [(90, 10), (3, 0, 500, 61, 2), (20, 20, 20), (150_000, 0, 50_000, 100_000)])
 def test_large_clusters_are_drawn_without_replacement_and_small_ones_with(sizes):
     assignment = clusters_of(*sizes)
-    drawn = clustering.uniform_draws(assignment, len(sizes), seed=1)
+    drawn = clustering.uniform_sample(assignment, len(sizes), seed=1)
     for cluster, size in enumerate(sizes):
         mine = drawn[assignment[drawn] == cluster]
         distinct = len(mine.unique())
@@ -57,7 +57,7 @@ def test_large_clusters_are_drawn_without_replacement_and_small_ones_with(sizes)
 
 def test_a_cluster_slightly_smaller_than_its_share_is_drawn_with_replacement():
     assignment = clusters_of(900, 1100)
-    drawn = clustering.uniform_draws(assignment, 2, seed=0)
+    drawn = clustering.uniform_sample(assignment, 2, seed=0)
     # 1000 draws of 900 with replacement leave about exp(-10/9) of them out
     assert len(drawn[assignment[drawn] == 0].unique()) == pytest.approx(900 * (1 - np.exp(-10 / 9)), abs=40)
 
@@ -65,7 +65,7 @@ def test_a_cluster_slightly_smaller_than_its_share_is_drawn_with_replacement():
 def test_each_member_of_a_cluster_is_as_likely_drawn_and_in_any_place():
     assignment = torch.tensor([1, 0, 0, 2, 0, 1, 0, 0, 0])  # shares of 3 from clusters of 6, 2 and 1
     runs = 3000
-    drawn = torch.stack([clustering.uniform_draws(assignment, 3, seed) for seed in range(runs)])
+    drawn = torch.stack([clustering.uniform_sample(assignment, 3, seed) for seed in range(runs)])
     expected = torch.tensor([3 / 2, 3 / 6, 3 / 6, 3, 3 / 6, 3 / 2, 3 / 6, 3 / 6, 3 / 6])
     for counts, total in [(drawn, runs), *((drawn[:, place], runs / 9) for place in range(9))]:
         counts = torch.bincount(counts.flatten(), minlength=9)
@@ -76,7 +76,7 @@ def test_each_member_of_a_cluster_is_as_likely_drawn_and_in_any_place():
 def test_which_clusters_give_one_more_is_drawn_fairly():
     assignment = clusters_of(4, 0, 4, 3)  # 11 draws of three clusters: two of them give 4
     counts = sum(
-        torch.bincount(assignment[clustering.uniform_draws(assignment, 4, s)], minlength=4) for s in range(900)
+        torch.bincount(assignment[clustering.uniform_sample(assignment, 4, s)], minlength=4) for s in range(900)
     )
     assert counts[1] == 0
     assert counts[[0, 2, 3]].tolist() == pytest.approx([900 * 11 / 3] * 3, abs=75)  # 5 standard deviations
@@ -84,14 +84,14 @@ def test_which_clusters_give_one_more_is_drawn_fairly():
 
 def test_every_batch_mixes_the_clusters():
     assignment = torch.arange(5).repeat_interleave(200)
-    first = assignment[clustering.uniform_draws(assignment, 5, seed=0)[:100]]
+    first = assignment[clustering.uniform_sample(assignment, 5, seed=0)[:100]]
     assert torch.bincount(first, minlength=5).min() >= 8
 
 
 def test_draws_are_their_seeds_and_leave_other_generators_alone():
     assignment = clusters_of(30, 30)
     before = torch.get_rng_state()
-    one, again, other = (clustering.uniform_draws(assignment, 2, seed) for seed in (1, 1, 2))
+    one, again, other = (clustering.uniform_sample(assignment, 2, seed) for seed in (1, 1, 2))
     assert (one == again).all() and (one != other).any()
     assert (torch.get_rng_state() == before).all()
 
@@ -116,7 +116,7 @@ class WaitSpy(TorchDispatchMode):
 def test_uniform_draws_never_wait_for_the_device():
     assignment = clusters_of(5, 0, 9)
     with WaitSpy() as spy:
-        clustering.uniform_draws(assignment, 3, seed=0)
+        clustering.uniform_sample(assignment, 3, seed=0)
     assert spy.seen == []
     with spy:  # and the spy is awake
         assignment[assignment > 1].sum().item()
@@ -128,7 +128,7 @@ def test_uniform_draws_never_wait_for_a_real_device():
     assignment = clusters_of(50_000, 0, 9, 70_000).cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        drawn, again = (clustering.uniform_draws(assignment, 4, seed=0) for _ in range(2))
+        drawn, again = (clustering.uniform_sample(assignment, 4, seed=0) for _ in range(2))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert drawn.is_cuda and (drawn == again).all()
@@ -320,7 +320,7 @@ def test_nmi_of_the_same_partition_is_1_whatever_its_names():
 
 def test_torch_and_faiss_compute_in_one_process_in_the_order_the_program_imports_them():
     code = (
-        "import clustering, numpy, torch; x = torch.randn(512, 256); (x @ x.T).sum();"
+        "from deepmi import clustering; import numpy, torch; x = torch.randn(512, 256); (x @ x.T).sum();"
         "print(clustering.kmeans(x, 8, 0).sizes.sum()); (x @ x.T).sum()"
     )
     root = clustering.__file__.rsplit("/", 1)[0]

@@ -8,11 +8,11 @@ import pytest
 from conftest import read_rows, run_script, write_labels
 from scipy import stats
 
-import curriculum
-import deepmi
-import metrics
 import utils
-from runtime import UserError
+from deepmi import curriculum
+from deepmi.ccc import bootstrap_cccs
+from deepmi.metric import read_metric
+from deepmi.process import UserError
 from tools import compare_curricula, trials
 
 ORDERS = ["deepmi", "reverse", "random", "none", "deepmi-balanced", "agreement", "selftaught", "prediction", "ridge"]
@@ -131,7 +131,7 @@ def test_no_utterance_is_scored_by_what_has_learned_it(trained, monkeypatch):
     monkeypatch.setattr(trials, "predict", lambda *more: predict(*more) * 0 + len(learned))
     args = task(trained)
     train = trials.load_data(args).train.data
-    scores = deepmi.read_metric(trials.self_taught(args))
+    scores = read_metric(trials.self_taught(args))
     assert len(learned) == 5 and set.intersection(*learned) == set()
     for position, name in enumerate(train.names):
         fold = round(-scores[name] + train.targets[position]), round(scores[name] + train.targets[position])
@@ -205,10 +205,10 @@ def test_one_seed_leaves_the_samples_of_speakers_as_they_are():
 
 def test_as_many_seeds_as_speakers_are_drawn_independently():
     labels, speakers = np.random.default_rng(0).normal(size=200), np.repeat(np.arange(5), 40)
-    samples = metrics.bootstrap_cccs(labels, [labels + speakers] * 5, list(speakers), 400, 31).reshape(400, 1, 5)
+    samples = bootstrap_cccs(labels, [labels + speakers] * 5, list(speakers), 400, 31).reshape(400, 1, 5)
     still = np.zeros_like(samples)
     of_seeds = compare_curricula.order_means(still, np.arange(5.0)[None] ** 2, 31)[:, 0]
-    first_speaker = metrics.bootstrap_cccs(labels, [labels + (speakers == 4)], list(speakers), 400, 31)[:, 0]
+    first_speaker = bootstrap_cccs(labels, [labels + (speakers == 4)], list(speakers), 400, 31)[:, 0]
     assert abs(np.corrcoef(of_seeds, first_speaker)[0, 1]) < 0.2
 
 
@@ -234,7 +234,7 @@ def test_other_norm_terms_and_other_labels_are_other_trials(trained):
         return len(list(folder.iterdir()))
 
     assert trials_after_a_run() == trials_after_a_run() == 2
-    utils.write_norm_terms(trained.folder / "NormTerm", None, {"Val": (4.5, 1.0)})
+    utils.write_norm_stats(trained.folder / "NormTerm", None, {"Val": (4.5, 1.0)})
     assert trials_after_a_run() == 4
     rows = read_rows(trained.labels)
     rows[1][rows[0].index("EmoVal")] = "4.4444"

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from conftest import write_corpus
 
-import features
-import metrics
 import utils
+from deepmi import features, matfile
+from deepmi.ccc import concordance_cc
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_several_corpora_give_one_table(other):
     ):
         assert json.loads((other.folder / f"results/{stem}_{name}_{split}.json").read_text()) == result
         rows = pd.read_csv(other.folder / f"results/{stem}_{name}_{split}.csv")
-        assert metrics.concordance_cc(rows["label"], rows["prediction"]) == pytest.approx(result["ccc"])
+        assert concordance_cc(rows["label"], rows["prediction"]) == pytest.approx(result["ccc"])
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert cells[:3] == [name, split, str(result["n"])]
         assert cells[4:6] == ["NormTerm", f"{result['ccc']:.3f}"]
@@ -153,7 +153,7 @@ def test_packed_features_of_changed_files_are_another_file(bench):
     names = [path.name for path in bench.feature_files]
     before = features.cache_file(folder, names, mean, std, bench.folder / "cache")
     path = bench.feature_files[0]
-    features.write_mat(path, features.FEATURE_KEY, features.read_feature(path)[None] + 1)
+    matfile.write_mat(path, features.FEATURE_KEY, features.read_feature(path)[None] + 1)
     assert features.cache_file(folder, names, mean, std, bench.folder / "cache") != before
 
 

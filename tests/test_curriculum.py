@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-import curriculum
-from runtime import UserError
+from deepmi import curriculum
+from deepmi.process import UserError
 
 NAMES = ["d.wav", "a.wav", "c.wav", "b.wav"]
 VALUES = np.array([0.1, 0.1, 0.5, -0.2])

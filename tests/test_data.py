@@ -10,15 +10,12 @@ import pytest
 import torch
 from conftest import read_rows, write_labels
 
-import arguments
-import batches
-import features
-import metrics
-import run_log
-import runtime
 import training_Curriculum
 import training_DeepEmoCluster as ssl_stage
 import utils
+from deepmi import batches, cli, features, matfile, run_log, runtime
+from deepmi.ccc import concordance_cc
+from deepmi.seeds import derived_seed
 from model import DenseNet, DenseResNet
 from tools import compare_curricula, compare_metrics, trials
 
@@ -62,7 +59,7 @@ def test_a_run_goes_on_on_a_copy_of_the_corpus_and_ends_with_the_same_bytes(trai
 
 def test_other_content_is_another_run(trained):
     file = trained.feature_files[0]
-    features.write_mat(file, features.FEATURE_KEY, features.read_feature(file)[None] + 1)
+    matfile.write_mat(file, features.FEATURE_KEY, features.read_feature(file)[None] + 1)
     code, out, err = trained.stage(1)
     assert code == 0 and "trained already" not in out and "other Train data" in err
 
@@ -73,9 +70,9 @@ def test_other_content_is_another_run(trained):
 
 def test_different_places_have_different_seeds():
     places = [(), (0,), (0, 0), (0, 0, 0), (1,), ("k-means",), ("k-means", 0), ("sampler", 0), ("sampler", 0, 0)]
-    seeds = [runtime.derived_seed(31, *place) for place in places]
+    seeds = [derived_seed(31, *place) for place in places]
     assert len(set(seeds)) == len(places) and all(0 <= seed < 2**31 for seed in seeds)
-    assert runtime.derived_seed(31, "k-means", 0) == seeds[6] != runtime.derived_seed(32, "k-means", 0)
+    assert derived_seed(31, "k-means", 0) == seeds[6] != derived_seed(32, "k-means", 0)
 
 
 def test_the_regressor_does_not_start_with_weights_of_deepemocluster(trained, monkeypatch):
@@ -244,11 +241,11 @@ def test_other_corpora_of_a_comparison_have_their_label_scale(trained):
     assert code == 0 and "--label-scale" not in err
     found = pd.read_csv(trained.folder / "results/compare_Val.csv").set_index("test")["ccc"]
     args = compare_curricula.get_args_parser().parse_args(["--corpus", str(trained.corpus), "-emo", "Val"])
-    train = arguments.open_corpus(args).load("Train")
-    everything = arguments.open_corpus(args).load("all")
+    train = utils.open_corpus(args).load("Train")
+    everything = utils.open_corpus(args).load("all")
     (predicted,) = trials.ridge_predictions(train.rows, train.labels, everything.rows)
     assert everything.labels == pytest.approx(original[table["FileName"].argsort()].to_numpy())
-    assert found["other (all)"] == pytest.approx(metrics.concordance_cc(everything.labels, predicted))
+    assert found["other (all)"] == pytest.approx(concordance_cc(everything.labels, predicted))
     trained.refuses(compare(trained, "--orders", "ridge", "--label-scale", 1, 5), "--testing")
 
 
@@ -328,9 +325,9 @@ def test_processors_are_those_of_the_container(tmp_path, monkeypatch, files, cou
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(arguments.os, "sched_getaffinity", lambda _: range(64), raising=False)
-    monkeypatch.setattr(arguments, "CONTROL_GROUP", tmp_path)
-    assert arguments.cpu_count() == count
+    monkeypatch.setattr(cli.os, "sched_getaffinity", lambda _: range(64), raising=False)
+    monkeypatch.setattr(cli, "CONTROL_GROUP", tmp_path)
+    assert cli.cpu_count() == count
 
 
 @pytest.mark.parametrize(
@@ -345,14 +342,14 @@ def test_processors_are_those_of_the_container(tmp_path, monkeypatch, files, cou
     ],
 )
 def test_only_what_the_user_can_mend_becomes_a_message(capsys, monkeypatch, error, message):
-    parser = arguments.new_parser("x")
-    arguments.add_corpus_arguments(parser)
-    monkeypatch.setattr(arguments, "_drop_output", lambda: None)
+    parser = cli.new_parser("x")
+    cli.add_corpus_arguments(parser)
+    monkeypatch.setattr(cli, "_drop_output", lambda: None)
 
     def main(args):
         raise error
 
     with pytest.raises(SystemExit if message else OSError) as leaving:
-        arguments.run(main, parser, ["--corpus", "mine"])
+        cli.run(main, parser, ["--corpus", "mine"])
     if message:
         assert leaving.value.code == 2 and message in capsys.readouterr().err

@@ -12,9 +12,9 @@ import pytest
 import soundfile
 from conftest import run_script
 
-import features
 import utils
-from runtime import UserError
+from deepmi import features
+from deepmi.process import UserError
 from tools import make_demo_corpus as demo
 
 TINY = {"Train": 7, "Development": 2, "Test1": 2}

@@ -5,8 +5,8 @@ import pytest
 import soundfile
 import torch
 
-import features
-from runtime import UserError
+from deepmi import features
+from deepmi.process import UserError
 from tools import extract_features as tool
 from tools import feature_sets
 

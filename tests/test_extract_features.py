@@ -11,8 +11,8 @@ import pytest
 import soundfile
 from conftest import run_script, voice
 
-import features
-from runtime import UserError
+from deepmi import features, matfile
+from deepmi.process import UserError
 from tools import extract_features as tool
 from tools import feature_sets, recordings
 
@@ -35,7 +35,7 @@ def test_features_are_opensmiles_in_msp_podcasts_layout(audio, tmp_path):
     assert (summary.extracted, summary.kept, summary.failed) == (3, 0, [])
     smile = opensmile.Smile(opensmile.FeatureSet.IS13, opensmile.FeatureLevel.Functionals)
     for recording in (audio / "plain.wav", audio / "sub" / "free.flac"):
-        stored = features.read_mat(tmp_path / "feat_mat" / f"{recording.stem}.mat", "Audio_data")
+        stored = matfile.read_mat(tmp_path / "feat_mat" / f"{recording.stem}.mat", "Audio_data")
         assert stored.shape == (1, 6373) and stored.dtype == np.float64
         assert np.array_equal(stored, smile.process_file(recording).to_numpy(np.float64))
 
@@ -220,7 +220,9 @@ def test_recordings_that_are_used_but_doubtful_are_named(audio, tmp_path, bench,
 
 
 def test_many_warnings_of_a_kind_are_counted(capsys):
-    tool.tell_doubtful([(f"{number:02}.wav", f"incomplete: {number}") for number in range(30)] + [("z.wav", "loud: 9")])
+    tool.warn_of_doubtful(
+        [(f"{number:02}.wav", f"incomplete: {number}") for number in range(30)] + [("z.wav", "loud: 9")]
+    )
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == tool.MOST_WARNINGS + 2 and "10 more" in lines[-2] and "z.wav" in lines[-1]
 

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 
-import features
-from runtime import UserError
+from deepmi import features, matfile
+from deepmi.process import UserError
 
 
 def write_features(folder, matrix):
     folder.mkdir(exist_ok=True)
     names = [f"u{i:05d}.wav" for i in range(len(matrix))]
     for path, row in zip(features.feature_paths(folder, names), matrix):
-        features.write_mat(path, features.FEATURE_KEY, row[None])
+        matfile.write_mat(path, features.FEATURE_KEY, row[None])
     return names
 
 
@@ -247,7 +247,7 @@ def test_a_second_stage_reads_no_feature_file(tmp_path, packable, monkeypatch):
 
 
 def change_content(path, names, mean, std):
-    features.write_mat(path, features.FEATURE_KEY, np.zeros((1, mean.size)))
+    matfile.write_mat(path, features.FEATURE_KEY, np.zeros((1, mean.size)))
 
 
 def change_behind_the_time_stamp(path, names, mean, std):
@@ -291,7 +291,7 @@ def test_infinite_features_are_clipped_and_named(tmp_path, packable, capsys):
     names, matrix, mean, std = packable
     bad = matrix[5].copy()
     bad[0] = -np.inf
-    features.write_mat(features.feature_paths(tmp_path / "mat", names)[5], features.FEATURE_KEY, bad[None])
+    matfile.write_mat(features.feature_paths(tmp_path / "mat", names)[5], features.FEATURE_KEY, bad[None])
     assert pack(tmp_path, names, mean, std).rows[5, 0] == -3
     assert "u00005.mat" in capsys.readouterr().err
 
@@ -308,7 +308,7 @@ def test_every_damaged_file_is_counted_and_nothing_is_left(tmp_path, packable):
 def test_mat_files_go_round_with_the_same_bytes(tmp_path):
     value = np.random.default_rng(0).normal(size=(1, 6373))
     for name in ("a.mat", "b.mat"):
-        features.write_mat(tmp_path / name, "Audio_data", value)
+        matfile.write_mat(tmp_path / name, "Audio_data", value)
     assert np.array_equal(loadmat(tmp_path / "a.mat")["Audio_data"], value)
     assert (tmp_path / "a.mat").read_bytes() == (tmp_path / "b.mat").read_bytes()
 
@@ -316,7 +316,7 @@ def test_mat_files_go_round_with_the_same_bytes(tmp_path):
 def refused(path, key="Audio_data"):
     """What the reader says of a file that it does not take; empty where it takes it."""
     try:
-        features.read_mat(path, key)
+        matfile.read_mat(path, key)
     except UserError as error:
         return str(error).removeprefix(f"{path}: ")
     return ""
@@ -330,19 +330,19 @@ def test_files_are_read_as_scipy_reads_them(tmp_path, shape, compressed):
     for length in range(1, 31):
         name = "Audio_data_of_a_very_long_name"[:length]
         savemat(tmp_path / "x.mat", {name: value}, do_compression=compressed)
-        read, known = features.read_mat(tmp_path / "x.mat", name), loadmat(tmp_path / "x.mat")[name]
+        read, known = matfile.read_mat(tmp_path / "x.mat", name), loadmat(tmp_path / "x.mat")[name]
         assert (read.dtype, read.shape) == (known.dtype, known.shape) and read.tobytes() == known.tobytes()
 
 
 @pytest.mark.parametrize("name", ["x", "abc", "abcd"])
 def test_a_short_name_may_stand_behind_its_tag(tmp_path, name):
-    features.write_mat(tmp_path / "x.mat", name, np.array([[1.5, 2.5]]))
+    matfile.write_mat(tmp_path / "x.mat", name, np.array([[1.5, 2.5]]))
     data = (tmp_path / "x.mat").read_bytes()
     sizes = [int.from_bytes(data[132:136], "little") + 8, 1, len(name)]
     matrix, kind, length = (number.to_bytes(4, "little") for number in sizes)
     long_form = data[:132] + matrix + data[136:168] + kind + length + name.encode().ljust(8, b"\0") + data[176:]
     (tmp_path / "x.mat").write_bytes(long_form)
-    assert features.read_mat(tmp_path / "x.mat", name).tolist() == [[1.5, 2.5]]
+    assert matfile.read_mat(tmp_path / "x.mat", name).tolist() == [[1.5, 2.5]]
     assert loadmat(tmp_path / "x.mat")[name].tolist() == [[1.5, 2.5]]
 
 
@@ -353,7 +353,7 @@ def test_every_real_type_is_read_as_scipy_reads_it(tmp_path, kind, order):
     savemat(path, {"other": np.zeros((3, 3)), "Audio_data": value, "text": "text", "more": {"a": [1]}})
     if order == ">":
         path.write_bytes(big_endian(value))
-    read, known = features.read_mat(path, "Audio_data"), loadmat(path)["Audio_data"]
+    read, known = matfile.read_mat(path, "Audio_data"), loadmat(path)["Audio_data"]
     assert np.array_equal(read, known) and read.dtype == np.dtype(kind if kind != "?" else "u1")
 
 
@@ -395,7 +395,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, compressed):
 def test_a_wrong_byte_gives_what_scipy_reads_or_a_message(tmp_path):
     rng = np.random.default_rng(0)
     path = tmp_path / "x.mat"
-    features.write_mat(path, "Audio_data", rng.normal(size=(1, 20)))
+    matfile.write_mat(path, "Audio_data", rng.normal(size=(1, 20)))
     whole, taken = path.read_bytes(), 0
     for place, byte in zip(rng.integers(0, 300, 1000), rng.integers(0, 256, 1000)):
         data = bytearray(whole)
@@ -406,8 +406,8 @@ def test_a_wrong_byte_gives_what_scipy_reads_or_a_message(tmp_path):
             try:
                 known = loadmat(path, variable_names=["Audio_data"])["Audio_data"]
             except ValueError:
-                known = features.read_mat(path, "Audio_data")
-            assert features.read_mat(path, "Audio_data").tobytes() == known.tobytes(), (place, byte)
+                known = matfile.read_mat(path, "Audio_data")
+            assert matfile.read_mat(path, "Audio_data").tobytes() == known.tobytes(), (place, byte)
     assert 300 < taken < 900  # the description and the numbers may be anything, what lies between may not
 
 
@@ -434,7 +434,7 @@ def test_a_variable_that_unpacks_without_end_is_refused(tmp_path):
     import struct
     import zlib
 
-    bomb = zlib.compress(bytes(2 * features.LARGEST_MAT), 9)
+    bomb = zlib.compress(bytes(2 * matfile.LARGEST_MAT), 9)
     header = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM" + struct.pack("<2I", 15, len(bomb))
     (tmp_path / "x.mat").write_bytes(header + bomb)
     assert "too large" in refused(tmp_path / "x.mat")
@@ -482,9 +482,9 @@ def test_files_with_something_else_are_refused(tmp_path, content, words):
 
 @pytest.mark.parametrize(("stored", "kind"), [(np.array([[300, -5]], np.int32), 9), (np.array([[1e300, 1]]), 7)])
 def test_numbers_that_their_class_cannot_hold_are_refused(tmp_path, stored, kind):
-    features.write_mat(tmp_path / "x.mat", features.FEATURE_KEY, stored)
+    matfile.write_mat(tmp_path / "x.mat", features.FEATURE_KEY, stored)
     data = bytearray((tmp_path / "x.mat").read_bytes())
-    data[features.MAT_HEADER + 16] = kind  # the class, in the first byte of the flags
+    data[matfile.MAT_HEADER + 16] = kind  # the class, in the first byte of the flags
     (tmp_path / "x.mat").write_bytes(data)
     with pytest.raises(UserError, match="class can't hold"):
         features.read_feature(tmp_path / "x.mat")
@@ -494,10 +494,10 @@ def test_two_processes_that_pack_at_once_give_one_whole_matrix(tmp_path, packabl
     names, _, mean, std = packable
     np.savez(tmp_path / "terms.npz", mean=mean, std=std)
     code = (
-        "import sys, numpy as np, features; t = np.load('terms.npz');"
+        "import sys, numpy as np; from deepmi import features; t = np.load('terms.npz');"
         f"features.pack_features('mat', {names!r}, t['mean'], t['std'], 'cache', 1)"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(features.__file__).parent)}
+    environment = os.environ | {"PYTHONPATH": str(Path(features.__file__).parents[1])}
     runs = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment) for _ in range(3)]
     assert [run.wait() for run in runs] == [0, 0, 0]
     (matrix,) = (tmp_path / "cache").glob("*.npy")

@@ -4,8 +4,8 @@ import subprocess
 
 import pytest
 
-import storage
-from runtime import UserError
+from deepmi import storage
+from deepmi.process import UserError
 from tools import fetch_v18
 
 CONTENT = {

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-import run_log
-import runtime
-import storage
 import utils
+from deepmi import run_log, storage, tensors
+from deepmi.process import UserError
 
 
 @contextlib.contextmanager
@@ -99,7 +98,7 @@ def test_the_log_stays_that_of_the_checkpoint_until_there_is_another(trained, mo
         raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as patched:
-        patched.setattr(storage, "save_tensors", fails)
+        patched.setattr(tensors, "save_tensors", fails)
         trained.refuses(trained.stage(3, "--seed", 5), "No space left")
     assert log.read_bytes() == before
     code, _, err = trained.stage(3, "--seed", 5)
@@ -118,16 +117,16 @@ def test_a_line_is_added_whole_or_not_at_all(tmp_path):
 
 
 def test_norm_terms_come_together_or_not_at_all(tmp_path):
-    old = utils.write_norm_terms(tmp_path, (np.zeros(3), np.ones(3)), {"Val": (4.0, 1.0)}, "setA")
+    old = utils.write_norm_stats(tmp_path, (np.zeros(3), np.ones(3)), {"Val": (4.0, 1.0)}, "setA")
     before = contents(tmp_path)
     assert len(old) == len(before) == 5
     (tmp_path / "act_norm_stds.mat").mkdir()
     new = (np.full(3, 9.0), np.ones(3)), {"Val": (5.0, 1.0), "Act": (4.0, 1.0)}
-    with pytest.raises(runtime.UserError, match="act_norm_stds"):
-        utils.write_norm_terms(tmp_path, *new)
+    with pytest.raises(UserError, match="act_norm_stds"):
+        utils.write_norm_stats(tmp_path, *new)
     assert contents(tmp_path) == before
     (tmp_path / "act_norm_stds.mat").rmdir()
-    written = utils.write_norm_terms(tmp_path, *new)
+    written = utils.write_norm_stats(tmp_path, *new)
     assert sorted(contents(tmp_path)) == sorted(path.relative_to(tmp_path) for path in written)  # no set is known now
     assert utils.read_label_norm(tmp_path, "Val") == (5.0, 1.0)
 

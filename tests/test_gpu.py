@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-import batches
-import deepmi
-import run_log
-import runtime
+from deepmi import batches, run_log, runtime
+from deepmi.metric import read_metric
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
 
@@ -22,9 +20,9 @@ def test_the_chain_runs_on_a_gpu(bench):
 
 
 def test_extraction_on_a_gpu_gives_the_values_of_the_cpu(trained):
-    on_cpu = deepmi.read_metric(trained.metric)
+    on_cpu = read_metric(trained.metric)
     assert trained.stage(2, "--device", "cuda")[0] == 0
-    on_gpu = deepmi.read_metric(trained.metric)
+    on_gpu = read_metric(trained.metric)
     # Rounding may put an utterance on the border of two clusters into the other.
     assert np.mean([abs(on_cpu[name] - on_gpu[name]) > 2e-5 for name in on_cpu]) < 0.05
 

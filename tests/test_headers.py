@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from conftest import voice
 
-from runtime import UserError
+from deepmi.process import UserError
 from tools import feature_sets, headers, recordings
 from tools.feature_sets import Clip
 

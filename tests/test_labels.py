@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from conftest import write_labels
 
-import arguments
-import features
 import utils
-from runtime import UserError
+from deepmi import cli, features, matfile
+from deepmi.process import UserError
 
 ROWS = [
     ["MSP-PODCAST_0001_0008.wav", "N", "5.2", "4", "4.4", "Unknown", "Unknown", "Train"],
@@ -40,7 +39,7 @@ def test_csv_and_json_say_the_same(tmp_path, number):
     write_labels(tmp_path / "labels_consensus.csv", ROWS)
     write_json(tmp_path / "labels_consensus.json", number=number)
     for split in ("Train", "Development", "Test1"):
-        for attribute in arguments.ATTRIBUTES:
+        for attribute in cli.ATTRIBUTES:
             from_csv = utils.getPaths_attri(tmp_path / "labels_consensus.csv", split, attribute)
             from_json = utils.getPaths_attri(tmp_path / "labels_consensus.json", split, attribute)
             assert from_csv[0].tolist() == from_json[0].tolist()
@@ -99,7 +98,7 @@ def test_words_for_an_empty_field_are_no_split_and_no_speaker(tmp_path, capsys, 
 @pytest.mark.parametrize("written", ["NFC", "NFD"])
 def test_features_are_found_in_either_form_of_an_accent(tmp_path, form, written):
     name = unicodedata.normalize(written, "été.wav")
-    features.write_mat(tmp_path / unicodedata.normalize(form, "été.mat"), features.FEATURE_KEY, np.ones((1, 3)))
+    matfile.write_mat(tmp_path / unicodedata.normalize(form, "été.mat"), features.FEATURE_KEY, np.ones((1, 3)))
     assert features.missing_features(tmp_path, [name, "other.wav"]) == ["other.wav"]
     (path,) = features.feature_paths(tmp_path, [name])
     assert features.read_feature(path).tolist() == [1, 1, 1]
@@ -201,13 +200,13 @@ def test_unlabeled_set_may_be_laid_out_like_a_corpus(tmp_path):
 
 
 def test_norm_terms_go_round(tmp_path):
-    utils.write_norm_terms(tmp_path, (np.array([1.0, 2e12]), np.array([0.0, 3.0])), {"Val": (4.15, 0.84)})
+    utils.write_norm_stats(tmp_path, (np.array([1.0, 2e12]), np.array([0.0, 3.0])), {"Val": (4.15, 0.84)})
     assert [term.tolist() for term in utils.read_feature_norm(tmp_path)] == [[1.0, 2e12], [0.0, 3.0]]
     assert utils.read_label_norm(tmp_path, "Val") == (4.15, 0.84)
     assert (tmp_path / "val_norm_stds.mat").is_file()
 
 
 def test_constant_labels_have_no_norm_term_to_use(tmp_path):
-    utils.write_norm_terms(tmp_path, None, {"Val": (4.0, 0.0)})
+    utils.write_norm_stats(tmp_path, None, {"Val": (4.0, 0.0)})
     with pytest.raises(UserError, match="positive std"):
         utils.read_label_norm(tmp_path, "Val")

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import model
-import runtime
-from runtime import UserError
+from deepmi import runtime
+from deepmi.layers import Dropout, InputLinear
+from deepmi.process import UserError
 
 CPU = torch.device("cpu")
 
@@ -75,7 +76,7 @@ def test_eval_mode_has_no_dropout_and_training_mode_has(network):
 
 
 def test_dropout_keeps_the_rate_and_the_mean_and_follows_the_seed():
-    layer, x = model.Dropout(0.3), torch.ones(1000, 333)
+    layer, x = Dropout(0.3), torch.ones(1000, 333)
     runtime.seed_everything(3)
     first = layer(x)
     assert sorted(set(first.flatten().tolist())) == pytest.approx([0, 1 / 0.7])
@@ -89,7 +90,7 @@ def test_dropout_keeps_the_rate_and_the_mean_and_follows_the_seed():
 
 def test_dropout_draws_units_independently():
     runtime.seed_everything(4)
-    kept = (model.Dropout(0.3)(torch.ones(4000, 64)) > 0).double()
+    kept = (Dropout(0.3)(torch.ones(4000, 64)) > 0).double()
     correlation = torch.corrcoef(kept.t()) - torch.eye(64)
     assert correlation.abs().max() < 5.5 / 4000**0.5
     neighbours = kept.flatten()
@@ -99,21 +100,21 @@ def test_dropout_draws_units_independently():
 def test_dropout_passes_the_gradient_of_the_kept():
     runtime.seed_everything(5)
     x = torch.randn(40, 50, requires_grad=True)
-    y = model.Dropout(0.3)(x)
+    y = Dropout(0.3)(x)
     y.sum().backward()
     assert torch.allclose(x.grad, (y / x).detach())
 
 
 def test_the_input_layer_is_a_linear_layer_to_the_outside():
     runtime.seed_everything(6)
-    ours, theirs = model.InputLinear(7, 5), torch.nn.Linear(7, 5)
+    ours, theirs = InputLinear(7, 5), torch.nn.Linear(7, 5)
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(3, 7)
     assert torch.allclose(ours(x), theirs(x), atol=1e-6)
     ours(x).square().sum().backward()
     theirs(x).square().sum().backward()
     assert torch.allclose(ours.weight.grad.t(), theirs.weight.grad, atol=1e-5)
-    again = model.InputLinear(7, 5)
+    again = InputLinear(7, 5)
     again.load_state_dict(theirs.state_dict())
     assert torch.equal(again.weight, ours.weight)
     with pytest.raises(RuntimeError, match="size mismatch"):

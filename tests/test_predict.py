@@ -11,9 +11,9 @@ import soundfile
 import torch
 from conftest import run_script, voice
 
-import features
 import model
 import utils
+from deepmi import features, matfile
 from tools import predict as tool
 
 RATE = 16000
@@ -32,9 +32,9 @@ def models(bench):
     for folder in ("NormTerm", "Models"):
         (bench.folder / folder).mkdir()
     rows = np.concatenate([smile.process_file(path).to_numpy(np.float64) for path in sorted(audio.glob("*.wav"))])
-    utils.write_norm_terms(bench.folder / "NormTerm", (rows.mean(axis=0), rows.std(axis=0)), feature_set=SET)
+    utils.write_norm_stats(bench.folder / "NormTerm", (rows.mean(axis=0), rows.std(axis=0)), feature_set=SET)
     for attribute, mean in (("Act", 4.0), ("Val", 3.0)):
-        utils.write_norm_terms(bench.folder / "NormTerm", None, {attribute: (mean, 0.8)})
+        utils.write_norm_stats(bench.folder / "NormTerm", None, {attribute: (mean, 0.8)})
         torch.manual_seed(len(attribute) + int(mean))
         save(bench.folder, attribute, {"emo_attr": attribute, "feature_set": SET})
     return bench
@@ -51,7 +51,7 @@ def by_hand(folder, attribute, signal):
     smile = opensmile.Smile(getattr(opensmile.FeatureSet, SET))
     vector = smile.process_signal(signal, RATE).to_numpy(np.float64)[0]
     mean, std = (
-        features.read_mat(folder / f"NormTerm/feat_norm_{kind}.mat", "normal_para")[0] for kind in ("means", "stds")
+        matfile.read_mat(folder / f"NormTerm/feat_norm_{kind}.mat", "normal_para")[0] for kind in ("means", "stds")
     )
     x = np.clip((vector - mean) / np.where(std == 0, np.inf, std), -3, 3)
     weights = torch.load(utils.regressor_checkpoint(folder / "Models", "deepmi", attribute), weights_only=True)
@@ -249,7 +249,7 @@ def test_norm_terms_that_a_regressor_was_not_trained_with_are_refused(models):
     terms = utils.read_feature_norm("NormTerm"), utils.read_label_norm("NormTerm", "Val")
     save(models.folder, "Val", {"emo_attr": "Val", "feature_set": SET, "norm_terms": utils.norm_key(*terms)})
     assert run(models, "clips", attributes=("Val",))[0] == 0
-    utils.write_norm_terms(models.folder / "NormTerm", None, {"Val": (3.0, 0.9)})
+    utils.write_norm_stats(models.folder / "NormTerm", None, {"Val": (3.0, 0.9)})
     models.refuses(run(models, "clips", attributes=("Val",)), "NormTerm: not the norm terms", "--norm-dir")
 
 

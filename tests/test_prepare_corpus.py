@@ -8,9 +8,9 @@ import pytest
 import soundfile
 from conftest import read_rows, voice
 
-import features
 import utils
-from runtime import UserError
+from deepmi import features, matfile
+from deepmi.process import UserError
 from tools import corpora
 
 RATE = 16000
@@ -495,7 +495,7 @@ def release(tmp_path):
         values = np.random.default_rng(number).normal(size=(1, 6373))
         folder = root / utils.FEATURE_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
-        features.write_mat(folder / f"{number}.mat", features.FEATURE_KEY, values)
+        matfile.write_mat(folder / f"{number}.mat", features.FEATURE_KEY, values)
         lines.append(f"{number}.wav,N,{number + 1},4,4")
     (root / "Labels/labels_consensus.csv").write_text("\n".join(lines) + "\n")
     (root / "Partitions.txt").write_text("".join(f"{split}; {n}.wav\n" for n, split in enumerate(splits)))

@@ -13,9 +13,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-import arguments
-import run_log
-import runtime
+from deepmi import cli, ranks, run_log, runtime
+from deepmi.process import UserError
 
 SMALL = ("-batch", "16", "-emo", "Val", "-nc", "5")
 STAGES = {
@@ -33,10 +32,10 @@ def run_on(ranks: int, script: str, *argv: object, folder) -> subprocess.Complet
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300)
 
 
-def train_on(ranks: int, stage: str, folder, *more: object) -> subprocess.CompletedProcess:
+def train_on(count: int, stage: str, folder, *more: object) -> subprocess.CompletedProcess:
     """A training stage without dropout; its outputs go to a folder of their own."""
     result = run_on(
-        ranks, "tests/without_dropout.py", stage, *STAGES[stage], "--model-dir", f"M{ranks}", *more, folder=folder
+        count, "tests/without_dropout.py", stage, *STAGES[stage], "--model-dir", f"M{count}", *more, folder=folder
     )
     assert result.returncode == 0, result.stderr
     return result
@@ -60,19 +59,19 @@ def prepared(bench):
 
 def test_two_ranks_train_deepemocluster_as_one_process_does(prepared):
     curves = []
-    for ranks in (1, 2):
-        train_on(ranks, "training_DeepEmoCluster", prepared)
-        (log,) = prepared.glob(f"M{ranks}/*.log.jsonl")
-        assert json.loads(log.read_text().splitlines()[0])["ranks"] == ranks
+    for count in (1, 2):
+        train_on(count, "training_DeepEmoCluster", prepared)
+        (log,) = prepared.glob(f"M{count}/*.log.jsonl")
+        assert json.loads(log.read_text().splitlines()[0])["ranks"] == count
         curves.append(losses(log))
     assert len(curves[0]) == 3 * 5 + 1
     assert curves[0] == pytest.approx(curves[1], abs=1e-4)
 
     values = []
-    for ranks in (1, 2):
-        metrics = f"C{ranks}"
+    for count in (1, 2):
+        metrics = f"C{count}"
         result = run_on(
-            ranks, "extract_DeepMI.py", *STAGES["extract_DeepMI"], "--model-dir", "M1", "--metric-dir", metrics,
+            count, "extract_DeepMI.py", *STAGES["extract_DeepMI"], "--model-dir", "M1", "--metric-dir", metrics,
             folder=prepared,
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
@@ -83,22 +82,22 @@ def test_two_ranks_train_deepemocluster_as_one_process_does(prepared):
 
 def test_two_ranks_train_the_curriculum_as_one_process_does(trained):
     curves = []
-    for ranks in (1, 2):
-        result = train_on(ranks, "training_Curriculum", trained.folder)
+    for count in (1, 2):
+        result = train_on(count, "training_Curriculum", trained.folder)
         assert result.stdout.count("epoch   0:") == 1  # rank 0 speaks for all
-        (log,) = trained.folder.glob(f"M{ranks}/SimpleEmoRegressor*.log.jsonl")
+        (log,) = trained.folder.glob(f"M{count}/SimpleEmoRegressor*.log.jsonl")
         curves.append(losses(log))
     assert curves[0] == pytest.approx(curves[1], abs=1e-4)
 
 
 def test_a_run_of_two_ranks_goes_on_as_one_process(trained):
     """From the state that the ranks saved: which machine a cluster gives a job next is not known before."""
-    killed = "import run_log, os; run_log.TrainingRun.finish = lambda *_: os._exit(9)"
+    killed = "import os; from deepmi import run_log; run_log.TrainingRun.finish = lambda *_: os._exit(9)"
     driver = trained.folder / "killed.py"
     driver.write_text(
         f"import sys; sys.path[:0] = [{str(ROOT)!r}]\n{killed}\n"
-        "import arguments, training_Curriculum as stage\n"
-        "arguments.run(stage.main, stage.get_args_parser(), with_ranks=True)\n"
+        "import training_Curriculum as stage; from deepmi import cli\n"
+        "cli.run(stage.main, stage.get_args_parser(), with_ranks=True)\n"
     )
     argv = (*STAGES["training_Curriculum"], "--model-dir", "M2")
     assert run_on(2, driver, *argv, folder=trained.folder).returncode != 0
@@ -128,13 +127,13 @@ def test_a_rank_whose_rank_0_has_ended_says_so_in_a_line(monkeypatch, message, i
 
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(runtime, "join_ranks", lambda: None)
+    monkeypatch.setattr(ranks, "join_ranks", lambda: None)
     monkeypatch.setattr(os, "_exit", ends)
     spoken = io.StringIO()
     for stream in ("stdout", "stderr", "__stderr__"):
         monkeypatch.setattr(sys, stream, spoken)
     with pytest.raises(SystemExit if is_lost else RuntimeError):
-        arguments.run(loses, argparse.ArgumentParser(prog="stage"), [], with_ranks=True)
+        cli.run(loses, argparse.ArgumentParser(prog="stage"), [], with_ranks=True)
     assert spoken.getvalue() == ("stage: rank 1: another process has ended.\n" if is_lost else "")
 
 
@@ -149,7 +148,7 @@ def test_each_rank_drops_units_of_its_own(monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "3")
         monkeypatch.setenv("RANK", str(rank))
         runtime.seed_everything(1)
-        runtime.seed_own_dropout(31, 0, 1)
+        ranks.seed_own_dropout(31, 0, 1)
         drawn.append(float(torch.rand(())))
     assert len(set(drawn)) == 3
 
@@ -160,7 +159,7 @@ def test_ranks_that_see_other_folders_are_refused(tmp_path, monkeypatch):
     found = []
     monkeypatch.setattr(run_log, "from_first_rank", lambda make: found.append(make()) or found[0])
     runs[0].refuse_unlike_ranks(False)
-    with pytest.raises(runtime.UserError, match="common file system"):
+    with pytest.raises(UserError, match="common file system"):
         runs[1].refuse_unlike_ranks(False)
 
 

@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from runtime import UserError
+from deepmi.process import UserError
 from tools import recordings as tool
 
 

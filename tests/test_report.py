@@ -10,9 +10,9 @@ import pytest
 import scipy.stats
 from conftest import SHARED, needs_shared, read_rows, write_labels
 
-import deepmi
-import plots
-from runtime import UserError
+from deepmi import metric as metric_module
+from deepmi import plots
+from deepmi.process import UserError
 from tools import feature_sets, report_page, report_panels, report_render
 
 CHECKPOINT_PANELS = {
@@ -216,7 +216,7 @@ def write_metric(bench, seed: int = 0) -> dict[str, float]:
     rng = np.random.default_rng(seed)
     values = dict(zip(train, rng.choice([-0.01, 0.0, 0.02, 0.05], len(train)).tolist()))
     bench.metric.parent.mkdir(exist_ok=True)
-    deepmi.write_metric(bench.metric, values)
+    metric_module.write_metric(bench.metric, values)
     return values
 
 
@@ -255,7 +255,7 @@ def test_labels_and_deepmi_are_enough_and_give_the_same_bytes_again(bench):
     assert data["rank"][:60] == list(range(1, 61)) and data["rank"][60:] == [None] * 48
     assert data["bin"][5:7] == [1, 2]
     assert data["val"] == [float(rows[name][3]) for name in data["file"]]
-    assert data["level"] == deepmi.emotion_levels(data["val"]).tolist()
+    assert data["level"] == metric_module.emotion_levels(data["val"]).tolist()
     assert data["split"] == [rows[name][-1] for name in data["file"]]
     assert "distinct (value, level) pair" in html
     assert report(bench, "--results-dir", "again")[0] == 0
@@ -343,7 +343,9 @@ def test_a_file_of_another_attribute_is_told(bench, undrawn):
 
 def test_the_other_attributes_are_set_against_it(bench, undrawn):
     values = write_metric(bench)
-    deepmi.write_metric(bench.metric.with_name("DeepMI_5clusters@_Act.json"), {name: -v for name, v in values.items()})
+    metric_module.write_metric(
+        bench.metric.with_name("DeepMI_5clusters@_Act.json"), {name: -v for name, v in values.items()}
+    )
     code, _, err = report(bench)
     assert code == 0, err
     html = (bench.folder / "results/DeepMI_report_Val.html").read_text()
@@ -357,11 +359,11 @@ def test_what_does_not_belong_together_is_refused(bench, undrawn):
     bench.refuses(report(bench, "--checkpoint", "none.pth.tar"), "no such norm term")
     bench.refuses(bench.run("tools.report_DeepMI"), "--corpus")
     first = min(values)
-    deepmi.write_metric(bench.metric, {name: value for name, value in values.items() if name != first})
+    metric_module.write_metric(bench.metric, {name: value for name, value in values.items() if name != first})
     bench.refuses(report(bench), "lacks 1", first)
     code, _, err = report(bench, "--skip-missing")
     assert code == 0 and "1 training utterances have no DeepMI" in err
-    deepmi.write_metric(bench.metric, values | {"other.wav": 1.0})
+    metric_module.write_metric(bench.metric, values | {"other.wav": 1.0})
     bench.refuses(report(bench, "--skip-missing"), "has 1 besides", "other.wav")
     assert not list(bench.folder.glob("results/*.tmp"))
 
@@ -369,7 +371,7 @@ def test_what_does_not_belong_together_is_refused(bench, undrawn):
 @needs_shared
 def test_the_published_values_make_a_report():
     file = SHARED / "upstream_v1.8/curriculum_metric_v1.8/DeepMI_50clusters@_Val.json"
-    metric = deepmi.read_metric(file)
+    metric = metric_module.read_metric(file)
     names = sorted(metric)
     rng = np.random.default_rng(0)
     labels = rng.normal(4.15, 0.84, len(names)).clip(1, 7)

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from conftest import voice
 
-import deepmi
+from deepmi.metric import deepmi_values, emotion_levels
 from tools import report_page, report_panels
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -38,10 +38,10 @@ def evidence(seed: int = 0) -> report_panels.Evidence:
         index=pd.Index(names, name="FileName"),
     )
     train = sorted(names[:TRAIN])
-    levels = deepmi.emotion_levels(table["label"][train])
+    levels = emotion_levels(table["label"][train])
     clusters = (levels // 2 + rng.integers(0, 2, TRAIN)) % CLUSTERS
     predicted = np.clip(levels + rng.integers(-1, 2, TRAIN), 0, 5)
-    values, information = deepmi.deepmi_values(clusters, levels, predicted, CLUSTERS, 0.5)
+    values, information = deepmi_values(clusters, levels, predicted, CLUSTERS, 0.5)
     differences = rng.normal(size=(CLUSTERS, 6))
     network = report_panels.Network(
         "x.pth.tar",

@@ -16,16 +16,13 @@ import torch
 from conftest import ROOT, read_rows, run_script
 from scipy.io import loadmat
 
-import arguments
-import batches
-import deepmi
-import features
-import metrics
-import model
-import run_log
-import runtime
 import training_DeepEmoCluster as ssl_stage
 import utils
+from deepmi import batches, cli, features, matfile, run_log, runtime
+from deepmi.ccc import concordance_cc
+from deepmi.layers import Dropout
+from deepmi.metric import read_metric
+from deepmi.process import UserError
 
 SCRIPTS = ("norm_para", "training_DeepEmoCluster", "extract_DeepMI", "training_Curriculum", "testing_Curriculum")
 TOOLS = (
@@ -112,7 +109,7 @@ def test_the_settings_of_the_training_are_told_where_others_are_given(trained):
 
 def test_other_norm_terms_are_not_replaced_without_a_word(bench):
     assert "replaces" not in bench.stage(0)[2] + bench.stage(0)[2]
-    features.write_mat(bench.feature_files[0], features.FEATURE_KEY, np.arange(40.0)[None])
+    matfile.write_mat(bench.feature_files[0], features.FEATURE_KEY, np.arange(40.0)[None])
     assert "note: replaces other norm terms in NormTerm" in bench.stage(0)[2]
 
 
@@ -160,7 +157,7 @@ def test_the_checkpoint_kept_is_the_best(trained):
     data = corpus.load("Validation")
     with torch.no_grad():
         prediction = network.predict_attribute(torch.from_numpy(np.array(data.rows))).numpy()
-    loss = 1 - metrics.concordance_cc(data.targets, prediction)
+    loss = 1 - concordance_cc(data.targets, prediction)
     assert loss == pytest.approx(min(losses), abs=1e-5) and info["best_epoch"] == int(np.argmin(losses))
 
 
@@ -194,7 +191,7 @@ def test_a_joint_step_is_sgd_and_adam_on_one_gradient():
     runtime.seed_everything(0)
     network = DenseResNet(12, 3)
     for module in network.modules():
-        if isinstance(module, model.Dropout):
+        if isinstance(module, Dropout):
             module.rate = 0.0
     learner = ssl_stage.Learner(network, torch.device("cpu"), "fp32", 20)
     rows, targets, pseudo = torch.randn(20, 12), torch.randn(20), torch.arange(20) % 3
@@ -216,12 +213,12 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_names_the_files():
     rows = torch.randn(8, 12)
     rows[5] = float("nan")
     names = [f"u{i}.wav" for i in range(8)]
-    with pytest.raises(runtime.UserError, match=r"epoch 7: the loss of batch 1 is not finite .*u5\.wav"):
+    with pytest.raises(UserError, match=r"epoch 7: the loss of batch 1 is not finite .*u5\.wav"):
         learner.train_on(ssl_stage.Part(on_cpu(rows), names), torch.arange(8) % 3, torch.arange(8), "epoch 7")
 
 
 def test_a_curriculum_loss_that_is_not_finite_names_the_files_too(trained, monkeypatch):
-    import features
+    from deepmi import features
 
     pack = features.pack_features
 
@@ -272,7 +269,7 @@ def test_extraction_is_the_formula_on_the_networks_output(trained):
         return np.array([p[q] * np.log(p[q] / (pa[q[0]] * pb[q[1]])) for q in pairs])
 
     expected = 0.5 * part(x, y) + 0.5 * part(yp, y)
-    found = deepmi.read_metric(trained.metric)
+    found = read_metric(trained.metric)
     assert np.allclose([found[name] for name in names], expected, atol=6e-6)
 
 
@@ -291,7 +288,7 @@ def test_results_hold_the_printed_ccc(trained):
     result = json.loads(stem.with_name(stem.name + ".json").read_text())
     table = pd.read_csv(stem.with_name(stem.name + ".csv"))
     assert list(table) == ["FileName", "label", "prediction"] and len(table) == result["n"] == 24
-    assert metrics.concordance_cc(table["label"], table["prediction"]) == pytest.approx(result["ccc"])
+    assert concordance_cc(table["label"], table["prediction"]) == pytest.approx(result["ccc"])
     assert f"Val (CCC): {result['ccc']:.3f}" in out.splitlines()
     assert "2 whole speakers and 8 utterances of unknown speakers" in result["interval"]
     assert result["interval"] in out and "only 2 speakers" in result["interval"]
@@ -347,7 +344,7 @@ def test_utterances_without_features_can_be_left_out(bench):
         code, _, err = bench.stage(number, "--skip-missing")
         assert code == 0, err
     assert "left out" in err
-    assert len(deepmi.read_metric(bench.metric)) == 59
+    assert len(read_metric(bench.metric)) == 59
 
 
 def test_labeled_only_needs_no_unlabeled_set(bench):
@@ -469,9 +466,9 @@ def test_a_signal_that_a_library_swallows_still_ends_the_run(monkeypatch, capsys
         except BaseException:
             time.sleep(20)  # as if nothing had happened
 
-    monkeypatch.setattr(arguments, "STOP_AGAIN", 0.1)
+    monkeypatch.setattr(cli, "STOP_AGAIN", 0.1)
     with pytest.raises(SystemExit) as leaving:
-        arguments.run(main, arguments.new_parser("some stage"), [])
+        cli.run(main, cli.new_parser("some stage"), [])
     assert leaving.value.code == 143
     assert "stopped" in capsys.readouterr().err
 

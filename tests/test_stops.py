@@ -9,9 +9,8 @@ import pytest
 from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor
 
-import arguments
-import run_log
-import runtime
+from deepmi import cli, run_log
+from deepmi.process import workers_without_interrupt
 from tools import trials
 
 
@@ -33,7 +32,7 @@ def test_a_stop_waits_until_an_import_has_ended(tmp_path, monkeypatch, capsys):
 
     begin = time.monotonic()
     with pytest.raises(SystemExit) as leaving:
-        arguments.run(main, arguments.new_parser("x"), [])
+        cli.run(main, cli.new_parser("x"), [])
     assert leaving.value.code == 143 and "stopped." in capsys.readouterr().err
     assert sys.modules.pop("slowly_imported").whole
     assert time.monotonic() - begin < 10
@@ -44,7 +43,7 @@ def test_a_second_signal_changes_nothing(capsys):
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(SystemExit) as leaving:
-        arguments.run(main, arguments.new_parser("x"), [])
+        cli.run(main, cli.new_parser("x"), [])
     signal.raise_signal(signal.SIGINT)
     assert leaving.value.code == 130
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
@@ -70,10 +69,10 @@ def test_a_stopped_training_saves_the_epoch_that_is_soon_at_its_end(tmp_path, ca
             run.save_if_due(dict, checkpoint.touch)
             run._save_cost = 1000.0  # so no other save is due
 
-    parser = arguments.new_parser("x")
+    parser = cli.new_parser("x")
     parser.set_defaults(resume=True)
     with pytest.raises(SystemExit) as leaving:
-        arguments.run(training, parser, [])
+        cli.run(training, parser, [])
     assert leaving.value.code == 143
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.endswith(f"The same command goes on after {saved} epochs.")
@@ -87,7 +86,7 @@ def test_workers_leave_interrupts_to_the_process_that_started_them():
     before = blocked_signals()
     get_reusable_executor().shutdown(wait=True)  # those of an earlier test would be taken again
     with Parallel(n_jobs=2, return_as="generator") as pool:
-        with runtime.shielded_workers():
+        with workers_without_interrupt():
             results = pool(delayed(blocked_signals)() for _ in range(4))
         assert all(signal.SIGINT in blocked for blocked in results)
     assert blocked_signals() == before and signal.SIGINT not in before

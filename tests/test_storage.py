@@ -2,7 +2,7 @@
 
 import os
 
-import storage
+from deepmi import storage
 
 GONE = 2**22 + 1  # no system gives a process such a number
 

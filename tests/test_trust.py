@@ -13,16 +13,12 @@ import pytest
 import soundfile
 import torch
 
-import arguments
-import deepmi
-import features
 import model
-import run_log
-import runtime
-import storage
 import utils
 from benchmarks import fuzz
-from runtime import UserError
+from deepmi import cli, features, matfile, run_log, runtime, storage
+from deepmi.metric import read_metric, write_metric
+from deepmi.process import UserError, notify
 from tools import corpora, feature_sets
 
 WIDTH = 12
@@ -202,7 +198,7 @@ def test_a_packed_matrix_that_is_none_is_built_anew(tmp_path, header):
     for number, name in enumerate(names):
         path = tmp_path / "feat_mat" / features.feature_name(name)
         path.parent.mkdir(exist_ok=True)
-        features.write_mat(path, features.FEATURE_KEY, np.full((1, WIDTH), number + 0.5))
+        matfile.write_mat(path, features.FEATURE_KEY, np.full((1, WIDTH), number + 0.5))
     arguments = (tmp_path / "feat_mat", names, np.zeros(WIDTH), np.ones(WIDTH), tmp_path / "cache", 1)
     rows = np.array(features.pack_features(*arguments).rows)
     cache = features.cache_file(*arguments)
@@ -217,13 +213,13 @@ def test_a_packed_matrix_that_is_none_is_built_anew(tmp_path, header):
 def test_nested_or_endless_json_is_refused(tmp_path, content):
     path = tmp_path / "DeepMI_5clusters@_Val.json"
     path.write_text(content)
-    refused(lambda: deepmi.read_metric(path), path.name)
+    refused(lambda: read_metric(path), path.name)
 
 
 def test_large_json_of_one_level_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "LARGEST_NESTED", 10)
-    deepmi.write_metric(tmp_path / "m.json", {"a.wav": 0.5, "b.wav": 0.25})
-    assert deepmi.read_metric(tmp_path / "m.json") == {"a.wav": 0.5, "b.wav": 0.25}
+    write_metric(tmp_path / "m.json", {"a.wav": 0.5, "b.wav": 0.25})
+    assert read_metric(tmp_path / "m.json") == {"a.wav": 0.5, "b.wav": 0.25}
 
 
 def test_texts_without_end_and_pipes_are_refused_unread(tmp_path):
@@ -347,7 +343,7 @@ def test_a_remembered_feature_set_opens_no_folder(trained, tmp_path):
 def test_a_key_twice_among_many_is_found_at_once(tmp_path):
     path = tmp_path / "m.json"
     path.write_text("{" + ", ".join(f'"{number}.wav": 0.1' for number in [*range(60_000), 59_999]) + "}")
-    refused(lambda: deepmi.read_metric(path), "59999.wav", "twice")
+    refused(lambda: read_metric(path), "59999.wav", "twice")
 
 
 def test_a_pipe_among_the_features_is_refused_unread(tmp_path):
@@ -374,10 +370,10 @@ def test_two_rows_never_share_a_name(tmp_path):
 
 
 def test_what_names_hold_does_nothing_to_a_terminal_or_a_table(capsys):
-    runtime.tell("warning: a\x1b[31m\x9b\u202eb\udcff\n" + "x" * 5000)
+    notify("warning: a\x1b[31m\x9b\u202eb\udcff\n" + "x" * 5000)
     told = capsys.readouterr().err
     assert told.startswith(r"warning: a\x1b[31m\x9b\u202eb\udcff\nx") and len(told) < 1001
-    assert arguments.markdown_table([["a"], ["x|y\nz"]])[2] == r"| x\|y\nz |"
+    assert cli.markdown_table([["a"], ["x|y\nz"]])[2] == r"| x\|y\nz |"
 
 
 @pytest.mark.parametrize("name", ["a\x9bb.wav", "a\u202eb.wav", "a\u2028b.wav"])

@@ -9,10 +9,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import arguments
 import model
+from deepmi import cli
 
 if __name__ == "__main__":
     model.DROPOUT = 0.0
     stage = importlib.import_module(sys.argv[1])
-    arguments.run(stage.main, stage.get_args_parser(), sys.argv[2:], with_ranks=True)
+    cli.run(stage.main, stage.get_args_parser(), sys.argv[2:], with_ranks=True)

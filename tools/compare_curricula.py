@@ -32,10 +32,10 @@ import itertools
 import math
 from pathlib import Path
 
-import arguments
-import runtime
-import storage
 import testing_Curriculum
+from deepmi import cli, storage
+from deepmi.process import UserError
+from deepmi.seeds import derived_seed
 from tools import trials
 
 CONTROLS = ("random", "none")  # what the other orders are compared with
@@ -51,11 +51,11 @@ def share(text: str) -> float:
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
-    parser = arguments.new_parser(__doc__)
-    arguments.add_training_arguments(parser, epochs=70)
-    arguments.add_clusters_argument(parser, "clusters of DeepEmoCluster: those of the DeepMI file, or to be made")
+    parser = cli.new_parser(__doc__)
+    cli.add_training_arguments(parser, epochs=70)
+    cli.add_clusters_argument(parser, "clusters of DeepEmoCluster: those of the DeepMI file, or to be made")
     parser.add_argument(
-        "--seeds", type=arguments.positive_int, default=5, metavar="N", help="number of seeds, counted from --seed"
+        "--seeds", type=cli.positive_int, default=5, metavar="N", help="number of seeds, counted from --seed"
     )
     parser.add_argument(
         "--orders",
@@ -65,7 +65,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="ORDER",
         help="what to compare: " + ", ".join(trials.ORDERS),
     )
-    arguments.add_pacing_argument(parser)
+    cli.add_pacing_argument(parser)
     parser.add_argument(
         "--label-noise",
         type=share,
@@ -74,7 +74,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="share of the Train labels to replace by draws from all Train labels, anew for each seed; needs "
         "--ssl-epochs where an order goes by DeepMI, which must not have seen the true labels",
     )
-    arguments.add_metric_dir_argument(parser)
+    cli.add_metric_dir_argument(parser)
     parser.add_argument("--metric", type=Path, metavar="FILE", help="DeepMI file, whatever -nc and --metric-dir say")
     parser.add_argument(
         "--checkpoint",
@@ -99,16 +99,16 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="other corpora to test on, whole, for mismatched conditions; their features must be of the same set",
     )
     testing_Curriculum.add_label_scale_argument(parser, " of the --testing corpora")
-    arguments.add_corpus_arguments(parser)
+    cli.add_corpus_arguments(parser)
     parser.add_argument(
         "--ssl-epochs",
-        type=arguments.positive_int,
+        type=cli.positive_int,
         metavar="N",
         help="train a DeepEmoCluster of N epochs for each seed, and take its DeepMI",
     )
-    arguments.add_unlabeled_arguments(parser)
+    cli.add_unlabeled_arguments(parser)
     trials.add_trial_arguments(parser)
-    arguments.add_compute_arguments(parser, "the first seed; each seeds weights, batches, dropout, order and noise")
+    cli.add_compute_arguments(parser, "the first seed; each seeds weights, batches, dropout, order and noise")
     return parser
 
 
@@ -118,7 +118,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def by_deepemocluster(args: argparse.Namespace) -> list[str]:
     """Those of the orders that go by what DeepEmoCluster gives."""
-    import curriculum
+    from deepmi import curriculum
 
     return [order for order in args.orders if order in (*curriculum.METRIC_ORDERS, "prediction")]
 
@@ -127,23 +127,21 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Raise `UserError` where flags do not fit together; nothing has been computed then."""
     args.orders = list(dict.fromkeys(args.orders))
     if args.label_scale and not args.testing:
-        raise runtime.UserError("--label-scale is that of other corpora; name them with --testing, or leave it out.")
+        raise UserError("--label-scale is that of other corpora; name them with --testing, or leave it out.")
     scales = testing_Curriculum.scale_pairs(args.label_scale)
     args.testing_scales = tuple(testing_Curriculum.one_each(scales, args.testing, "--label-scale"))
     by_metric = by_deepemocluster(args)
     if args.ssl_epochs:
         if args.metric or args.checkpoint:
-            raise runtime.UserError(
-                "--ssl-epochs makes DeepMI and checkpoint itself; leave out --metric, --checkpoint."
-            )
+            raise UserError("--ssl-epochs makes DeepMI and checkpoint itself; leave out --metric, --checkpoint.")
         return
     if args.label_noise and by_metric:
-        raise runtime.UserError(
+        raise UserError(
             f"--label-noise {args.label_noise:g}: {', '.join(by_metric)} would go by a DeepMI that has seen the true "
             "labels. Add --ssl-epochs N, so that each seed makes its own from the noisy ones."
         )
     if "prediction" in args.orders and args.checkpoint is None:
-        raise runtime.UserError(
+        raise UserError(
             "the order prediction needs a DeepEmoCluster checkpoint: name it with --checkpoint FILE, or have one "
             "trained for each seed with --ssl-epochs N."
         )
@@ -222,13 +220,13 @@ def order_means(samples, cccs, seed: int):
     """
     import numpy as np
 
-    import metrics
+    from deepmi.ccc import widening
 
     resamples, _, seeds = samples.shape
     # A random stream separate from that of the speakers, so that equal numbers of both are not drawn alike.
-    drawn = np.random.default_rng(runtime.derived_seed(seed, "resampled seeds")).integers(0, seeds, (resamples, seeds))
+    drawn = np.random.default_rng(derived_seed(seed, "resampled seeds")).integers(0, seeds, (resamples, seeds))
     of_seeds = cccs[:, drawn].mean(axis=2).T - cccs.mean(axis=1)
-    return samples.mean(axis=2) + metrics.widening(np.ones(seeds)) * of_seeds
+    return samples.mean(axis=2) + widening(np.ones(seeds)) * of_seeds
 
 
 def compare(args: argparse.Namespace, test: str, data, results: dict[tuple[str, int], dict]):
@@ -244,23 +242,23 @@ def compare(args: argparse.Namespace, test: str, data, results: dict[tuple[str, 
     import numpy as np
     import pandas as pd
 
-    import metrics
+    from deepmi.ccc import concordance_cc, widened_cccs, widest_interval
 
     seeds = seeds_of(args)
     predictions = [
         [results[order, seed]["tests"][test][name] for name in data.names] for order in args.orders for seed in seeds
     ]
     shape = len(args.orders), len(seeds)
-    cccs = np.reshape([metrics.concordance_cc(data.labels, one) for one in predictions], shape)
+    cccs = np.reshape([concordance_cc(data.labels, one) for one in predictions], shape)
     groups, drawn, warning = testing_Curriculum.bootstrap_groups(data.speakers, data.names)
     draws = [
         order_means(samples.reshape(-1, *shape), cccs, args.seed)
-        for samples in metrics.widened_cccs(data.labels, predictions, groups, seed=args.seed)
+        for samples in widened_cccs(data.labels, predictions, groups, seed=args.seed)
     ]
 
     rows, p_values = [], {}
     for place, order in enumerate(args.orders):
-        low, high = metrics.widest_interval([means[:, place] for means in draws])
+        low, high = widest_interval([means[:, place] for means in draws])
         runs = [results[order, seed] for seed in seeds]
         has_curve = runs[0]["curve"] is not None
         row = {
@@ -279,7 +277,7 @@ def compare(args: argparse.Namespace, test: str, data, results: dict[tuple[str, 
                 other = args.orders.index(control)
                 difference = cccs[place] - cccs[other]
                 row[f"minus_{control}"] = difference.mean()
-                bounds = metrics.widest_interval([means[:, place] - means[:, other] for means in draws], limit=2)
+                bounds = widest_interval([means[:, place] - means[:, other] for means in draws], limit=2)
                 row[f"minus_{control}_low"], row[f"minus_{control}_high"] = bounds
                 row[f"p_{control}"] = p_values[frozenset((order, control))] = paired_p(difference, args.paired_test)
         row |= {f"ccc_seed{seed}": ccc for seed, ccc in zip(seeds, cccs[place])}
@@ -325,18 +323,18 @@ def markdown(table, controls: list[str]) -> list[str]:
             p = row[f"p_{control}_holm"]
             cells.append(f"{number(difference)} [{low} .. {high}]" + ("" if math.isnan(p) else f", p {number(p)}"))
         rows.append(cells)
-    return arguments.markdown_table(rows)
+    return cli.markdown_table(rows)
 
 
-def describe(args: argparse.Namespace, train: int, held_out: int, drawn: dict[str, str]) -> list[str]:
+def describe(args: argparse.Namespace, train: int, validation: int, drawn: dict[str, str]) -> list[str]:
     """What was compared, for whoever finds the table without its command.
 
     Args:
-        train, held_out: number of utterances.
+        train, validation: number of utterances.
         drawn: by test set, what the bootstrap resamples.
     """
-    import curriculum
-    import metrics
+    from deepmi import curriculum
+    from deepmi.ccc import RESAMPLES
 
     noise = f", {100 * args.label_noise:g} % of the Train labels drawn anew" if args.label_noise else ""
     metric = (
@@ -345,12 +343,12 @@ def describe(args: argparse.Namespace, train: int, held_out: int, drawn: dict[st
     metric = metric if by_deepemocluster(args) else ""
     names = {"t": "paired t test", "wilcoxon": "Wilcoxon signed-rank test"}
     lines = [
-        f"{args.emo_attr}: {train} Train, {held_out} Validation utterances{noise}; -ep {args.epoch} -batch "
+        f"{args.emo_attr}: {train} Train, {validation} Validation utterances{noise}; -ep {args.epoch} -batch "
         f"{args.batch_size} -nc {args.num_clusters}, pacing {args.pacing}{metric}, seeds {args.seed} to "
         f"{args.seed + args.seeds - 1}.",
     ]
     lines += [f"{test}: bootstrap over seeds and {words}." for test, words in drawn.items()]
-    lines.append(f"Intervals: {metrics.RESAMPLES} resamples, differences paired by seed and utterance.")
+    lines.append(f"Intervals: {RESAMPLES} resamples, differences paired by seed and utterance.")
     if args.seeds > 1:
         lines.append(
             f"p: {names[args.paired_test]} over the {args.seeds} seeds, corrected by Holm over all comparisons of a "
@@ -386,7 +384,7 @@ def look_at_input(args: argparse.Namespace) -> tuple[dict, tuple[int, int]]:
         for order in args.orders:
             if order not in made_here:
                 trials.order_of(trials.with_changes(args, order=order), data)
-    sizes = len(data.train.data.names), len(data.held_out.data.names)
+    sizes = len(data.train.data.names), len(data.validation.data.names)
     return {test: part.data for test, part in data.tests.items()}, sizes
 
 
@@ -394,7 +392,7 @@ def main(args: argparse.Namespace) -> None:
     """Train, compare, write table and pictures."""
     import pandas as pd
 
-    import plots
+    from deepmi import plots
 
     check_arguments(args)
     trials.prepare(args)
@@ -432,4 +430,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments.run(main, get_args_parser())
+    cli.run(main, get_args_parser())

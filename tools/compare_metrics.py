@@ -19,33 +19,31 @@ import argparse
 import itertools
 from pathlib import Path
 
-import arguments
-import curriculum
-import runtime
-import storage
+from deepmi import cli, curriculum, storage
+from deepmi.process import UserError, notify
 from tools import trials
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
-    parser = arguments.new_parser(__doc__)
+    parser = cli.new_parser(__doc__)
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE.json", help="two or more DeepMI files")
     parser.add_argument(
-        "--moved", type=arguments.non_negative_int, default=10, metavar="N", help="utterances to list that moved most"
+        "--moved", type=cli.non_negative_int, default=10, metavar="N", help="utterances to list that moved most"
     )
     parser.add_argument(
         "--out", type=Path, metavar="FILE.csv", help="write value and rank of every utterance in every file"
     )
     group = parser.add_argument_group("stability, in place of files")
     group.add_argument(
-        "--seeds", type=arguments.positive_int, metavar="N", help="number of seeds, at least 2, counted from --seed"
+        "--seeds", type=cli.positive_int, metavar="N", help="number of seeds, at least 2, counted from --seed"
     )
     trials.add_trial_arguments(group)
-    arguments.add_training_arguments(group, epochs=200)
-    arguments.add_clusters_argument(group, "numbers of clusters to compare", several=True)
-    arguments.add_unlabeled_arguments(parser, several=True)
-    arguments.add_corpus_arguments(parser)
-    arguments.add_compute_arguments(parser, "the first seed")
+    cli.add_training_arguments(group, epochs=200)
+    cli.add_clusters_argument(group, "numbers of clusters to compare", several=True)
+    cli.add_unlabeled_arguments(parser, several=True)
+    cli.add_corpus_arguments(parser)
+    cli.add_compute_arguments(parser, "the first seed")
     return parser
 
 
@@ -63,7 +61,7 @@ def joined(first: dict[str, float], second: dict[str, float]) -> tuple:
 
     names = sorted(first.keys() & second.keys())
     if len(names) < 2:
-        raise runtime.UserError(f"the files have {len(names)} utterances in common; expected DeepMI of one corpus.")
+        raise UserError(f"the files have {len(names)} utterances in common; expected DeepMI of one corpus.")
     return names, *(np.array([values[name] for name in names]) for values in (first, second))
 
 
@@ -121,12 +119,12 @@ def pair_lines(titles: tuple[str, str], metrics: tuple[dict, dict], moved: int) 
     rows = [["bin", *(str(level) for level in range(1, curriculum.NUM_BINS))]]
     rows.append(["in common", *(f"{value:.2f}" for value in overlap)])
     rows.append(["by chance", *(f"{level / curriculum.NUM_BINS:.2f}" for level in range(1, curriculum.NUM_BINS))])
-    lines += ["", *arguments.markdown_table(rows)]
+    lines += ["", *cli.markdown_table(rows)]
     if moved:
         rows = [["moved most", "value in the first", "percentile", "value in the second", "percentile"]]
         for name, value, place, other, other_place in moved_most(names, first, second, moved):
             rows.append([name, f"{value:g}", f"{100 * place:.0f}", f"{other:g}", f"{100 * other_place:.0f}"])
-        lines += ["", *arguments.markdown_table(rows)]
+        lines += ["", *cli.markdown_table(rows)]
     return lines
 
 
@@ -175,16 +173,16 @@ def without_equal_sizes(tasks: list[argparse.Namespace]) -> list[argparse.Namesp
     pool = len(utils.draw_unlabeled(tasks[0].unlabeled, max(sizes), tasks[0].unlabeled_seed))
     superfluous = [size for size in sizes if size > pool and any(pool <= other < size for other in sizes)]
     for size in superfluous:
-        runtime.tell(f"note: --unlabeled-size {size}: {tasks[0].unlabeled} holds {pool} utterances; left out.")
+        notify(f"note: --unlabeled-size {size}: {tasks[0].unlabeled} holds {pool} utterances; left out.")
     return [task for task in tasks if task.unlabeled_size not in superfluous]
 
 
 def measure_stability(args: argparse.Namespace) -> list[str]:
     """Train for every seed and setting; the table, with what it compares."""
-    import deepmi
+    from deepmi.metric import read_metric
 
     if args.seeds < 2:
-        raise runtime.UserError("--seeds 1: expected at least 2, to compare them.")
+        raise UserError("--seeds 1: expected at least 2, to compare them.")
     trials.prepare(args)
     args.ssl_epochs = args.epoch
     tasks = [
@@ -195,13 +193,13 @@ def measure_stability(args: argparse.Namespace) -> list[str]:
     trials.make_metrics(tasks, args.jobs)
     metrics: dict[str, dict[int, dict[str, float]]] = {}
     for task in tasks:
-        metrics.setdefault(setting_name(task), {})[task.seed] = deepmi.read_metric(task.metric)
+        metrics.setdefault(setting_name(task), {})[task.seed] = read_metric(task.metric)
     count = len(next(iter(metrics.values()))[args.seed])
     title = (
         f"{args.emo_attr}, {count} Train utterances, DeepEmoCluster -ep {args.epoch} -batch {args.batch_size}, "
         f"seeds {args.seed} to {args.seed + args.seeds - 1}:"
     )
-    lines = [title, "", *arguments.markdown_table(stability_rows(metrics))]
+    lines = [title, "", *cli.markdown_table(stability_rows(metrics))]
     flat = [f"{name}, seed {seed}" for name, of in metrics.items() for seed in of if len(set(of[seed].values())) == 1]
     if flat:
         lines += ["", f"One value for all utterances, so that nothing correlates with it: {'; '.join(flat)}."]
@@ -210,24 +208,24 @@ def measure_stability(args: argparse.Namespace) -> list[str]:
 
 def main(args: argparse.Namespace) -> None:
     """Compare files, or train and compare."""
-    import deepmi
+    from deepmi.metric import read_metric
 
     if args.seeds:
         if args.files or args.out:
-            raise runtime.UserError("--seeds makes the DeepMI files itself; leave out files and --out.")
+            raise UserError("--seeds makes the DeepMI files itself; leave out files and --out.")
         lines = measure_stability(args)
         target = args.results_dir / f"compare_metrics_{args.emo_attr}.md"
         storage.write_text(target, "\n".join(lines) + "\n")
         print("\n".join([*lines, f"wrote {target}"]))
         return
     if len(args.files) < 2:
-        raise runtime.UserError(f"{len(args.files)} DeepMI files given; expected two or more, or --seeds N.")
+        raise UserError(f"{len(args.files)} DeepMI files given; expected two or more, or --seeds N.")
     for file in args.files:
         if not file.is_file():
-            raise runtime.UserError(f"{file}: no such DeepMI file.")
-    metrics = {str(file): deepmi.read_metric(file) for file in args.files}
+            raise UserError(f"{file}: no such DeepMI file.")
+    metrics = {str(file): read_metric(file) for file in args.files}
     if len(metrics) < len(args.files):
-        raise runtime.UserError("a DeepMI file is given twice; expected each once.")
+        raise UserError("a DeepMI file is given twice; expected each once.")
     for titles in itertools.combinations(metrics, 2):
         print("\n".join(pair_lines(titles, tuple(metrics[title] for title in titles), args.moved)), end="\n\n")
     if args.out:
@@ -248,4 +246,4 @@ def write_values(target: Path, metrics: dict[str, dict[str, float]]) -> None:
 
 
 if __name__ == "__main__":
-    arguments.run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -16,9 +16,10 @@ from pathlib import Path
 import pandas as pd
 
 import utils
-from features import AUDIO_ENDINGS, feature_name
-from runtime import UserError, derived_seed, tell
-from storage import read_text
+from deepmi.features import AUDIO_ENDINGS, feature_name
+from deepmi.process import UserError, notify
+from deepmi.seeds import derived_seed
+from deepmi.storage import read_text
 from tools.recordings import Recordings, first_few, plain_names
 
 ATTRIBUTE_COLUMNS = ("EmoAct", "EmoVal", "EmoDom")
@@ -71,7 +72,7 @@ def join_recordings(
             raise UserError(
                 f"{found}. Correct the rows, name the folder with --audio, or leave them out with --skip-missing."
             )
-        tell(f"warning: {found}; left out.")
+        notify(f"warning: {found}; left out.")
     present = [path is not None for path in paths]
     table = table[present].reset_index(drop=True)
     table["audio"] = [path for path in paths if path is not None]
@@ -114,7 +115,7 @@ def leave_out_unsplit(table: pd.DataFrame, source: object) -> pd.DataFrame:
     if len(names) == len(table):
         raise UserError(f"{source}: no row has a split; expected Train, Validation, Test1 or names of your own.")
     if names:
-        tell(f"warning: {source}: left out {len(names)} of {len(table)} rows without a split ({first_few(names)}).")
+        notify(f"warning: {source}: left out {len(names)} of {len(table)} rows without a split ({first_few(names)}).")
     return table[table["Split_Set"] != ""].reset_index(drop=True)
 
 
@@ -156,7 +157,7 @@ def clip_to_scale(
                 f"{scale[1]:g}, such as {outside.iloc[0]:g}; is that the right scale?"
             )
         labels = [f"{table['FileName'][row]} {label:g}" for row, label in outside.items()]
-        tell(
+        notify(
             f"warning: {source}: {len(labels)} labels of {column} are outside {scale[0]:g}..{scale[1]:g} and were "
             f"brought to its end ({first_few(labels)})."
         )
@@ -476,6 +477,6 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
     Ten digits: what a change of scale leaves in the sixteenth must not move a label over the edge of a level.
     """
-    from storage import write_text
+    from deepmi.storage import write_text
 
     write_text(path, table.to_csv(index=False, float_format="%.10g", lineterminator="\n"))

@@ -8,20 +8,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import arguments
+from deepmi import cli
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
-    parser = arguments.new_parser(__doc__)
+    parser = cli.new_parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("images/method.png"), metavar="FILE", help="target, .png")
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
     """Draw and write."""
-    import plots
-    import storage
+    from deepmi import plots, storage
 
     storage.prepare_folder(args.out.parent)
     plots.draw_method(args.out)
@@ -29,4 +28,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments.run(main, get_args_parser())
+    cli.run(main, get_args_parser())

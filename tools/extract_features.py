@@ -24,10 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import arguments
-import runtime
-from runtime import UserError
-from storage import prepare_folder
+from deepmi import cli, matfile
+from deepmi.process import UserError, notify
+from deepmi.storage import prepare_folder
 
 if TYPE_CHECKING:
     from tools.feature_sets import Clip
@@ -56,7 +55,7 @@ class ExtractionSummary:
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
-    parser = arguments.new_parser(__doc__)
+    parser = cli.new_parser(__doc__)
     parser.add_argument(
         "audio_dir", type=Path, metavar="AUDIO_DIR", help="folder of recordings, searched with its subfolders"
     )
@@ -69,7 +68,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="openSMILE feature set (IS13 is the paper's; ComParE_2016, eGeMAPSv02, ... as openSMILE has them), or the "
         "folder of an encoder like wav2vec2, HuBERT or WavLM",
     )
-    arguments.add_extraction_arguments(parser, "an encoder computes")
+    cli.add_extraction_arguments(parser, "an encoder computes")
     parser.add_argument(
         "--scheduler",
         default="",
@@ -96,7 +95,7 @@ def extract_some(
     Raises:
         UserError, OSError: no such set, or the output folder fails; that is no fault of a recording.
     """
-    import features
+    from deepmi import features
     from tools.feature_sets import features_of
 
     failed, doubtful = [], []
@@ -104,7 +103,7 @@ def extract_some(
         if target is None:
             continue
         if vector is not None:
-            features.write_mat(target, features.FEATURE_KEY, vector)
+            matfile.write_mat(target, features.FEATURE_KEY, vector)
         if remark:
             (failed if vector is None else doubtful).append((str(clip.recording), remark))
     return failed, doubtful
@@ -112,7 +111,7 @@ def extract_some(
 
 def _claim_folder(feature_dir: Path, name: str, width: int) -> None:
     """Have a folder say which set it is of, and refuse one that has files of another."""
-    import features
+    from deepmi import features
 
     present = next((path for path in sorted(feature_dir.glob("*.mat")) if not path.name.startswith(".")), None)
     if present is None:
@@ -169,7 +168,7 @@ def extract_folder(
     audio_dir: Path,
     feature_dir: Path,
     feature_set: str = "IS13",
-    workers: int = arguments.cpu_count(),
+    workers: int = cli.cpu_count(),
     device: str = "auto",
     scheduler: str = "",
 ) -> ExtractionSummary:
@@ -221,7 +220,7 @@ def extract_folder(
     return summary
 
 
-def tell_doubtful(doubtful: Iterable[tuple[str, str]]) -> None:
+def warn_of_doubtful(doubtful: Iterable[tuple[str, str]]) -> None:
     """Warn about recordings that were used though something is wrong with them.
 
     Args:
@@ -232,20 +231,20 @@ def tell_doubtful(doubtful: Iterable[tuple[str, str]]) -> None:
         by_kind[remark.partition(":")[0]].append(f"warning: {recording}: {remark}")
     for kind, warnings in by_kind.items():
         for warning in warnings[:MOST_WARNINGS]:
-            runtime.tell(warning)
+            notify(warning)
         if len(warnings) > MOST_WARNINGS:
-            runtime.tell(f"warning: {kind}: and {len(warnings) - MOST_WARNINGS:,} more recordings")
+            notify(f"warning: {kind}: and {len(warnings) - MOST_WARNINGS:,} more recordings")
 
 
-def tell(summary: ExtractionSummary, feature_dir: Path) -> None:
+def print_summary(summary: ExtractionSummary, feature_dir: Path) -> None:
     """Print what became of the recordings; those without features are warnings.
 
     Raises:
         UserError: none has features.
     """
-    tell_doubtful(summary.doubtful)
+    warn_of_doubtful(summary.doubtful)
     for recording, reason in summary.failed:
-        runtime.tell(f"warning: no features: {recording}: {reason}")
+        notify(f"warning: no features: {recording}: {reason}")
     print(
         f"{summary.extracted} recordings extracted, {summary.kept} there before, {len(summary.failed)} without "
         f"features; wrote {feature_dir}"
@@ -259,11 +258,11 @@ def main(args: argparse.Namespace) -> None:
     summary = extract_folder(
         args.audio_dir, args.feature_dir, args.feature_set, args.workers, args.device, args.scheduler
     )
-    tell(summary, args.feature_dir)
+    print_summary(summary, args.feature_dir)
 
 
 if __name__ == "__main__":
     # By its own name, not as __main__: what worker processes keep for the next task belongs to a module they import.
     from tools import extract_features
 
-    arguments.run(extract_features.main, get_args_parser())
+    cli.run(extract_features.main, get_args_parser())

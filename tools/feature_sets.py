@@ -18,8 +18,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime import UserError, choose_device, shielded_workers
-from storage import read_json_object
+from deepmi.process import UserError, workers_without_interrupt
+from deepmi.runtime import choose_device
+from deepmi.storage import read_json_object
 from tools import headers
 
 LOWEST_RATE = 1000  # Hz; below, there is no speech, and a short file would become hours at 16 kHz
@@ -447,7 +448,7 @@ def in_parallel(work: Callable, tasks: Sequence[tuple], workers: int) -> Iterato
         from joblib import Parallel, delayed
 
         pool = Parallel(n_jobs=min(workers, len(tasks)), return_as="generator")
-        with shielded_workers():
+        with workers_without_interrupt():
             results = pool(delayed(work)(*task) for task in tasks)
         yield from results
         return

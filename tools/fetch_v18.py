@@ -16,9 +16,9 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-import arguments
-from runtime import UserError
-from storage import prepare_folder, scratch_folder, write_atomically
+from deepmi import cli
+from deepmi.process import UserError
+from deepmi.storage import prepare_folder, scratch_folder, write_atomically
 
 URL = "https://github.com/winston-lin-wei-cheng/DeepMI-Curriculum-Metric"
 COMMIT = "0f5294eaf95866e48dee2bf94a395bdb4cfafdd5"
@@ -45,7 +45,7 @@ BLOBS = {
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
-    parser = arguments.new_parser(__doc__)
+    parser = cli.new_parser(__doc__)
     parser.add_argument(
         "--url", default=URL, metavar="URL", help="repository to get them from, e.g. a mirror or a local clone"
     )
@@ -131,4 +131,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments.run(main, get_args_parser())
+    cli.run(main, get_args_parser())

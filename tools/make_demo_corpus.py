@@ -36,9 +36,9 @@ from pathlib import Path
 
 import numpy as np
 
-import arguments
-from runtime import UserError, shielded_workers
-from storage import prepare_folder, read_json_object, write_atomically, write_text
+from deepmi import cli
+from deepmi.process import UserError, workers_without_interrupt
+from deepmi.storage import prepare_folder, read_json_object, write_atomically, write_text
 
 VERSION = 2  # raise it whenever the same seed would give other files
 MARKER = "demo_corpus.json"
@@ -591,7 +591,7 @@ def _make_audio(clips: list[Clip], out_dir: Path, seed: int, workers: int) -> No
 
     paths = [_audio_path(out_dir, clip) for clip in clips]
     tasks = [delayed(_synthesise_to)(path, clip, seed) for path, clip in zip(paths, clips) if not path.exists()]
-    with shielded_workers():
+    with workers_without_interrupt():
         finished = Parallel(n_jobs=workers, return_as="generator_unordered")(tasks)
     bar = tqdm(finished, total=len(clips), initial=len(clips) - len(tasks), desc="voices", unit="clip", disable=None)
     for _ in bar:
@@ -683,20 +683,18 @@ def describe_corpus(out_dir: Path) -> str:
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
-    parser = arguments.new_parser(__doc__)
+    parser = cli.new_parser(__doc__)
     parser.add_argument(
         "out_dir", type=Path, metavar="OUT_DIR", help="folder to make, about 80 MB; new, empty, or begun before"
     )
     parser.add_argument(
         "--seed",
-        type=arguments.non_negative_int,
+        type=cli.non_negative_int,
         default=31,
         metavar="N",
         help="another seed gives other speakers and clips",
     )
-    parser.add_argument(
-        "--workers", type=arguments.positive_int, default=arguments.cpu_count(), metavar="N", help="processes"
-    )
+    parser.add_argument("--workers", type=cli.positive_int, default=cli.cpu_count(), metavar="N", help="processes")
     return parser
 
 
@@ -710,4 +708,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments.run(main, get_args_parser())
+    cli.run(main, get_args_parser())

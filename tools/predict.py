@@ -23,11 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import arguments
-import run_log
-import runtime
-import storage
-from runtime import UserError
+from deepmi import cli, run_log, runtime, storage
+from deepmi.process import UserError, notify
 
 if TYPE_CHECKING:
     from tools.feature_sets import Clip
@@ -38,7 +35,7 @@ BLOCK = 256  # clips that pass through the networks together, and that a killed 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
-    parser = arguments.new_parser(__doc__)
+    parser = cli.new_parser(__doc__)
     parser.add_argument(
         "inputs",
         type=Path,
@@ -81,7 +78,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="feature set, where a regressor does not know its own (else IS13), or the folder of the encoder that it "
         "was trained on",
     )
-    arguments.add_extraction_arguments(parser, "networks compute")
+    cli.add_extraction_arguments(parser, "networks compute")
     return parser
 
 
@@ -175,15 +172,15 @@ class Predictor:
         """
         import numpy as np
 
-        import features
         import utils
-        from batches import Rows, in_batches
+        from deepmi import features
+        from deepmi.batches import Rows, in_batches
 
         rows = Rows(features.normalise(np.concatenate(vectors), *self.feature_norm), self.device, "fp32")
         found = {}
         for attribute, regressor in self.regressors.items():
             (z,) = in_batches(regressor, regressor, rows, "fp32")
-            found[attribute] = utils.in_label_units(z.cpu().numpy(), self.label_norm[attribute], self.files[attribute])
+            found[attribute] = utils.denormalise(z.cpu().numpy(), self.label_norm[attribute], self.files[attribute])
         return found
 
 
@@ -195,7 +192,7 @@ def attribute_of(file: Path, info: dict) -> str:
     """
     named = re.search(r"@_(Act|Dom|Val)\b", file.name)
     attribute = info.get("emo_attr") or (named[1] if named else None)
-    if attribute not in arguments.ATTRIBUTES:
+    if attribute not in cli.ATTRIBUTES:
         raise UserError(f"{file}: does not say its attribute; call it like SimpleEmoRegressor_DeepMI@_Val.pt.tar.")
     return attribute
 
@@ -206,8 +203,8 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     Raises:
         UserError: one is missing, damaged, or of another feature set than the rest; two are of one attribute.
     """
-    import features
     import utils
+    from deepmi import features
     from model import load_regressor
     from tools.feature_sets import is_opensmile_set, open_set
 
@@ -217,12 +214,12 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     regressors, files, label_norm, terms = {}, {}, {}, {}
     for file in args.model:
         regressor, info = load_regressor(file, feature_norm[0].size)
-        run_log.tell_if_unfinished(file)
+        run_log.note_if_unfinished(file)
         attribute = attribute_of(file, info)
         sets[file] = info.get("feature_set", "")
         label_norm[attribute] = utils.read_label_norm(args.norm_dir, attribute)
         terms[attribute] = utils.norm_key(feature_norm, label_norm[attribute])
-        if utils.has_other_terms(info, terms[attribute]):
+        if utils.has_other_norm_stats(info, terms[attribute]):
             raise UserError(
                 f"{args.norm_dir}: not the norm terms that {file} was trained with; name its by --norm-dir."
             )
@@ -242,7 +239,7 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
             f"{args.norm_dir}: norm terms of {feature_norm[0].size} features, {asked} has {kind.num_features}; name "
             "the set that the regressors were trained on with --set."
         )
-    order = [attribute for attribute in arguments.ATTRIBUTES if attribute in files]
+    order = [attribute for attribute in cli.ATTRIBUTES if attribute in files]
     regressors = {attribute: regressors[attribute] for attribute in order}
     key = storage.digest(kind.name, terms, *(files[attribute].read_bytes() for attribute in order))
     return Predictor(regressors, files, label_norm, feature_norm, asked, device, key)
@@ -383,9 +380,9 @@ def main(args: argparse.Namespace) -> int:
             for recording, remark in block["doubtful"]:
                 doubtful.setdefault(recording, remark)  # once per recording, not per segment
     progress.end()
-    extract_features.tell_doubtful(doubtful.items())
+    extract_features.warn_of_doubtful(doubtful.items())
     for where, reason in faults:
-        runtime.tell(f"warning: no prediction: {where}: {reason}")
+        notify(f"warning: no prediction: {where}: {reason}")
     told = f"{rows} rows, {len(faults)} without prediction" + (f"; wrote {table}" if table else "")
     print(told, file=sys.stdout if table else sys.stderr)
     return 1 if faults else 0
@@ -395,4 +392,4 @@ if __name__ == "__main__":
     # By its own name, not as __main__: worker processes import what they are sent.
     from tools import predict as this
 
-    arguments.run(this.main, get_args_parser())
+    cli.run(this.main, get_args_parser())

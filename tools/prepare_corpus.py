@@ -20,9 +20,9 @@ import json
 import shutil
 from pathlib import Path
 
-import arguments
-from runtime import UserError, one_line
-from storage import prepare_folder, write_atomically, write_text
+from deepmi import cli
+from deepmi.process import UserError, one_line
+from deepmi.storage import prepare_folder, write_atomically, write_text
 
 # Flags that do not change what the labels are
 OTHER_FLAGS = (
@@ -33,14 +33,14 @@ BAR = 40  # characters of the longest bar of a histogram
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this tool: a kind of corpus, and its flags."""
-    parser = arguments.new_parser(__doc__)
+    parser = cli.new_parser(__doc__)
     kinds = parser.add_subparsers(
         dest="kind", required=True, metavar="KIND", help="of the corpus; `KIND --help` explains its flags"
     )
 
     def kind(name: str, what: str) -> argparse.ArgumentParser:
         return kinds.add_parser(
-            name, help=what, description=what, formatter_class=arguments.HelpFormatter, allow_abbrev=False
+            name, help=what, description=what, formatter_class=cli.HelpFormatter, allow_abbrev=False
         )
 
     podcast = kind("msp-podcast", "any release of MSP-Podcast as downloaded: report, and features where there are none")
@@ -94,7 +94,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="consensus label file with speaker, gender and split of the same utterances; without it all are in Test1",
     )
     raters.add_argument(
-        "--min-raters", type=arguments.positive_int, default=1, metavar="N", help="no label below so many ratings"
+        "--min-raters", type=cli.positive_int, default=1, metavar="N", help="no label below so many ratings"
     )
     _add_audio(raters)
     _add_scale(raters)
@@ -139,9 +139,7 @@ def _add_splits(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveG
         help="draw the splits: fractions of the speakers for Train, Validation and Test1, none in two of them; without "
         "any split all rows are in Test1",
     )
-    parser.add_argument(
-        "--seed", type=arguments.non_negative_int, default=31, metavar="N", help="seed of --split-by-speaker"
-    )
+    parser.add_argument("--seed", type=cli.non_negative_int, default=31, metavar="N", help="seed of --split-by-speaker")
     return group
 
 
@@ -174,7 +172,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="make the norm terms of the Train split too, as norm_para.py does, in this folder",
     )
-    arguments.add_extraction_arguments(parser, "an encoder computes")
+    cli.add_extraction_arguments(parser, "an encoder computes")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -203,7 +201,7 @@ def read_source(args: argparse.Namespace):
     else:
         table, ratings = _read_raters(args)
         scale, audio = tuple(args.label_scale), args.audio or args.source.parent
-    arguments.refuse_label_scale(*scale)
+    utils.refuse_label_scale(*scale)
     if args.kind == "msp-podcast" or getattr(args, "split_column", None) or getattr(args, "consensus", None):
         table = corpora.leave_out_unsplit(table, getattr(args, "consensus", None) or args.source)
     recordings = Recordings(audio, args.out and args.out / "Audios")
@@ -295,7 +293,7 @@ def write_corpus(out: Path, table, ratings, mark: dict, copy: bool, replace: boo
         UserError: the folder holds a corpus that this tool did not prepare, or with other flags; or can't be written.
     """
     import utils
-    from storage import read_json_object
+    from deepmi.storage import read_json_object
     from tools import corpora
 
     labels = out / "Labels"
@@ -378,8 +376,8 @@ def link_features(source: Path, out: Path, feature_set: str, table, copy: bool) 
         table: its labels, with `entry`, the release's file name.
         copy: whether to copy.
     """
-    import features
     import utils
+    from deepmi import features
 
     theirs, ours = utils.feature_folder(source, feature_set), utils.feature_folder(out, feature_set)
     if not theirs.is_dir():
@@ -417,11 +415,11 @@ def histogram(labels) -> list[str]:
     """A line for each of the six emotion levels."""
     import numpy as np
 
-    import deepmi
+    from deepmi.metric import LEVEL_EDGES, NUM_LEVELS, emotion_levels
 
-    edges = [f"{edge:g}" for edge in deepmi.LEVEL_EDGES]
+    edges = [f"{edge:g}" for edge in LEVEL_EDGES]
     names = [f"<{edges[0]}", *(f"{low}-{high}" for low, high in itertools.pairwise(edges)), f">={edges[-1]}"]
-    counts = np.bincount(deepmi.emotion_levels(labels), minlength=deepmi.NUM_LEVELS)
+    counts = np.bincount(emotion_levels(labels), minlength=NUM_LEVELS)
     bars = np.ceil(BAR * counts / counts.max()).astype(int)
     return [f"    {name:>4} {count:7,} {'#' * bar}".rstrip() for name, count, bar in zip(names, counts, bars)]
 
@@ -482,7 +480,7 @@ def main(args: argparse.Namespace) -> None:
     """Read, check, write, extract, sum up."""
     import utils
     from tools import corpora
-    from tools.extract_features import extract_folder, tell
+    from tools.extract_features import extract_folder, print_summary
     from tools.feature_sets import open_set
 
     table, ratings, scale = read_source(args)
@@ -513,7 +511,7 @@ def main(args: argparse.Namespace) -> None:
         audio = out / "Audios" if args.out else corpora.podcast_audio(args.source)
         feature_dir = utils.feature_folder(out, kind.name)
         made = extract_folder(audio, feature_dir, args.feature_set, args.workers, args.device)
-        tell(made, feature_dir)
+        print_summary(made, feature_dir)
     if args.norm_dir:
         import norm_para
 
@@ -524,4 +522,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments.run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
-import features
-from features import AUDIO_ENDINGS, UNREADABLE_ENDINGS
-from runtime import UserError, tell
-from storage import read_json_object, write_text
+from deepmi import features
+from deepmi.features import AUDIO_ENDINGS, UNREADABLE_ENDINGS
+from deepmi.process import UserError, notify
+from deepmi.storage import read_json_object, write_text
 
 # Tables often name the video, or the file before its conversion.
 MEDIA_ENDINGS = (
@@ -98,14 +98,14 @@ def list_recordings(audio_dir: Path) -> list[Path]:
     files, lost = _files_below(audio_dir)
     if lost:
         names = sorted(str(path.relative_to(audio_dir)) for path in lost)
-        tell(f"warning: {audio_dir}: left out {len(lost)} broken links or unreadable folders ({first_few(names)}).")
+        notify(f"warning: {audio_dir}: left out {len(lost)} broken links or unreadable folders ({first_few(names)}).")
     found = sorted(path for path in files if path.suffix.lower() in AUDIO_ENDINGS)
     readable = {path.with_suffix("") for path in found}  # a video beside its sound is no loss
     rest = (path for path in files if path.suffix.lower() in UNREADABLE_ENDINGS)
     unreadable = sorted(path.name for path in rest if path.with_suffix("") not in readable)
     if unreadable:
         told = f"left out {len(unreadable)} files of kinds that can't be read ({first_few(unreadable)})"
-        tell(f"note: {audio_dir}: {told}; convert them to wav or flac.")
+        notify(f"note: {audio_dir}: {told}; convert them to wav or flac.")
     if not found:
         raise UserError(f"{audio_dir}: no recordings; expected files ending in {', '.join(AUDIO_ENDINGS)}.")
     return found
@@ -201,7 +201,7 @@ class Recordings:
         found = [self.find(entry, flat=not named) for entry in entries]
         astray = [entry for entry, path in zip(entries, found) if path and not named and self._names_neighbour(entry)]
         if astray:
-            tell(
+            notify(
                 f"warning: {self.folder}: {len(astray)} rows name a folder beside this one ({first_few(astray)}); "
                 "their recordings were taken from here by name alone."
             )
@@ -377,5 +377,5 @@ def without_features(recordings: Sequence[Path], feature_dir: Path) -> dict[Path
         write_text(file, json.dumps(record, indent=0) + "\n")
     if changed:
         names = [target.name for target in changed]
-        tell(f"note: {feature_dir}: removed {len(changed)} feature files of changed recordings ({first_few(names)}).")
+        notify(f"note: {feature_dir}: removed {len(changed)} feature files of changed recordings ({first_few(names)}).")
     return todo

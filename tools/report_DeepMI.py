@@ -14,20 +14,18 @@ import argparse
 import re
 from pathlib import Path
 
-import arguments
-import runtime
-import storage
-from runtime import UserError
+from deepmi import cli, storage
+from deepmi.process import UserError, notify, one_line
 
 TRUTH = "demo_truth.csv"  # of the demo corpus: which clips it made disputed
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
-    parser = arguments.new_parser(__doc__)
-    arguments.add_training_arguments(parser, epochs=200, trained_before="the checkpoint")
-    arguments.add_clusters_argument(parser)
-    arguments.add_metric_dir_argument(parser)
+    parser = cli.new_parser(__doc__)
+    cli.add_training_arguments(parser, epochs=200, trained_before="the checkpoint")
+    cli.add_clusters_argument(parser)
+    cli.add_metric_dir_argument(parser)
     parser.add_argument(
         "--metric", type=Path, metavar="FILE", help="DeepMI file to report on, whatever -nc and --metric-dir say"
     )
@@ -38,8 +36,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="DeepEmoCluster that the values came from; by default the one of -ep, -batch and -nc in --model-dir if it "
         "is there",
     )
-    arguments.add_corpus_arguments(parser)
-    arguments.add_model_dir_argument(parser)
+    cli.add_corpus_arguments(parser)
+    cli.add_model_dir_argument(parser)
     parser.add_argument(
         "--audio-base",
         metavar="URL_OR_DIR",
@@ -48,7 +46,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--results-dir", type=Path, default=Path("results"), metavar="DIR", help="folder of the page and its pictures"
     )
-    arguments.add_compute_arguments(parser, "seed of the bootstrap, of the random order and of what a picture samples")
+    cli.add_compute_arguments(parser, "seed of the bootstrap, of the random order and of what a picture samples")
     return parser
 
 
@@ -63,7 +61,7 @@ def read_truth(labels: Path):
         return None
     truth = utils.read_csv(file, ("FileName", "HighDisagreement"))
     if truth["FileName"].duplicated().any():
-        runtime.tell(f"warning: {file}: file names stand there twice, so it is not used.")
+        notify(f"warning: {file}: file names stand there twice, so it is not used.")
         return None
     return pd.Series((truth["HighDisagreement"] == "1").to_numpy(), index=truth["FileName"])
 
@@ -79,7 +77,7 @@ def read_spread(root: Path | None, emo_attr: str):
     try:
         return utils.rater_spread(file, emo_attr)
     except UserError as error:
-        runtime.tell(f"warning: {error} Rater disagreement is left out.")
+        notify(f"warning: {error} Rater disagreement is left out.")
         return None
 
 
@@ -87,21 +85,21 @@ def read_others(args: argparse.Namespace, folder: Path) -> dict:
     """DeepMI of the other attributes of the same -nc, attribute -> series by file name, where there is a file."""
     import pandas as pd
 
-    import deepmi
     import utils
+    from deepmi.metric import read_metric
 
     files = {
         attribute: utils.metric_file(folder, args.num_clusters, attribute)
-        for attribute in arguments.ATTRIBUTES
+        for attribute in cli.ATTRIBUTES
         if attribute != args.emo_attr
     }
     found = {}
     for attribute, file in files.items():
         if file.is_file():
             try:
-                found[attribute] = pd.Series(deepmi.read_metric(file))
+                found[attribute] = pd.Series(read_metric(file))
             except UserError as error:
-                runtime.tell(f"warning: {error} It is left out.")
+                notify(f"warning: {error} It is left out.")
     return found
 
 
@@ -109,9 +107,9 @@ def run_network(args: argparse.Namespace, checkpoint: Path):
     """(training utterances that have features, `report_panels.Network` over them)."""
     import torch
 
-    import deepmi
     import utils
-    from batches import in_batches
+    from deepmi.batches import in_batches
+    from deepmi.metric import ALPHA, deepmi_values, emotion_levels
     from extract_DeepMI import open_network
     from tools import feature_sets
     from tools.report_panels import Network, standardised_differences
@@ -123,13 +121,13 @@ def run_network(args: argparse.Namespace, checkpoint: Path):
 
     logits, prediction, features = in_batches(model, outputs, rows, precision)
     clusters = logits.argmax(dim=1).cpu().numpy()
-    predicted = deepmi.emotion_levels(utils.in_label_units(prediction.cpu().numpy(), corpus.label_norm, checkpoint))
-    values, information = deepmi.deepmi_values(
+    predicted = emotion_levels(utils.denormalise(prediction.cpu().numpy(), corpus.label_norm, checkpoint))
+    values, information = deepmi_values(
         clusters,
-        deepmi.emotion_levels(train.labels),
+        emotion_levels(train.labels),
         predicted,
         args.num_clusters,
-        deepmi.ALPHA[args.emo_attr],
+        ALPHA[args.emo_attr],
     )
     # MSP-Podcast's own features carry no note; their folder is called after their set.
     is_default = corpus.corpus.features.parts[-3:] == utils.FEATURE_FOLDER.parts
@@ -163,7 +161,7 @@ def find_network(args: argparse.Namespace):
     try:
         return run_network(args, checkpoint)
     except UserError as error:
-        runtime.tell(f"warning: {checkpoint} is left out: {error}")
+        notify(f"warning: {checkpoint} is left out: {error}")
         return None, None
 
 
@@ -177,7 +175,7 @@ def other_labels(table, emo_attr: str, label_file: Path) -> list:
             try:
                 found.append(utils.attribute_labels(rows, emo_attr, label_file))
             except UserError as error:
-                runtime.tell(f"note: {error} That split is left out of the table.")
+                notify(f"note: {error} That split is left out of the table.")
     return found
 
 
@@ -190,12 +188,12 @@ def gather(args: argparse.Namespace, metric_file: Path, label_file: Path):
     import numpy as np
     import pandas as pd
 
-    import curriculum
-    import deepmi
     import utils
+    from deepmi import curriculum
+    from deepmi.metric import read_metric
     from tools import report_panels
 
-    metric = deepmi.read_metric(metric_file)
+    metric = read_metric(metric_file)
     table = utils.read_labels(label_file)
     in_train = utils.select_split(table, "Train", label_file)
     train = utils.attribute_labels(in_train, args.emo_attr, label_file)
@@ -205,9 +203,9 @@ def gather(args: argparse.Namespace, metric_file: Path, label_file: Path):
     if args.skip_missing:
         kept = np.array([name in metric for name in names])
         if not kept.all():
-            runtime.tell(f"warning: {(~kept).sum()} training utterances have no DeepMI; left out.")
+            notify(f"warning: {(~kept).sum()} training utterances have no DeepMI; left out.")
             if network is not None:
-                runtime.tell("warning: the checkpoint's pictures are of all training utterances; left out.")
+                notify("warning: the checkpoint's pictures are of all training utterances; left out.")
                 network = None
         names = [name for name in names if name in metric]
     values = curriculum.match_metric(metric, names, metric_file, in_train["FileName"].tolist())
@@ -236,8 +234,8 @@ def gather(args: argparse.Namespace, metric_file: Path, label_file: Path):
 
 def main(args: argparse.Namespace) -> None:
     """Gather, draw and write."""
-    import plots
     import utils
+    from deepmi import plots
     from tools import report_page, report_panels
     from tools.report_render import matplotlib_figure
 
@@ -251,7 +249,7 @@ def main(args: argparse.Namespace) -> None:
     utils.make_output_folders(args.results_dir)
     found = gather(args, metric_file, label_file)
     report = report_panels.build(found)
-    corpus_name = runtime.one_line(args.corpus.resolve().name if args.corpus else label_file.stem)
+    corpus_name = one_line(args.corpus.resolve().name if args.corpus else label_file.stem)
     page = args.results_dir / f"DeepMI_report_{args.emo_attr}.html"
     written = []
     for panel in report.panels:
@@ -267,4 +265,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments.run(main, get_args_parser())
+    cli.run(main, get_args_parser())

@@ -16,11 +16,11 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 import pandas as pd
 
-import curriculum
-import deepmi
-from features import AUDIO_ENDINGS
-from runtime import UserError
-from storage import read_text
+from deepmi import curriculum
+from deepmi.features import AUDIO_ENDINGS
+from deepmi.metric import DECIMALS, emotion_levels
+from deepmi.process import UserError
+from deepmi.storage import read_text
 from tools.corpora import find_audio_folder
 from tools.report_panels import ATTRIBUTE_NAMES, LEVEL_NAMES, Evidence, Report, Section, first_bins
 from tools.report_render import height_of, numbers, plotly_figure
@@ -154,11 +154,11 @@ def utterance_columns(found: Evidence) -> list[dict]:
     level = {"key": "level", "title": "level", "kind": "level", "levels": LEVEL_NAMES}
     columns = [
         {"key": "file", "title": "file", "kind": "text", "data": rows.index.tolist()},
-        _number("deepmi", "DeepMI", rows["DeepMI"], deepmi.DECIMALS),
+        _number("deepmi", "DeepMI", rows["DeepMI"], DECIMALS),
         _coded("split", "split", rows["Split_Set"]),
         _number("rank", "place", rows["place"], 0),
         _number("bin", "first bin", rows["bin"], 0),
-        level | {"data": deepmi.emotion_levels(rows["label"]).tolist()},
+        level | {"data": emotion_levels(rows["label"]).tolist()},
     ]
     for attribute in sorted(ATTRIBUTE_NAMES, key=lambda name: name != found.emo_attr):
         if f"Emo{attribute}" in rows:

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-import curriculum
-import deepmi
-from metrics import percentile_interval
-from runtime import derived_seed
+from deepmi import curriculum
+from deepmi import metric as metric_module
+from deepmi.ccc import percentile_interval
+from deepmi.seeds import derived_seed
 from tools.report_render import (
     CATEGORY_COLOURS,
     LEVEL_COLOURS,
@@ -122,7 +122,7 @@ class Evidence:
     @property
     def levels(self) -> NDArray[np.int64]:
         """Y, 0..5, shape (N,)."""
-        return deepmi.emotion_levels(self.labels)
+        return metric_module.emotion_levels(self.labels)
 
     @property
     def cells(self) -> NDArray:
@@ -132,7 +132,7 @@ class Evidence:
     @property
     def alpha(self) -> float:
         """Weight of the predicted level's part that the paper gives the attribute."""
-        return deepmi.ALPHA[self.emo_attr]
+        return metric_module.ALPHA[self.emo_attr]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -216,11 +216,11 @@ def curriculum_bins(order: NDArray[np.int64], cells: NDArray, levels: NDArray, l
         levels: 0..5, shape (N,).
         labels: in label units, shape (N,).
     """
-    codes = np.unique(cells, return_inverse=True)[1] * deepmi.NUM_LEVELS + levels
+    codes = np.unique(cells, return_inverse=True)[1] * metric_module.NUM_LEVELS + levels
     bins = []
     for size in curriculum.bin_sizes(len(order)):
         rows = order[:size]
-        shares = np.bincount(levels[rows], minlength=deepmi.NUM_LEVELS) / size
+        shares = np.bincount(levels[rows], minlength=metric_module.NUM_LEVELS) / size
         bins.append(Bin(size, len(np.unique(codes[rows])), shares, float(labels[rows].std())))
     return bins
 
@@ -412,7 +412,7 @@ def _places(
     """Points whose size says how many utterances lie there, and whose colour their mean level, 1 to 6."""
     x, y, colour, counts, texts = gather_places(x, y, levels + 1.0, names)
     return Points(
-        x_title, y_title, x, y, texts, colour, (), "mean level, 1 to 6", counts, (1.0, float(deepmi.NUM_LEVELS))
+        x_title, y_title, x, y, texts, colour, (), "mean level, 1 to 6", counts, (1.0, float(metric_module.NUM_LEVELS))
     )
 
 
@@ -436,12 +436,12 @@ def _cluster_names(found: Evidence, clusters: Sequence[int]) -> list[str]:
 def joint_section(found: Evidence) -> Section:
     """Clusters and levels: the joint table and what each cell adds to the information."""
     network, levels = found.network, found.levels
-    joint = deepmi.joint_probability(network.clusters, levels, found.num_clusters, deepmi.NUM_LEVELS)
+    joint = metric_module.joint_probability(network.clusters, levels, found.num_clusters, metric_module.NUM_LEVELS)
     clusters, _ = clusters_by_level(joint)
     rows = _cluster_names(found, clusters)
     attribute = ATTRIBUTE_NAMES[found.emo_attr]
     axes = {"x_title": f"level of {attribute}", "y_title": "cluster · utterances"}
-    table, cells = joint[clusters], deepmi.information_of_cells(joint)[clusters]
+    table, cells = joint[clusters], metric_module.information_of_cells(joint)[clusters]
     used = f"{len(clusters)} of {found.num_clusters} clusters have utterances."
     panels = [
         Panel(
@@ -460,7 +460,9 @@ def joint_section(found: Evidence) -> Section:
         ),
     ]
     if found.alpha > 0:
-        predicted = deepmi.joint_probability(network.predicted_levels, levels, deepmi.NUM_LEVELS, deepmi.NUM_LEVELS)
+        predicted = metric_module.joint_probability(
+            network.predicted_levels, levels, metric_module.NUM_LEVELS, metric_module.NUM_LEVELS
+        )
         panels.append(
             Panel(
                 "predicted",
@@ -472,7 +474,7 @@ def joint_section(found: Evidence) -> Section:
                     "predicted level",
                     LEVEL_NAMES,
                     LEVEL_NAMES,
-                    deepmi.information_of_cells(predicted),
+                    metric_module.information_of_cells(predicted),
                     "nats",
                 ),
             )
@@ -822,7 +824,9 @@ def pca_section(found: Evidence) -> Section:
 def clusters_section(found: Evidence) -> Section:
     """Size, mean labels and typical acoustic features of each cluster."""
     network = found.network
-    joint = deepmi.joint_probability(network.clusters, found.levels, found.num_clusters, deepmi.NUM_LEVELS)
+    joint = metric_module.joint_probability(
+        network.clusters, found.levels, found.num_clusters, metric_module.NUM_LEVELS
+    )
     clusters, _ = clusters_by_level(joint)
     labels = found.table.loc[found.names]
     columns = [attribute for attribute in ATTRIBUTE_NAMES if f"Emo{attribute}" in labels]
@@ -935,8 +939,8 @@ def _findings(
     lines = []
     if found.network is not None:
         information = found.network.information
-        levels = np.bincount(found.levels, minlength=deepmi.NUM_LEVELS) / len(found.levels)
-        entropy = deepmi.entropy(levels)
+        levels = np.bincount(found.levels, minlength=metric_module.NUM_LEVELS) / len(found.levels)
+        entropy = metric_module.entropy(levels)
         sizes = np.bincount(found.network.clusters)
         used = int((sizes > 0).sum())
         lines.append(

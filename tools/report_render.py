@@ -13,7 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from runtime import one_line
+from deepmi.process import one_line
 
 LONGEST_LABEL = 36  # characters of a name beside an axis
 LONGEST_LEGEND = 16  # categories; the pointer names those of more

@@ -24,11 +24,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-import arguments
-import curriculum
-import run_log
-import runtime
-import storage
+from deepmi import __version__, cli, curriculum, run_log, runtime, storage
+from deepmi.process import UserError, workers_without_interrupt
+from deepmi.seeds import derived_seed
 
 FOLDS = 5  # of the self-taught scores
 RIDGE = "ridge"  # no order: scikit-learn's regression in place of the network
@@ -44,7 +42,7 @@ def add_trial_arguments(parser: argparse.ArgumentParser) -> None:
     """--jobs and --results-dir, for tools that train many times."""
     parser.add_argument(
         "--jobs",
-        type=arguments.positive_int,
+        type=cli.positive_int,
         metavar="N",
         help="trainings at a time, each on one thread of a CPU; by default as many as cores, and one on a GPU",
     )
@@ -72,7 +70,7 @@ def side_by_side(work: Callable, tasks: Sequence[argparse.Namespace], jobs: int,
 
     pool = Parallel(n_jobs=min(jobs, max(len(tasks), 1)), return_as="generator_unordered", batch_size=1)
     started_by = os.getpid(), Path.cwd()
-    with runtime.shielded_workers():
+    with workers_without_interrupt():
         results = pool(delayed(_alone)(work, task, number, *started_by) for number, task in enumerate(tasks))
     try:
         with warnings.catch_warnings():
@@ -89,7 +87,7 @@ def _alone(work: Callable, task: argparse.Namespace, number: int, starter: int, 
     """(number, what `work` returns), on one thread where it computes on a CPU, and silently."""
     from tqdm import tqdm
 
-    import clustering
+    from deepmi import clustering
 
     if os.getpid() != starter:
         _end_with(starter)
@@ -126,7 +124,7 @@ def prepare(args: argparse.Namespace) -> None:
 
     device = runtime.choose_device(args.device)
     args.precision = runtime.choose_precision(device, args.precision)
-    args.jobs = args.jobs or (arguments.cpu_count() if device.type == "cpu" else 1)
+    args.jobs = args.jobs or (cli.cpu_count() if device.type == "cpu" else 1)
     utils.make_output_folders(args.results_dir, trial_folder(args), args.cache_dir)
     _load_data.cache_clear()  # an earlier run of this process may have seen other files
 
@@ -193,7 +191,7 @@ def noisy_labels(args: argparse.Namespace) -> Path:
     source = args.labels or utils.find_label_file(args.corpus)
     table = utils.read_labels(source)
     labels = utils.attribute_labels(utils.select_split(table, "Train", source), args.emo_attr, source)
-    rng = np.random.default_rng(runtime.derived_seed(args.seed, "label noise"))
+    rng = np.random.default_rng(derived_seed(args.seed, "label noise"))
     chosen = rng.choice(len(labels), size=round(args.label_noise * len(labels)), replace=False)
     drawn = dict(zip(labels.index[chosen], rng.choice(labels.to_numpy(), size=len(chosen))))
     column = f"Emo{args.emo_attr}"
@@ -223,7 +221,7 @@ class Data:
 
     corpus: object
     train: Part
-    held_out: Part
+    validation: Part
     tests: dict[str, Part]
 
 
@@ -249,7 +247,7 @@ DATA_ARGUMENTS = (
 def _load_data(*values: object) -> Data:
     import testing_Curriculum
     import utils
-    from batches import Rows
+    from deepmi.batches import Rows
 
     args = argparse.Namespace(**dict(zip(DATA_ARGUMENTS, values)))
     device = runtime.choose_device(args.device)
@@ -257,19 +255,19 @@ def _load_data(*values: object) -> Data:
     def part(data) -> Part:
         return Part(data, Rows(data.rows, device, args.precision))
 
-    corpus = arguments.open_corpus(args)
+    corpus = utils.open_corpus(args)
     tests = {args.split: part(corpus.load(args.split))}
     own = args.corpus or args.labels
     names = testing_Curriculum.distinct_names([own, *args.testing])[1:] if args.testing else []
     for name, folder, asked in zip(names, args.testing, args.testing_scales):
         if not folder.is_dir():
-            raise runtime.UserError(f"--testing {folder}: no such folder; expected a corpus.")
+            raise UserError(f"--testing {folder}: no such folder; expected a corpus.")
         if args.corpus and folder.samefile(args.corpus):
             print(f"warning: --testing {folder} is the training corpus; its Train utterances are tested too.")
         scale, _ = testing_Curriculum.label_scale(utils.find_label_file(folder), asked)
-        other = arguments.open_corpus(with_changes(args, corpus=folder, labels=None, features=None), scale)
+        other = utils.open_corpus(with_changes(args, corpus=folder, labels=None, features=None), scale)
         data = other.load("all")
-        testing_Curriculum.tell_if_narrow(data, other.corpus.labels, asked)
+        testing_Curriculum.note_if_narrow_scale(data, other.corpus.labels, asked)
         tests[f"{name} (all)"] = part(data)
     return Data(corpus, part(corpus.load("Train")), part(corpus.load_validation()), tests)
 
@@ -289,13 +287,13 @@ def fit(args: argparse.Namespace, data: Data, order: NDArray[np.int64]) -> tuple
     import training_Curriculum
     from model import DenseNet
 
-    runtime.seed_everything(runtime.derived_seed(args.seed, "regressor"))
+    runtime.seed_everything(derived_seed(args.seed, "regressor"))
     model = DenseNet(data.corpus.num_features)
     learner = training_Curriculum.Learner(model, runtime.choose_device(args.device), args)
-    train, held_out = data.train, data.held_out
+    train, validation = data.train, data.validation
     best, curve = run_log.NO_BEST, []
     for record in training_Curriculum.train_epochs(
-        learner, train.rows, train.data, held_out.rows, held_out.data, order, args
+        learner, train.rows, train.data, validation.rows, validation.data, order, args
     ):
         best = run_log.better_of(best, record["validation_ccc_loss"], record["epoch"], model.state_dict())
         curve.append(1 - record["validation_ccc_loss"])
@@ -305,7 +303,7 @@ def fit(args: argparse.Namespace, data: Data, order: NDArray[np.int64]) -> tuple
 
 def predict(model, rows, precision: str) -> NDArray[np.float32]:
     """The regressor's z-normed predictions, shape (N,)."""
-    from batches import in_batches
+    from deepmi.batches import in_batches
 
     return in_batches(model, model, rows, precision)[0].cpu().numpy()
 
@@ -346,27 +344,27 @@ def self_taught(args: argparse.Namespace) -> Path:
     Source: Hacohen & Weinshall, ICML 2019; cross-fitted so that no utterance is scored by what has learned it, or has
         heard its speaker.
     """
-    import deepmi
+    from deepmi.metric import write_metric
 
     data = load_data(args)
     train = data.train.data
-    identity = storage.digest(_settings(args), train.key, data.held_out.data.key)
+    identity = storage.digest(_settings(args), train.key, data.validation.data.key)
     target = trial_folder(args) / f"selftaught_{args.emo_attr}_seed{args.seed}_{identity[:12]}.json"
     if target.is_file():
         return target
-    fold = folds_by_speaker(train.speakers, train.names, runtime.derived_seed(args.seed, "folds"))
+    fold = folds_by_speaker(train.speakers, train.names, derived_seed(args.seed, "folds"))
     scores = np.empty(len(train.names))
     for number in range(fold.max() + 1):
         model, _, _ = fit(with_changes(args, order="none"), data, np.flatnonzero(fold != number))
         error = np.abs(predict(model, data.train.rows, args.precision) - train.targets)
         scores[fold == number] = -error[fold == number]
-    deepmi.write_metric(target, dict(zip(train.names, scores.tolist())))
+    write_metric(target, dict(zip(train.names, scores.tolist())))
     return target
 
 
 def _settings(args: argparse.Namespace) -> dict:
     """What changes the outcome of a training, the data aside."""
-    return arguments.chosen(args) | {"device": runtime.choose_device(args.device).type, "version": runtime.__version__}
+    return cli.chosen(args) | {"device": runtime.choose_device(args.device).type, "version": __version__}
 
 
 def order_of(args: argparse.Namespace, data: Data) -> NDArray[np.int64]:
@@ -381,9 +379,9 @@ def order_of(args: argparse.Namespace, data: Data) -> NDArray[np.int64]:
     Raises:
         UserError: what the order goes by is missing or unreadable.
     """
-    import deepmi
     import training_Curriculum
     import utils
+    from deepmi.metric import read_metric
 
     train = data.train.data
     if args.order in curriculum.ORDERS:
@@ -392,7 +390,7 @@ def order_of(args: argparse.Namespace, data: Data) -> NDArray[np.int64]:
     if args.order == "agreement":
         file = utils.find_detailed_file(args.corpus) if args.corpus else None
         if file is None:
-            raise runtime.UserError(
+            raise UserError(
                 f"{args.corpus or 'no --corpus given'}: no labels_detailed file, by which the order agreement goes; "
                 "leave that order out."
             )
@@ -400,7 +398,7 @@ def order_of(args: argparse.Namespace, data: Data) -> NDArray[np.int64]:
         # One rating says nothing about agreement: such utterances come last.
         values = -spread.reindex(train.names).fillna(np.inf).to_numpy()
     elif args.order == "selftaught":
-        values = curriculum.match_metric(deepmi.read_metric(args.scores), train.names, args.scores)
+        values = curriculum.match_metric(read_metric(args.scores), train.names, args.scores)
     else:
         values = -np.abs(_cluster_predictions(args, data) - train.targets)
     return curriculum.training_order(args.order, train.names, values, args.seed)
@@ -408,13 +406,13 @@ def order_of(args: argparse.Namespace, data: Data) -> NDArray[np.int64]:
 
 def _cluster_predictions(args: argparse.Namespace, data: Data) -> NDArray[np.float32]:
     """What the regressor of the DeepEmoCluster checkpoint predicts for Train, z-normed, shape (N,)."""
-    from batches import in_batches
+    from deepmi.batches import in_batches
     from model import load_ssl_checkpoint
 
     model, info = load_ssl_checkpoint(
         args.checkpoint, data.corpus.num_features, args.num_clusters, args.emo_attr, data.corpus.feature_set
     )
-    data.corpus.tell_if_other_terms(args.checkpoint, info)
+    data.corpus.note_other_norm_stats(args.checkpoint, info)
     rows = data.train.rows
     return in_batches(model.to(rows.device), model.predict_attribute, rows, args.precision)[0].cpu().numpy()
 
@@ -443,7 +441,7 @@ def _kept(target: Path, data: Data) -> dict | None:
             name: part.data.names for name, part in data.tests.items()
         }
         numbers = [*(result["curve"] or ()), *(value for tests in result["tests"].values() for value in tests.values())]
-    except (runtime.UserError, AttributeError, TypeError):
+    except (UserError, AttributeError, TypeError):
         return None
     return result if whole and all(isinstance(value, float) and math.isfinite(value) for value in numbers) else None
 
@@ -462,11 +460,11 @@ def run_trial(args: argparse.Namespace) -> dict:
     import utils
 
     data = load_data(args)
-    parts = {"train": data.train, "held_out": data.held_out, **data.tests}
+    parts = {"train": data.train, "validation": data.validation, **data.tests}
     keys = {name: part.data.key for name, part in parts.items()}
     train = data.train.data
     if args.order == RIDGE:  # depends on nothing but the data
-        settings, order = {"order": RIDGE, "version": runtime.__version__}, np.arange(len(train.names))
+        settings, order = {"order": RIDGE, "version": __version__}, np.arange(len(train.names))
     else:
         settings = _settings(args) | {"order": args.order, "pacing": args.pacing}
         order = order_of(args, data)
@@ -480,7 +478,7 @@ def run_trial(args: argparse.Namespace) -> dict:
     else:
         model, result["best_epoch"], result["curve"] = fit(args, data, order)
         found = [
-            utils.in_label_units(predict(model, part.rows, args.precision), data.corpus.label_norm, "a trial")
+            utils.denormalise(predict(model, part.rows, args.precision), data.corpus.label_norm, "a trial")
             for part in data.tests.values()
         ]
     result["tests"] = {

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime import UserError, derived_seed, tell
+from deepmi.process import UserError, notify
+from deepmi.seeds import derived_seed
 
 ORDERS = ("deepmi", "deepmi-balanced", "random", "reverse", "none")
 METRIC_ORDERS = ("deepmi", "deepmi-balanced", "reverse")  # those that need a metric
@@ -55,7 +56,7 @@ def match_metric(
     lacking = [name for name in utterances if name not in metric]
     unknown = [name for name in metric if name not in known]
     if lacking and skip_missing and not unknown and len(lacking) < len(utterances):
-        tell(
+        notify(
             f"warning: {source}: no value for {len(lacking)} of {len(utterances)} Train utterances "
             f"({', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}); left out."
         )

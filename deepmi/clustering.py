@@ -11,7 +11,7 @@ import torch  # torch before faiss, everywhere: each brings an OpenMP, and this 
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from runtime import UserError
+from deepmi.process import UserError
 
 ITERATIONS = 20
 MAX_POINTS_PER_CENTROID = 10_000_000  # faiss would subsample at 256 a centroid
@@ -216,7 +216,7 @@ def _split(centroids: Tensor, empty: int, donor: int) -> None:
     centroids[donor] *= 2 - factors
 
 
-def uniform_draws(assignment: Tensor, num_clusters: int, seed: int) -> Tensor:
+def uniform_sample(assignment: Tensor, num_clusters: int, seed: int) -> Tensor:
     """As many draws as utterances, the same number from each non-empty cluster, shuffled.
 
     A cluster smaller than its share is drawn from with replacement, a larger one without. Where N does not divide

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
-from storage import write_atomically
+from deepmi.storage import write_atomically
 
-_TRAINING, _HELD_OUT = "tab:blue", "tab:orange"
+_TRAINING, _VALIDATION = "tab:blue", "tab:orange"
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -41,9 +41,9 @@ def draw_ssl_run(history: list[dict], path: Path, title: str) -> None:
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
     top.plot(epochs[1:], [record["nmi"] for record in history[1:]], marker=".")
     top.set(ylabel="NMI with the epoch before", ylim=(0, 1))
-    held_out = [record["validation_ccc_loss"] for record in history]
-    best = min(range(len(held_out)), key=held_out.__getitem__)
-    middle.plot(epochs, held_out, marker=".", color=_HELD_OUT, label="validation")
+    validation = [record["validation_ccc_loss"] for record in history]
+    best = min(range(len(validation)), key=validation.__getitem__)
+    middle.plot(epochs, validation, marker=".", color=_VALIDATION, label="validation")
     ccc = [record["labeled"]["ccc_loss"] for record in history]
     middle.plot(epochs, ccc, marker=".", color=_TRAINING, label="training")
     middle.axvline(epochs[best], color="grey", linestyle=":", label=f"best, epoch {epochs[best]}")
@@ -70,12 +70,12 @@ def draw_curriculum_run(history: list[dict], path: Path, title: str) -> None:
         title: heading, the regressor's name.
     """
     epochs = [record["epoch"] for record in history]
-    held_out = [record["validation_ccc_loss"] for record in history]
-    best = min(range(len(held_out)), key=held_out.__getitem__)
+    validation = [record["validation_ccc_loss"] for record in history]
+    best = min(range(len(validation)), key=validation.__getitem__)
     figure = Figure(figsize=(8, 5))
     axes = figure.subplots()
     axes.plot(epochs, [record["ccc_loss"] for record in history], color=_TRAINING, label="training")
-    axes.plot(epochs, held_out, color=_HELD_OUT, label="validation")
+    axes.plot(epochs, validation, color=_VALIDATION, label="validation")
     axes.axvline(epochs[best], color="grey", linestyle=":", label=f"best, epoch {epochs[best]}")
     axes.set(xlabel="epoch", ylabel="CCC loss (1 - CCC)", title=title)
     axes.grid(alpha=0.3)
@@ -132,7 +132,7 @@ def draw_orders(tables: dict, path: Path, title: str) -> None:
             axes.plot(
                 table[column], places, ".", color=_TRAINING, alpha=0.6, label="one seed" if column == seeds[0] else ""
             )
-        axes.plot(table["ccc"], places, "D", color=_HELD_OUT, label="mean")
+        axes.plot(table["ccc"], places, "D", color=_VALIDATION, label="mean")
         axes.set_yticks(places, table["order"])
         axes.invert_yaxis()
         axes.set(xlabel=f"CCC on {test}")

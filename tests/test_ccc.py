@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from metrics import bootstrap_cccs, bootstrap_interval, ccc_loss, concordance_cc, widening
+from deepmi.ccc import bootstrap_cccs, bootstrap_interval, ccc_loss, concordance_cc, student_t_quantile, widening
 
 
 @pytest.fixture
@@ -166,3 +166,8 @@ def test_whole_groups_are_resampled():
     pairs = [concordance_cc(truth[part], prediction[part]) for part in (slice(30), slice(30, 60), slice(60))]
     found = bootstrap_cccs(truth, [prediction], speakers, resamples=100)[:, 0]
     assert sorted(set(found.round(9))) == pytest.approx(sorted(pairs), abs=1e-8)
+
+
+@pytest.mark.parametrize("freedom", [1, 1.3, 5.5, 20, 1000])
+def test_quantiles_of_students_t_are_scipys(freedom):
+    assert student_t_quantile(0.975, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-5)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtri, stdtrit
 
 RESAMPLES = 2000
 
@@ -112,7 +112,23 @@ def widening(sizes: ArrayLike, level: float = 0.95) -> float:
     sizes = np.asarray(sizes, dtype=np.float64)
     effective = max(2.0, sizes.sum() ** 2 / (sizes**2).sum())
     tail = (1 + level) / 2
-    return float(stdtrit(effective - 1, tail) / ndtri(tail) * np.sqrt(effective / (effective - 1)))
+    quantiles = student_t_quantile(tail, effective - 1) / NormalDist().inv_cdf(tail)
+    return float(quantiles * np.sqrt(effective / (effective - 1)))
+
+
+def student_t_quantile(probability: float, freedom: float) -> float:
+    """Quantile of Student's t distribution.
+
+    Args:
+        probability: 0.5 to 1, exclusive.
+        freedom: degrees of freedom, at least 1 and not necessarily whole.
+    Source: by x = sqrt(freedom) tan(angle) the density becomes proportional to cos(angle)^(freedom - 1), which is
+        summed by the trapezoidal rule.
+    """
+    angle = np.linspace(0, np.pi / 2, 2**17 + 1)
+    density = np.cos(angle) ** (freedom - 1)
+    cumulative = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    return float(np.sqrt(freedom) * np.tan(np.interp(2 * probability - 1, cumulative / cumulative[-1], angle)))
 
 
 def widened_cccs(

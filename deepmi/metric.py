@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from runtime import UserError, tell
-from storage import read_json_object, write_text
+from deepmi.process import UserError, notify
+from deepmi.storage import read_json_object, write_text
 
 LEVEL_EDGES = (2.0, 3.0, 4.0, 5.0, 6.0)  # six levels: <2, [2,3), [3,4), [4,5), [5,6), >=6
 NUM_LEVELS = len(LEVEL_EDGES) + 1
@@ -121,10 +121,10 @@ def read_metric(path: Path) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def tell_if_flat(values: NDArray[np.float64], source: object) -> None:
+def warn_if_flat(values: NDArray[np.float64], source: object) -> None:
     """Warn where all utterances have the same value, as where they are all in one cluster."""
     if len(values) > 1 and values.min() == values.max():
-        tell(
+        notify(
             f"warning: {source}: one value for all {len(values)} utterances, so it tells nothing, and a curriculum "
             "by it follows file names. A DeepEmoCluster of more epochs or clusters may tell them apart."
         )

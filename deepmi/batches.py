@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import runtime
+from deepmi import ranks, runtime
+from deepmi.process import rank
 
 PASS_ROWS = 2048  # utterances a step when nothing is trained
 ALIGNED = 32  # rows start at a multiple of so many numbers: a cache line, and what tensor cores want
@@ -165,7 +166,7 @@ def in_batches(
     """
     was_training = model.training
     model.eval()
-    share = runtime.own_share(len(rows))
+    share = ranks.own_share(len(rows))
     outputs: tuple[Tensor, ...] = ()
     first = 0
     with torch.inference_mode(), runtime.autocast(rows.device, precision):
@@ -178,5 +179,5 @@ def in_batches(
                 output[first : first + len(block)] = part
             first += len(block)
     model.train(was_training)
-    gathered = tuple(runtime.gather_shares(output, len(rows)) for output in outputs)
-    return gathered if runtime.rank() == 0 else None
+    gathered = tuple(ranks.gather_shares(output, len(rows)) for output in outputs)
+    return gathered if rank() == 0 else None

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-import run_log
-import runtime
-from runtime import UserError
+from deepmi import ranks, run_log
+from deepmi.process import UserError, num_ranks, one_line, rank
+from deepmi.seeds import UNLABELED_SEED
 
 ATTRIBUTES = ("Act", "Dom", "Val")
 CONTROL_GROUP = Path("/sys/fs/cgroup")  # holds a container's limit: microseconds of CPU time per period
@@ -130,29 +130,6 @@ def add_corpus_arguments(parser: argparse.ArgumentParser, several: bool = False)
     )
 
 
-def open_corpus(args: argparse.Namespace, scale: tuple[float, float] = (1.0, 7.0)):
-    """The `utils.LabeledCorpus` that the flags name."""
-    import utils
-
-    return utils.LabeledCorpus(
-        utils.find_corpus(args.corpus, args.labels, args.features),
-        args.emo_attr,
-        args.norm_dir,
-        args.cache_dir,
-        args.workers,
-        args.skip_missing,
-        scale,
-    )
-
-
-def refuse_label_scale(low: float, high: float) -> None:
-    """Raise `UserError` where a --label-scale is no range of labels."""
-    import utils
-
-    if not utils.is_label_scale(low, high):
-        raise UserError(f"--label-scale {low:g} {high:g}: expected two numbers, the lowest label first.")
-
-
 def add_attribute_argument(parser: argparse.ArgumentParser) -> None:
     """-emo/--emo_attr."""
     parser.add_argument(
@@ -219,7 +196,7 @@ def add_unlabeled_arguments(parser: argparse.ArgumentParser, several: bool = Fal
     group.add_argument(
         "--unlabeled-seed",
         type=non_negative_int,
-        default=runtime.UNLABELED_SEED,
+        default=UNLABELED_SEED,
         metavar="N",
         help="which utterances are drawn; independent of --seed, so that runs of all seeds share one packed file",
     )
@@ -232,7 +209,7 @@ def chosen(args: argparse.Namespace, *more: str) -> dict:
 
 def add_pacing_argument(parser: argparse.ArgumentParser) -> None:
     """--pacing."""
-    import curriculum
+    from deepmi import curriculum
 
     parser.add_argument(
         "--pacing",
@@ -308,7 +285,7 @@ def add_resume_argument(parser: argparse.ArgumentParser) -> None:
 
 def markdown_table(rows: list[list[str]]) -> list[str]:
     """Lines of a table, its columns aligned; the first row is the header. No cell ends its line or its column."""
-    rows = [[runtime.one_line(cell).replace("|", "\\|") for cell in line] for line in rows]
+    rows = [[one_line(cell).replace("|", "\\|") for cell in line] for line in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [rows[0], ["-" * width for width in widths], *rows[1:]]
     return ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
@@ -410,7 +387,7 @@ def _message_of(error: OSError) -> str:
     if name is None and error.errno in (errno.ENOSPC, errno.EFBIG):
         name = "standard output"  # writing a file adds its name
         _drop_output()
-    return runtime.one_line(f"{name or 'a file'}: {error.strerror or error}.")
+    return one_line(f"{name or 'a file'}: {error.strerror or error}.")
 
 
 def _leave_rank(status: int) -> None:
@@ -432,9 +409,9 @@ def _run_on_ranks(main: Callable, args: argparse.Namespace, prog: str, with_rank
     if not with_ranks:
         raise UserError("runs as one process; start it without torchrun.")
     with _ending_where_deaf(prog):
-        runtime.join_ranks()
+        ranks.join_ranks()
         status = main(args)
-        runtime.leave_ranks()
+        ranks.leave_ranks()
     return status
 
 
@@ -455,26 +432,26 @@ def run(
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the terminal's encoding lacks must not end the program
             stream.reconfigure(errors="backslashreplace")
-    if runtime.rank() > 0:
+    if rank() > 0:
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # rank 0 speaks for all
     args = parser.parse_args(argv)
     run_log.TrainingRun.current = None  # there is one where this process has trained before
     signal.signal(signal.SIGTERM, _stop_by(_Terminated))
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a shell's background
         signal.signal(signal.SIGINT, _stop_by(KeyboardInterrupt))
-    errors = sys.stderr if runtime.rank() == 0 else sys.__stderr__
+    errors = sys.stderr if rank() == 0 else sys.__stderr__
     try:
-        status = _run_on_ranks(main, args, parser.prog, with_ranks) if runtime.num_ranks() > 1 else main(args)
+        status = _run_on_ranks(main, args, parser.prog, with_ranks) if num_ranks() > 1 else main(args)
         if sys.stdout:  # there is none where it was closed
             sys.stdout.flush()  # a full disk behind it shows here, not when Python ends
         status = status or 0
     except UserError as error:
-        if runtime.rank() == 0:
+        if rank() == 0:
             print(f"{parser.prog}: error: {error}", file=sys.stderr)
         else:
             # torchrun ends all at the first that fails: rank 0 may have the same to say, and says it better.
             time.sleep(RANK_PATIENCE)
-            print(f"{parser.prog}: rank {runtime.rank()}: error: {error}", file=errors)
+            print(f"{parser.prog}: rank {rank()}: error: {error}", file=errors)
         status = 2
     except BrokenPipeError:
         _drop_output()  # the reader of our output (head, less) left; nothing is wrong
@@ -494,11 +471,11 @@ def run(
         status = 130 if isinstance(stop, KeyboardInterrupt) else 143
     except Exception as error:
         sys.stderr = errors
-        if runtime.num_ranks() == 1 or not re.search(LOST_CONNECTION, str(error), re.IGNORECASE):
+        if num_ranks() == 1 or not re.search(LOST_CONNECTION, str(error), re.IGNORECASE):
             raise
         # Another rank has failed and says why; what reaches this one is only that the connection broke.
-        print(f"{parser.prog}: rank {runtime.rank()}: another process has ended.", file=errors)
+        print(f"{parser.prog}: rank {rank()}: another process has ended.", file=errors)
         status = 1
-    if runtime.num_ranks() > 1:
+    if num_ranks() > 1:
         _leave_rank(status)
     sys.exit(status)

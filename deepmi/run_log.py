@@ -18,8 +18,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, ClassVar
 
-from runtime import UserError, __version__, from_first_rank, num_ranks, rank, tell
-from storage import append_line, digest, load_tensors, read_text, save_tensors, write_text
+from deepmi import __version__
+from deepmi.process import UserError, notify, num_ranks, rank
+from deepmi.ranks import from_first_rank
+from deepmi.storage import append_line, digest, read_text, write_text
+from deepmi.tensors import load_tensors, save_tensors
 
 
 def _git_commit() -> str | None:
@@ -52,10 +55,10 @@ def _resume_file(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"{checkpoint.name}.resume")
 
 
-def tell_if_unfinished(checkpoint: Path) -> None:
+def note_if_unfinished(checkpoint: Path) -> None:
     """Say so if a checkpoint that is about to be used is the best so far of a run that has not ended."""
     if _resume_file(checkpoint).exists():
-        tell(f"note: {checkpoint}: its training has not ended; this is the best so far.")
+        notify(f"note: {checkpoint}: its training has not ended; this is the best so far.")
 
 
 def weighted_mean(losses, sizes: list[int], smallest: int = 1) -> float:
@@ -297,7 +300,7 @@ class TrainingRun:
         lines = self._log_lines()
         if len(lines) > 1 and lines[-1].get("finished") is True and isinstance(lines[0].get("run"), dict):
             differences = self._differences(lines[0]["run"])
-            tell(f"note: replaces {self.checkpoint}, a finished run ({differences}).")
+            notify(f"note: replaces {self.checkpoint}, a finished run ({differences}).")
 
     def _read_state(self) -> dict:
         with self.reading_state():
