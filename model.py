@@ -20,6 +20,7 @@ from deepmi.process import UserError
 
 DROPOUT = 0.3
 TRUNK_WIDTHS = (1024, 512, 256)
+REGRESSOR_WIDTH = 512
 LONGEST_FACT = 1000  # characters of one fact that a checkpoint keeps of its training
 INFO_KEY = "deepmi"  # where a checkpoint keeps what it was trained for
 
@@ -98,8 +99,9 @@ class DenseNet(nn.Module):
     Source: Lin, Sridhar & Busso (2024), and the layers of the original's checkpoints.
     """
 
-    def __init__(self, num_features: int, width: int = 512):
+    def __init__(self, num_features: int, width: int = 0):
         super().__init__()
+        width = width or REGRESSOR_WIDTH
         self.dense_net = nn.Sequential(
             InputLinear(num_features, width),
             Dropout(DROPOUT),

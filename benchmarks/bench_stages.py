@@ -573,4 +573,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--inside"]:
         run_inside(sys.argv[2], sys.argv[4:], Path(sys.argv[3]))
     else:
-        cli.run(main, get_args_parser())
+        cli.run(main, cli.parse(get_args_parser()))

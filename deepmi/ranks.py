@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -20,9 +21,6 @@ JOIN_PATIENCE = 10  # seconds without the other ranks after which that is said
 
 def join_ranks() -> None:
     """Meet the other processes: gloo between CPUs, NCCL between GPUs."""
-    # Each rank would warn that a joint step uses all weights although a step may use some of them.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
@@ -47,6 +45,22 @@ def leave_ranks() -> None:
 
     _meet()
     distributed.destroy_process_group()
+
+
+def on_every_rank(main: Callable) -> Callable:
+    """Decorator of a script's main function that every rank runs; without torchrun it changes nothing."""
+
+    @functools.wraps(main)
+    def joined(args):
+        if num_ranks() == 1:
+            return main(args)
+        join_ranks()
+        status = main(args)
+        leave_ranks()
+        return status
+
+    joined.runs_on_every_rank = True
+    return joined
 
 
 @contextlib.contextmanager

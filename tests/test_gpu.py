@@ -35,7 +35,7 @@ def test_a_run_resumes_on_a_gpu(bench, monkeypatch, number):
         patched.setattr(run_log.TrainingRun, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert bench.stage(number, "--device", "cuda")[0] == 130
     code, out, err = bench.stage(number, "--device", "cuda")
-    assert code == 0 and "going on after" in out, err
+    assert code == 0 and "resuming after" in out, err
 
 
 def losses(log) -> list[float]:

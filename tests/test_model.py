@@ -11,6 +11,8 @@ from deepmi.process import UserError
 
 CPU = torch.device("cpu")
 
+pytestmark = pytest.mark.as_published
+
 
 def relu(x):
     return np.maximum(x, 0)

@@ -15,4 +15,4 @@ from deepmi import cli
 if __name__ == "__main__":
     model.DROPOUT = 0.0
     stage = importlib.import_module(sys.argv[1])
-    cli.run(stage.main, stage.get_args_parser(), sys.argv[2:], with_ranks=True)
+    cli.run(stage.main, cli.parse(stage.get_args_parser(), sys.argv[2:]))

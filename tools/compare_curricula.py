@@ -98,7 +98,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="CORPUS",
         help="other corpora to test on, whole, for mismatched conditions; their features must be of the same set",
     )
-    testing_Curriculum.add_label_scale_argument(parser, " of the --testing corpora")
+    cli.add_label_scale_argument(parser, " of the --testing corpora")
     cli.add_corpus_arguments(parser)
     parser.add_argument(
         "--ssl-epochs",
@@ -430,4 +430,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, get_args_parser())
+    cli.run(main, cli.parse(get_args_parser()))

@@ -246,4 +246,4 @@ def write_values(target: Path, metrics: dict[str, dict[str, float]]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, get_args_parser())
+    cli.run(main, cli.parse(get_args_parser()))

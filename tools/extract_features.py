@@ -265,4 +265,4 @@ if __name__ == "__main__":
     # By its own name, not as __main__: what worker processes keep for the next task belongs to a module they import.
     from tools import extract_features
 
-    cli.run(extract_features.main, get_args_parser())
+    cli.run(extract_features.main, cli.parse(get_args_parser()))

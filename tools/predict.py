@@ -392,4 +392,4 @@ if __name__ == "__main__":
     # By its own name, not as __main__: worker processes import what they are sent.
     from tools import predict as this
 
-    cli.run(this.main, get_args_parser())
+    cli.run(this.main, cli.parse(get_args_parser()))
