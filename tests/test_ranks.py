@@ -35,7 +35,7 @@ def run_on(ranks: int, script: str, *argv: object, folder) -> subprocess.Complet
 def train_on(count: int, stage: str, folder, *more: object) -> subprocess.CompletedProcess:
     """A training stage without dropout; its outputs go to a folder of their own."""
     result = run_on(
-        count, "tests/without_dropout.py", stage, *STAGES[stage], "--model-dir", f"M{count}", *more, folder=folder
+        count, "tests/narrow_stage.py", stage, *STAGES[stage], "--model-dir", f"M{count}", *more, folder=folder
     )
     assert result.returncode == 0, result.stderr
     return result
@@ -70,10 +70,8 @@ def test_two_ranks_train_deepemocluster_as_one_process_does(prepared):
     values = []
     for count in (1, 2):
         metrics = f"C{count}"
-        result = run_on(
-            count, "extract_DeepMI.py", *STAGES["extract_DeepMI"], "--model-dir", "M1", "--metric-dir", metrics,
-            folder=prepared,
-        )  # fmt: skip
+        argv = ("extract_DeepMI", *STAGES["extract_DeepMI"], "--model-dir", "M1", "--metric-dir", metrics)
+        result = run_on(count, "tests/narrow_stage.py", *argv, folder=prepared)
         assert result.returncode == 0, result.stderr
         assert result.stdout.count("I(X;Y)") == 1
         values.append((prepared / metrics / "DeepMI_5clusters@_Val.json").read_bytes())

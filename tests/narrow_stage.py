@@ -1,6 +1,6 @@
-"""Run a stage with dropout off, so that runs whose random streams differ can be compared.
+"""Run a stage with narrow networks without dropout, so that runs of one and of two ranks can be compared.
 
-python tests/without_dropout.py STAGE ARGUMENT...
+python tests/narrow_stage.py STAGE ARGUMENT...
 """
 
 import importlib
@@ -13,6 +13,6 @@ import model
 from deepmi import cli
 
 if __name__ == "__main__":
-    model.DROPOUT = 0.0
+    model.DROPOUT, model.TRUNK_WIDTHS = 0.0, (32, 24, 16)
     stage = importlib.import_module(sys.argv[1])
     cli.run(stage.main, cli.parse(stage.get_args_parser(), sys.argv[2:]))
