@@ -14,11 +14,12 @@ FOLDER=${1:-demo}
 
 mkdir -p "$FOLDER"
 cd "$FOLDER"
-export PYTHONPATH="$PROGRAM" DEEPMI_CORPUS=corpus DEEPMI_UNLABELED=corpus/Unlabeled
+export PYTHONPATH="$PROGRAM" DEEPMI_CORPUS="$PWD/corpus" DEEPMI_UNLABELED="$PWD/corpus/Unlabeled"
 step() { printf '\n== %s  [%d s since the start]\n' "$*" $SECONDS; }
 
+echo "All file names below are relative to $PWD."
 step "demo corpus: synthetic voices with openSMILE features"
-"$PYTHON" -m tools.make_demo_corpus corpus
+"$PYTHON" -m tools.make_demo_corpus "$DEEPMI_CORPUS"
 step "stage 0: normalization statistics"
 "$PYTHON" "$PROGRAM/norm_para.py"
 for attribute in Act Val; do
@@ -32,6 +33,6 @@ for attribute in Act Val; do
   "$PYTHON" "$PROGRAM/testing_Curriculum.py" -ep 70 -batch 64 -emo $attribute | tee test_$attribute.txt
 done
 
-step "done: these files are in $FOLDER"
+step "done: these files are in $PWD"
 grep -h '(CCC)' test_*.txt
 find NormTerm Models curriculum_metric results -type f | sort
