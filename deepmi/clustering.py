@@ -228,7 +228,7 @@ def uniform_sample(assignment: Tensor, num_clusters: int, seed: int) -> Tensor:
         seed: of the draws.
     Returns:
         Positions 0..N-1, int64, shape (N,).
-    Source: Caron et al., ECCV 2018, section 3.3; README, difference 2.
+    Source: Caron et al., ECCV 2018, section 3.3; docs/differences.md, difference 2.
     """
     n, device = len(assignment), assignment.device
     generator = torch.Generator(device).manual_seed(seed)

@@ -93,7 +93,7 @@ def training_order(
         levels: emotion level of each utterance, shape (N,), for `deepmi-balanced`.
     Returns:
         Each position once, int64, shape (N,), fewer where values are NaN.
-    Source: Lin, Sridhar & Busso (2024); ties: README, difference 4.
+    Source: Lin, Sridhar & Busso (2024); ties: docs/differences.md, difference 4.
     """
     names = np.asarray(utterances, dtype=str)
     by_name = np.argsort(names, kind="stable")
