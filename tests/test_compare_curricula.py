@@ -15,6 +15,8 @@ from deepmi.metric import read_metric
 from deepmi.process import UserError
 from tools import compare_curricula, trials
 
+# Trials run in processes of their own, which know nothing of the narrow networks of the tests.
+pytestmark = pytest.mark.as_published
 ORDERS = ["deepmi", "reverse", "random", "none", "deepmi-balanced", "agreement", "selftaught", "prediction", "ridge"]
 
 

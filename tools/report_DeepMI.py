@@ -108,13 +108,22 @@ def run_network(args: argparse.Namespace, checkpoint: Path):
     import torch
 
     import utils
-    from deepmi.batches import in_batches
+    from deepmi import runtime
+    from deepmi.batches import Rows, in_batches
     from deepmi.metric import ALPHA, deepmi_values, emotion_levels
-    from extract_DeepMI import open_network
+    from model import load_ssl_checkpoint
     from tools import feature_sets
     from tools.report_panels import Network, standardised_differences
 
-    model, _, corpus, train, rows, precision = open_network(args, checkpoint)
+    device = runtime.choose_device(args.device)
+    precision = runtime.choose_precision(device, args.precision)
+    corpus = utils.open_corpus(args)
+    model, info = load_ssl_checkpoint(
+        checkpoint, corpus.num_features, args.num_clusters, args.emo_attr, corpus.feature_set
+    )
+    corpus.note_other_norm_stats(checkpoint, info)
+    train, model = corpus.load("Train"), model.to(device)
+    rows = Rows(train.rows, device, precision)
 
     def outputs(rows: torch.Tensor) -> tuple:
         return (*model(rows), model.cluster_features(rows))

@@ -161,14 +161,13 @@ def make_metric(args: argparse.Namespace) -> Path:
 
 def make_metrics(tasks: Sequence[argparse.Namespace], jobs: int) -> None:
     """`make_metric` for every task; each then has its metric (the DeepMI file), checkpoint and num_unlabeled."""
-    import torch
-
     import training_DeepEmoCluster
     import utils
 
     for task in tasks:  # what is wrong with the input comes to light here, and all cores pack
-        parts, keys, _ = training_DeepEmoCluster.load_parts(task, torch.device("cpu"))
-        task.num_unlabeled = len(parts["unlabeled"].names) if "unlabeled" in parts else 0
+        sets, _ = training_DeepEmoCluster.load_sets(task)
+        keys = {name: data.key for name, data in sets.items()}
+        task.num_unlabeled = len(sets["unlabeled"].names) if "unlabeled" in sets else 0
         identity = storage.digest(_settings(with_changes(task, epoch=task.ssl_epochs)), task.num_clusters, keys)
         task.metric_folder = trial_folder(task) / f"{task.emo_attr}_seed{task.seed}_{identity[:12]}"
     for task, task.metric in side_by_side(make_metric, tasks, jobs, "DeepEmoCluster"):
@@ -284,21 +283,24 @@ def fit(args: argparse.Namespace, data: Data, order: NDArray[np.int64]) -> tuple
     Raises:
         UserError: a loss is not finite.
     """
-    import training_Curriculum
-    from model import DenseNet
+    import torch
 
+    import training_Curriculum
+
+    device = runtime.choose_device(args.device)
     runtime.seed_everything(derived_seed(args.seed, "regressor"))
-    model = DenseNet(data.corpus.num_features)
-    learner = training_Curriculum.Learner(model, runtime.choose_device(args.device), args)
+    learner = training_Curriculum.Learner(data.corpus.num_features, device)
     train, validation = data.train, data.validation
+    targets, order = torch.from_numpy(train.data.targets).to(device), torch.from_numpy(order).to(device)
     best, curve = run_log.NO_BEST, []
-    for record in training_Curriculum.train_epochs(
-        learner, train.rows, train.data, validation.rows, validation.data, order, args
-    ):
-        best = run_log.better_of(best, record["validation_ccc_loss"], record["epoch"], model.state_dict())
-        curve.append(1 - record["validation_ccc_loss"])
-    model.load_state_dict(best["weights"])
-    return model, best["epoch"], curve
+    for epoch in range(args.epoch):
+        subset = order[: curriculum.training_size(args.order, epoch, len(order), args.pacing)]
+        training_Curriculum.train_epoch(learner, train.rows, train.data.names, targets, subset, epoch, args)
+        loss = training_Curriculum.validation_loss(learner, validation.rows, validation.data.targets, args.precision)
+        best = run_log.better_of(best, loss, epoch, learner.model.state_dict())
+        curve.append(1 - loss)
+    learner.model.load_state_dict(best["weights"])
+    return learner.model, best["epoch"], curve
 
 
 def predict(model, rows, precision: str) -> NDArray[np.float32]:
