@@ -135,6 +135,8 @@ def test_recordings_are_found_with_any_ending(tmp_path):
     assert page.find_recordings(None, None, tmp_path) == ("", {})
     away = page.find_recordings(None, "https://example.org/my audio/", tmp_path)
     assert away == ("https://example.org/my%20audio/", None) and page.recording_names(["a.wav"], away) == [0]
+    moved = page.find_recordings(tmp_path / "my corpus", "https://example.org", tmp_path)
+    assert moved == ("https://example.org/", found.files), "the endings are those of the corpus"
     for base in ("javascript://x", "nowhere", "https://exa mple.org/;script-src"):
         with pytest.raises(UserError, match="--audio-base"):
             page.find_recordings(None, base, tmp_path)

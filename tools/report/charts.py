@@ -123,14 +123,7 @@ def histogram(title: str, values: pd.Series, lines: pd.DataFrame, x_title: str, 
 
 
 def boxes(title: str, summary: pd.DataFrame, x_title: str, y_title: str) -> alt.LayerChart:
-    """Horizontal boxes: quartiles and median, a diamond for the mean, whiskers to the lowest and the highest value.
-
-    Args:
-        title: heading.
-        summary: one row per group, from the top, as from pandas' `describe` of grouped values.
-        x_title: what the values are.
-        y_title: what the groups are.
-    """
+    """Quartiles, median, mean (diamond), lowest and highest value of groups, from the top, as from `describe`."""
     names = [f"{name} ({count:,.0f})" for name, count in summary["count"].items()]
     columns = {"min": "lowest", "25%": "q1", "50%": "median", "75%": "q3", "max": "highest", "mean": "mean"}
     base = alt.Chart(summary.rename(columns=columns)[[*columns.values()]].assign(name=names)).encode(

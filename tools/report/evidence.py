@@ -97,13 +97,7 @@ class Evidence:
 
 
 def read_label_table(label_file: Path, emo_attr: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Labels of every split, and the rows of the Train split.
-
-    Returns:
-        (table as in `Evidence`, without the utterances that have no label; all Train rows of the label file).
-    Raises:
-        UserError: no labels, or those of Train are missing or damaged.
-    """
+    """(Table as in `Evidence` of the utterances that have a label; all Train rows of the label file)."""
     rows = utils.read_labels(label_file)
     train = utils.select_split(rows, "Train", label_file)
     labels = [utils.attribute_labels(train, emo_attr, label_file)]
@@ -122,11 +116,7 @@ def read_label_table(label_file: Path, emo_attr: str) -> tuple[pd.DataFrame, pd.
 
 
 def run_network(args: argparse.Namespace, checkpoint: Path) -> tuple[list[str], Network]:
-    """Run DeepEmoCluster over the training utterances that have features.
-
-    Raises:
-        UserError: corpus, norm terms or checkpoint are missing, damaged or do not fit.
-    """
+    """Names of the training utterances that have features, and DeepEmoCluster's outputs for them."""
     device = runtime.choose_device(args.device)
     precision = runtime.choose_precision(device, args.precision)
     corpus = utils.open_corpus(args)
@@ -166,11 +156,11 @@ def run_network(args: argparse.Namespace, checkpoint: Path) -> tuple[list[str], 
 
 
 def find_network(args: argparse.Namespace) -> tuple[list[str], Network | None]:
-    """As `run_network`; where the checkpoint was not named and can't be used, (no names, None) and a line why."""
-    if args.checkpoint:
-        return run_network(args, args.checkpoint)
-    checkpoint = utils.ssl_checkpoint(args.model_dir, args.epoch, args.batch_size, args.num_clusters, args.emo_attr)
-    if not checkpoint.is_file():
+    """As `run_network`; no names and None, with a line why, where a checkpoint that was not named can't be used."""
+    checkpoint = args.checkpoint or utils.ssl_checkpoint(
+        args.model_dir, args.epoch, args.batch_size, args.num_clusters, args.emo_attr
+    )
+    if not (args.checkpoint or checkpoint.is_file()):
         print(
             f"note: no checkpoint {checkpoint}: clusters, information and features are left out (-ep, -batch, -nc and "
             "--model-dir, or --checkpoint FILE, name it)."
@@ -179,6 +169,8 @@ def find_network(args: argparse.Namespace) -> tuple[list[str], Network | None]:
     try:
         return run_network(args, checkpoint)
     except UserError as error:
+        if args.checkpoint:
+            raise
         notify(f"warning: {checkpoint} is left out: {error}")
         return [], None
 

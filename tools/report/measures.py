@@ -41,7 +41,7 @@ def curriculum_bins(ordered: pd.DataFrame) -> pd.DataFrame:
     """What each bin of a curriculum trains on, the bins before it included.
 
     Args:
-        ordered: the utterances in training order; column `cell` and, where the labels are known, `level` and `label`.
+        ordered: the utterances in training order: `cell` and, where the labels are known, `level` and `label`.
     Returns:
         One row per bin: its number, `utterances`, distinct `cells`, and, where the labels are known, their standard
         deviation `label_sd` (population moments) and the share of each level.
@@ -77,15 +77,9 @@ class Interval:
 
 
 def spearman(x: ArrayLike, y: ArrayLike, seed: int, resamples: int = RESAMPLES) -> Interval:
-    """Spearman's rank correlation with its percentile bootstrap interval; each resample is ranked again.
+    """Spearman's rank correlation of x and y, shape (n,) each; NaN where one is constant.
 
-    Args:
-        x: shape (n,).
-        y: shape (n,).
-        seed: of the bootstrap.
-        resamples: bootstrap samples of n utterances.
-    Returns:
-        `Interval`; NaN where x or y is constant.
+    Its percentile bootstrap interval resamples utterances and ranks each resample again.
     Source: Davison & Hinkley, Bootstrap Methods and their Application (1997), section 5.3.
     """
     # A resample is a count per distinct pair of values: weighted values are ranked without sorting them again.
@@ -111,15 +105,9 @@ def _rank_correlation(pairs: NDArray[np.int64], counts: NDArray[np.int64]) -> fl
 
 
 def auc_lower(values: ArrayLike, marked: ArrayLike, seed: int, resamples: int = RESAMPLES) -> Interval:
-    """Probability that a marked utterance has a lower value than an unmarked one, ties counted half.
+    """Probability that a marked utterance has a lower value than an unmarked one, ties counted half; .5 is chance.
 
-    Args:
-        values: shape (n,).
-        marked: bool, shape (n,).
-        seed: of the bootstrap, which draws within the marked and within the unmarked utterances.
-        resamples: bootstrap samples.
-    Returns:
-        `Interval`; .5 is chance. NaN where one of the groups is empty.
+    The bootstrap draws within the marked and within the unmarked utterances. NaN where one of these groups is empty.
     Source: the statistic of Mann & Whitney (1947), divided by the number of pairs.
     """
     positions = np.unique(values, return_inverse=True)[1]

@@ -25,7 +25,7 @@ FEWEST_MEMBERS = 5  # of a cluster whose features are named
 SAME_VALUE = 1.5e-5  # how far a recomputed DeepMI may be from one that was rounded to 5 decimals
 VALUE = "DeepMI, nats"
 
-Charts = dict[str, alt.LayerChart]
+Charts = dict[str, alt.LayerChart]  # by name, which is part of a file name: lower case, digits, underscores
 
 
 @dataclass
@@ -34,9 +34,9 @@ class Report:
 
     found: Evidence
     edges: pd.DataFrame  # as from `measures.bin_edges`
-    bins: pd.DataFrame  # as from `order_bins`
-    charts: Charts = field(default_factory=dict)  # by name, which is part of a file name: lower case, digits, _
-    tables: dict[str, pd.DataFrame] = field(default_factory=dict)  # by caption; a cell that is a list has several lines
+    first_bins: pd.DataFrame  # as from `first_bin_table`
+    charts: Charts = field(default_factory=dict)
+    clusters: pd.DataFrame | None = None  # as from `cluster_charts`
     findings: list[str] = field(default_factory=list)  # the main figures, one sentence each
     warnings: list[str] = field(default_factory=list)  # what a reader must know before believing them
     correlation: Interval | None = None  # Spearman correlation of DeepMI and rater disagreement
@@ -58,8 +58,8 @@ def joint_charts(found: Evidence) -> Charts:
         "contribution": charts.heat_map("Part of I(X;Y) in each cell", cells, *titles, "nats"),
     }
     if found.alpha > 0:
-        cells = information_of_cells(joint_probability(network.predicted_levels, levels, NUM_LEVELS, NUM_LEVELS))
-        cells = pd.DataFrame(cells, LEVEL_NAMES, LEVEL_NAMES)
+        joint = joint_probability(network.predicted_levels, levels, NUM_LEVELS, NUM_LEVELS)
+        cells = pd.DataFrame(information_of_cells(joint), LEVEL_NAMES, LEVEL_NAMES)
         title = "Predicted level and level: part of I(Y';Y) in each cell"
         drawn["predicted"] = charts.heat_map(title, cells, titles[0], "predicted level", "nats")
     return drawn
@@ -67,29 +67,21 @@ def joint_charts(found: Evidence) -> Charts:
 
 def distribution_charts(found: Evidence, edges: pd.DataFrame) -> Charts:
     """The distribution of the values, their ties, and the bin edges."""
-    train = found.train.rename_axis("file").reset_index()
-    lines = edges.assign(name=edges["edge"].astype(str)).groupby("value", as_index=False)["name"].agg(", ".join)
-    alike = train.groupby(["value", "level"] if found.has_labels else ["value"], as_index=False)
-    groups = alike.agg(file=("file", "first"), utterances=("file", "size")).rename(columns={"value": "x"})
-    if found.has_labels:
-        title, y_title = "Groups with one value and level", f"level of {found.attribute} (1 to 6)"
-        groups["y"] = groups.pop("level") + 1
-    else:
-        title, y_title = "Groups with one value", "utterances with that value"
-        groups["y"] = groups["utterances"]
+    train, edge = found.train.rename_axis("file").reset_index(), edges["edge"].astype(str)
+    lines = edges.assign(name=edge).groupby("value", as_index=False)["name"].agg(", ".join)
+    groups = train.groupby(["value", "level"] if found.has_labels else ["value"], as_index=False)
+    groups = groups.agg(file=("file", "first"), utterances=("file", "size")).rename(columns={"value": "x"})
+    groups["y"] = groups.pop("level") + 1 if found.has_labels else groups["utterances"]
+    title = "Groups with one value" + (" and level" if found.has_labels else "")
+    y_title = f"level of {found.attribute} (1 to 6)" if found.has_labels else "utterances with that value"
     taken = pd.DataFrame({"inside the bin": edges["inside"], "left to the next": edges["ties"] - edges["inside"]})
+    taken, sizes = taken.set_axis(edge), "utterances with that value"
     return {
         "distribution": charts.histogram(
             "Distribution of DeepMI and the bin edges", train["value"], lines, VALUE, "training utterances"
         ),
         "groups": charts.points(title, groups, VALUE, y_title),
-        "edges": charts.bars(
-            "Tie groups at the bin edges",
-            taken.set_axis(edges["edge"].astype(str)),
-            "edge",
-            "utterances with that value",
-            charts.CATEGORY_COLORS,
-        ),
+        "edges": charts.bars("Tie groups at the bin edges", taken, "edge", sizes, charts.CATEGORY_COLORS),
     }
 
 
@@ -104,26 +96,14 @@ def order_bins(found: Evidence) -> pd.DataFrame:
     return pd.concat(bins, ignore_index=True)
 
 
-def edge_table(edges: pd.DataFrame) -> pd.DataFrame:
-    """The bin edges as text."""
-    counts = edges[["utterances", "ties", "inside"]].map("{:,}".format)
-    cut = edges["cut"].map({True: "yes", False: "no"})
-    table = pd.concat([edges["edge"], counts["utterances"], edges["value"].map("{:.5f}".format)], axis=1)
-    table = table.assign(ties=counts["ties"], inside=counts["inside"], cut=cut)
-    return table.set_axis(["edge", "utterances up to it", "DeepMI there", "tie group", "inside the bin", "cut"], axis=1)
-
-
 def first_bin_table(bins: pd.DataFrame) -> pd.DataFrame:
-    """The first bin of each order as text."""
+    """The first bin of each order."""
     first, whole = (bins[bins["bin"] == number].reset_index() for number in (1, curriculum.NUM_BINS))
-    table = first[["order"]].assign(utterances=first["utterances"].map("{:,}".format), cells=first["cells"])
+    table = first[["order", "utterances", "cells"]]
     if "label_sd" in bins:
-        present = [", ".join(level for level in LEVEL_NAMES if row[level] > 0) for _, row in first.iterrows()]
-        columns = {"levels present": present} | {
-            title: of["label_sd"].map("{:.3f}".format)
-            for title, of in (("label sd", first), ("label sd of all", whole))
-        }
-        table = table.assign(**columns)
+        levels = [", ".join(level for level in LEVEL_NAMES if row[level] > 0) for _, row in first.iterrows()]
+        spread = {"label sd": first["label_sd"].round(3), "label sd of all": whole["label_sd"].round(3)}
+        table = table.assign(**{"levels present": levels}, **spread)
     return table
 
 
@@ -149,7 +129,7 @@ def group_charts(found: Evidence) -> Charts:
     by_level = train["value"].groupby(train["level"]).describe().rename(index=dict(enumerate(LEVEL_NAMES)))
     drawn = {"level": charts.boxes("DeepMI by level", by_level, VALUE, f"level of {found.attribute}")}
     for name, column, title in (("class", "EmoClass", "emotion class"), ("speaker", "SpkrID", "speaker")):
-        if column in train and train[column].nunique() > (column == "SpkrID") and (train[column] != "").any():
+        if column in train and train[column].nunique() > (column == "SpkrID") and train[column].any():
             summary = train["value"].groupby(train[column].replace("", "(none)").map(one_line)).describe()
             summary = summary.sort_values("mean", ascending=False, kind="stable")
             if len(summary) > MOST_GROUPS:
@@ -162,13 +142,12 @@ def _scatter(found: Evidence, title: str, x: pd.Series, y: pd.Series, x_title: s
     """Utterances that have both values; those at one place are one point, colored by their mean level."""
     rows = found.train.loc[x.index[measures.sample(len(x), found.seed, MOST_POINTS)]]
     table = pd.DataFrame({"x": x[rows.index], "y": y[rows.index], "file": rows.index})
-    if not found.has_labels:
-        places = table.groupby(["x", "y"], as_index=False).agg(file=("file", "first"), utterances=("file", "size"))
-        return charts.points(title, places, x_title, y_title)
-    places = table.assign(level=rows["level"] + 1).groupby(["x", "y"], as_index=False)
-    places = places.agg(file=("file", "first"), utterances=("file", "size"), color=("level", "mean"))
-    limits = (1, NUM_LEVELS)
-    return charts.points(title, places, x_title, y_title, f"mean level of {found.attribute}", limits=limits)
+    columns = {"file": ("file", "first"), "utterances": ("file", "size")}
+    if found.has_labels:
+        table, columns = table.assign(level=rows["level"] + 1), columns | {"color": ("level", "mean")}
+    places = table.groupby(["x", "y"], as_index=False).agg(**columns)
+    color = f"mean level of {found.attribute}"
+    return charts.points(title, places, x_title, y_title, color, limits=(1, NUM_LEVELS))
 
 
 def pair_charts(found: Evidence) -> Iterator[tuple[str, alt.LayerChart, Interval, int]]:
@@ -198,40 +177,34 @@ def pca_charts(found: Evidence) -> Charts:
     used = [f"c{cluster}" for cluster in np.unique(found.network.clusters)]
     clusters = table.assign(color=[f"c{cluster:.0f}" for cluster in train["cluster"]])
     levels = table.assign(color=[LEVEL_NAMES[level] for level in train["level"]])
-    values = table.assign(color=train["value"].to_numpy())
+    values, palette = table.assign(color=train["value"].to_numpy()), charts.CATEGORY_COLORS
     return {
-        "pca_cluster": charts.points("Features by cluster", clusters, *titles, "cluster", used, charts.CATEGORY_COLORS),
+        "pca_cluster": charts.points("Features by cluster", clusters, *titles, "cluster", used, palette),
         "pca_level": charts.points("Features by level", levels, *titles, "level", LEVEL_NAMES),
         "pca_deepmi": charts.points("Features by DeepMI", values, *titles, VALUE),
     }
 
 
 def cluster_charts(found: Evidence) -> tuple[Charts, pd.DataFrame]:
-    """Size, mean labels and typical acoustic features of each cluster: (charts, table)."""
+    """Charts and a table of the size, mean labels and typical acoustic features of each cluster."""
     network, train = found.network, found.train
     joint = joint_probability(network.clusters, train["level"], found.num_clusters, NUM_LEVELS)
     clusters = measures.clusters_by_level(joint)
-    rows, first_features = [], set()
-    for cluster in clusters:
+    names, rows, first_features = [f"c{cluster}" for cluster in clusters], [], set()
+    for name, cluster in zip(names, clusters):
         members, difference, typical = train[train["cluster"] == cluster], network.differences[cluster], []
         if len(members) >= FEWEST_MEMBERS:
             typical = measures.typical_features(difference, network.feature_names, TYPICAL_FEATURES)
         first_features.update(typical[:1])
-        means = members[[attribute for attribute in ATTRIBUTE_NAMES if attribute in train]].mean()
-        rows.append(
-            {"cluster": f"c{cluster}", "utterances": f"{len(members):,}"}
-            | {f"mean {name}": "" if np.isnan(mean) else f"{mean:.2f}" for name, mean in means.items()}
-            | {"mean DeepMI": f"{members['value'].mean():.4f}"}
-            | {
-                "typical features": [f"{difference[at]:+.2f} {network.feature_names[at]}" for at in typical]
-                or f"fewer than {FEWEST_MEMBERS} utterances"
-            }
-        )
-    names = [f"c{cluster}" for cluster in clusters]
+        features = [f"{difference[at]:+.2f} {network.feature_names[at]}" for at in typical]
+        row = {"cluster": name, "utterances": len(members)}
+        row |= {f"mean {label}": members[label].mean().round(2) for label in ATTRIBUTE_NAMES if label in train}
+        row |= {"mean DeepMI": members["value"].mean().round(4)}
+        rows.append(row | {"typical features": "\n".join(features) or f"fewer than {FEWEST_MEMBERS} utterances"})
     sizes = np.round(joint[clusters] * len(train)).astype(int)
     sizes = pd.DataFrame(sizes, names, [f"level {level}" for level in LEVEL_NAMES])
-    palette = charts.LEVEL_COLORS
-    drawn = {"cluster_sizes": charts.bars("Size of each cluster", sizes, "cluster", "training utterances", palette)}
+    title, palette = "training utterances", charts.LEVEL_COLORS
+    drawn = {"cluster_sizes": charts.bars("Size of each cluster", sizes, "cluster", title, palette)}
     if shown := sorted(first_features):
         features = [network.feature_names[at] for at in shown]
         differences = pd.DataFrame(network.differences[np.ix_(clusters, shown)].T, features, names)
@@ -255,10 +228,8 @@ def mismatch(found: Evidence) -> list[str]:
 
 def information_findings(found: Evidence) -> list[str]:
     """What the checkpoint says of clusters and information."""
-    network = found.network
-    sizes = np.bincount(network.clusters)
-    used = int((sizes > 0).sum())
-    i_x, i_y = network.information["I(X;Y)"], network.information["I(Yp;Y)"]
+    sizes, information = np.bincount(found.network.clusters), found.network.information
+    used, i_x = int((sizes > 0).sum()), information["I(X;Y)"]
     h_y = entropy(np.bincount(found.train["level"]) / len(found.train))
     return [
         f"{used} of {found.num_clusters} clusters have training utterances; the largest has "
@@ -266,7 +237,7 @@ def information_findings(found: Evidence) -> list[str]:
         + (" DeepMI is as coarse as these clusters." if 2 * used <= found.num_clusters else ""),
         f"I(X;Y) = {i_x:.3f} nats: the information of the clusters about the level of {found.attribute}"
         + (f", {i_x / h_y:.0%} of its entropy" if h_y > 0 else "")
-        + f" (H(Y) = {h_y:.3f} nats). For the predicted level, I(Y';Y) = {i_y:.3f} nats"
+        + f" (H(Y) = {h_y:.3f} nats). For the predicted level, I(Y';Y) = {information['I(Yp;Y)']:.3f} nats"
         + ("" if found.alpha else ", which has no part in DeepMI here (alpha 0)")
         + ". With few utterances both are too high: an information estimated from counts is biased upwards.",
     ]
@@ -274,18 +245,18 @@ def information_findings(found: Evidence) -> list[str]:
 
 def bin_findings(found: Evidence, edges: pd.DataFrame, bins: pd.DataFrame) -> list[str]:
     """What the first bin holds, and how many values are tied."""
-    first, whole = (bins[bins["bin"] == number].set_index("order") for number in (1, curriculum.NUM_BINS))
-    start, train = first.loc["deepmi"], found.train
-    text = f"The first bin of the published order has {start['utterances']:,.0f} utterances"
+    first, whole = (bins[bins["bin"] == number].set_index("order").T for number in (1, curriculum.NUM_BINS))
+    start, train = first["deepmi"], found.train
+    text = f"The first bin of the published order has {start['utterances']:,.0f} utterances "
     if found.has_labels:
-        levels, all_levels = (int((of.loc["deepmi", list(LEVEL_NAMES)] > 0).sum()) for of in (first, whole))
+        levels, all_levels = ((of["deepmi"][list(LEVEL_NAMES)] > 0).sum() for of in (first, whole))
         text += (
-            f" (cells: {start['cells']:,.0f}; levels: {levels} of {all_levels}). Standard deviation of its labels: "
-            f"{start['label_sd']:.2f}; in the balanced order {first.loc['deepmi-balanced', 'label_sd']:.2f}, in the "
-            f"whole split {whole.loc['deepmi', 'label_sd']:.2f}."
+            f"(cells: {start['cells']:,.0f}; levels: {levels} of {all_levels}). Standard deviation of its labels: "
+            f"{start['label_sd']:.2f}; in the balanced order {first['deepmi-balanced']['label_sd']:.2f}, in the whole "
+            f"split {whole['deepmi']['label_sd']:.2f}."
         )
     else:
-        text += f" (distinct values: {start['cells']:,.0f})."
+        text += f"(distinct values: {start['cells']:,.0f})."
     return [
         text,
         f"{len(train):,} utterances have {train['value'].nunique():,} distinct values; {edges['cut'].sum()} of "
@@ -295,16 +266,14 @@ def bin_findings(found: Evidence, edges: pd.DataFrame, bins: pd.DataFrame) -> li
 
 def build(found: Evidence) -> Report:
     """All charts, tables and sentences that the evidence allows."""
-    train, network = found.train, found.network
+    train = found.train
     edges, bins = measures.bin_edges(train["value"].to_numpy()), order_bins(found)
-    report = Report(found, edges, bins)
-    if network:
-        report.charts |= joint_charts(found)
+    report = Report(found, edges, first_bin_table(bins), distribution_charts(found, edges) | curriculum_charts(bins))
+    if found.network:
+        drawn, report.clusters = cluster_charts(found)
+        report.charts |= joint_charts(found) | pca_charts(found) | drawn
         report.findings += information_findings(found)
         report.warnings += mismatch(found)
-    report.charts |= distribution_charts(found, edges) | curriculum_charts(bins)
-    report.tables = {"Bin edges and their tie groups": edge_table(edges)}
-    report.tables["First bin of each order"] = first_bin_table(bins)
     report.findings += bin_findings(found, edges, bins)
     if found.has_labels:
         report.charts |= group_charts(found)
@@ -326,7 +295,4 @@ def build(found: Evidence) -> Report:
         )
     for name, chart, correlation, count in pair_charts(found):
         report.charts[name], report.pairs[name] = chart, (correlation, count)
-    if network:
-        drawn, report.tables["Clusters by mean level"] = cluster_charts(found)
-        report.charts |= pca_charts(found) | drawn
     return report
