@@ -33,35 +33,16 @@ def found() -> Evidence:
     clusters = (levels[:TRAIN] // 2 + rng.integers(0, 2, TRAIN)) % CLUSTERS
     predicted = np.clip(levels[:TRAIN] + rng.integers(-1, 2, TRAIN), 0, 5)
     values, information = deepmi_values(clusters, levels[:TRAIN], predicted, CLUSTERS, 0.5)
-    network = Network(
-        "x.pth.tar",
-        clusters,
-        predicted,
-        values,
-        information,
-        rng.normal(size=(TRAIN, 256)).astype(np.float32),
-        rng.normal(size=(CLUSTERS, 6)),
-        [f"feature {number}" for number in range(6)],
-    )
-    table = pd.DataFrame(
-        {
-            "EmoClass": [HOSTILE[number % 3] for number in range(len(files))],
-            "SpkrID": [HOSTILE[number % 2] for number in range(len(files))],
-            "Split_Set": ["Train"] * TRAIN + ["Test1"] * REST,
-            "Val": labels,
-            "label": labels,
-            "level": levels,
-        },
-        index=files,
-    )
+    features, differences = rng.normal(size=(TRAIN, 256)).astype(np.float32), rng.normal(size=(CLUSTERS, 6))
+    names_of_features = [f"feature {number}" for number in range(6)]
+    network = Network("x.pth.tar", clusters, predicted, values, information, features, differences, names_of_features)
     spread = pd.Series(rng.uniform(0, 2, TRAIN).round(1), index=names)
-    of_train = {
-        "value": values,
-        "cluster": clusters,
-        "spread": spread,
-        "disputed": measures.most_disputed(spread).astype(float),
-        "DeepMI Act": rng.permutation(values),
-    }
+    of_train = {"value": values, "cluster": clusters, "spread": spread, "DeepMI Act": rng.permutation(values)}
+    of_train["disputed"] = measures.most_disputed(spread).astype(float)
+    table = pd.DataFrame({"Val": labels, "label": labels, "level": levels}, index=files)
+    table["EmoClass"] = [HOSTILE[number % 3] for number in range(len(files))]
+    table["SpkrID"] = [HOSTILE[number % 2] for number in range(len(files))]
+    table["Split_Set"] = ["Train"] * TRAIN + ["Test1"] * REST
     table = table.join(pd.DataFrame(of_train, index=names))
     return Evidence("Val", CLUSTERS, 31, table, HOSTILE[0], network)
 
@@ -84,43 +65,29 @@ def page_file(tmp_path_factory, found):
 
 
 @pytest.fixture(scope="module")
-def browser():
+def reader(page_file):
+    """How to open the page, and the list of errors and of requests for anything but the page and its recordings."""
+    faults, allowed = [], (page_file.as_uri(), (page_file.parents[1] / "my corpus").as_uri(), "data:")
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
+
+        def open_page(width: int, scheme: str):
+            page = chromium.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+            page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+            page.on("pageerror", lambda error: faults.append(str(error)))
+            page.on("dialog", lambda dialog: faults.append("a name was run as a script"))
+            page.on("request", lambda got: None if got.url.startswith(allowed) else faults.append(got.url))
+            page.goto(page_file.as_uri())
+            page.locator(".chart").last.locator("svg").wait_for(state="attached")
+            return page
+
+        yield open_page, faults
         chromium.close()
-
-
-class Reader:
-    """Opens the page, and notes errors and requests for anything but the page and its recordings."""
-
-    def __init__(self, browser, page_file):
-        self.browser, self.address, self.faults = browser, page_file.as_uri(), []
-        self.allowed = (self.address, (page_file.parents[1] / "my corpus").as_uri(), "data:")
-
-    def open(self, width: int, scheme: str):
-        page = self.browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-        page.on("console", lambda message: self.faults.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: self.faults.append(str(error)))
-        page.on("dialog", lambda dialog: self.faults.append("a name was run as a script"))
-        page.on("request", lambda request: self.note(request.url))
-        page.goto(self.address)
-        page.locator(".chart").last.locator("svg").wait_for(state="attached")
-        return page
-
-    def note(self, address: str) -> None:
-        if not address.startswith(self.allowed):
-            self.faults.append(f"asked for {address}")
-
-
-@pytest.fixture(scope="module")
-def reader(browser, page_file) -> Reader:
-    return Reader(browser, page_file)
 
 
 @pytest.fixture(scope="module")
 def wide_page(reader):
-    return reader.open(1200, "light")
+    return reader[0](1200, "light")
 
 
 @pytest.fixture
@@ -128,7 +95,7 @@ def opened(reader, wide_page):
     """The page on a wide screen, as if just opened."""
     wide_page.get_by_role("button", name="Show all").click()
     yield wide_page
-    assert not reader.faults
+    assert not reader[1]
 
 
 def column(page, title: str) -> list[str]:
@@ -141,11 +108,6 @@ def column(page, title: str) -> list[str]:
 def search(page, text: str) -> None:
     page.get_by_role("searchbox", name="Search").fill(text)
     page.wait_for_timeout(300)
-
-
-def curriculum_of(found) -> list[str]:
-    values = found.train["value"]
-    return sorted(values.index, key=lambda name: (-values[name], name))
 
 
 def wait_for_duration(page) -> float:
@@ -175,7 +137,7 @@ def test_every_chart_is_drawn_and_has_the_color_of_the_page(opened):
 
 
 def test_the_most_informative_come_first_and_the_least_with_one_click(opened, found):
-    order = curriculum_of(found)
+    order = found.train.sort_values("place").index.tolist()
     assert column(opened, "file") == order[:100]
     assert column(opened, "place") == [str(place) for place in range(1, 101)]
     opened.get_by_role("button", name="Least informative first").click()
@@ -237,7 +199,7 @@ def test_a_point_plays_its_recording(opened, found, chart):
 
 
 def test_nothing_overflows_a_narrow_screen(reader):
-    page = reader.open(390, "dark")
+    page = reader[0](390, "dark")
     assert page.evaluate("document.documentElement.className") == "dark"
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     wide = page.evaluate(
@@ -246,4 +208,4 @@ def test_nothing_overflows_a_narrow_screen(reader):
     )
     assert wide == []
     assert page.locator(".scroll").last.evaluate("e => e.scrollWidth > e.clientWidth")
-    assert not reader.faults
+    assert not reader[1]

@@ -37,6 +37,7 @@ class Report:
     first_bins: pd.DataFrame  # as from `first_bin_table`
     charts: Charts = field(default_factory=dict)
     clusters: pd.DataFrame | None = None  # as from `cluster_charts`
+    variance: float = 0.0  # as from `pca_charts`
     findings: list[str] = field(default_factory=list)  # the main figures, one sentence each
     warnings: list[str] = field(default_factory=list)  # what a reader must know before believing them
     correlation: Interval | None = None  # Spearman correlation of DeepMI and rater disagreement
@@ -102,8 +103,9 @@ def first_bin_table(bins: pd.DataFrame) -> pd.DataFrame:
     table = first[["order", "utterances", "cells"]]
     if "label_sd" in bins:
         levels = [", ".join(level for level in LEVEL_NAMES if row[level] > 0) for _, row in first.iterrows()]
-        spread = {"label sd": first["label_sd"].round(3), "label sd of all": whole["label_sd"].round(3)}
-        table = table.assign(**{"levels present": levels}, **spread)
+        spread, spread_of_all = (of["label_sd"].map("{:.3f}".format) for of in (first, whole))
+        columns = {"levels present": levels, "label sd": spread, "label sd of all": spread_of_all}
+        table = table.assign(**columns)
     return table
 
 
@@ -164,25 +166,25 @@ def pair_charts(found: Evidence) -> Iterator[tuple[str, alt.LayerChart, Interval
                 yield f"{first}_{second}".lower(), chart, measures.spearman(x, y, found.seed), len(common)
 
 
-def pca_charts(found: Evidence) -> Charts:
-    """The clustered features on their first two principal components."""
+def pca_charts(found: Evidence) -> tuple[Charts, float]:
+    """The clustered features on their first two principal components, and the share of the variance in these."""
     pca = PCA(n_components=2, svd_solver="full")
     places = pca.fit_transform(found.network.features.astype(np.float64))
     rows = measures.sample(len(places), found.seed, MOST_POINTS)
     train = found.train.iloc[rows]
     table = pd.DataFrame({"x": places[rows, 0], "y": places[rows, 1], "file": train.index})
-    titles = [
-        f"component {n} ({share:.0%} of the variance)" for n, share in enumerate(pca.explained_variance_ratio_, 1)
-    ]
+    shares = pca.explained_variance_ratio_
+    titles = [f"component {number} ({share:.0%} of the variance)" for number, share in enumerate(shares, start=1)]
     used = [f"c{cluster}" for cluster in np.unique(found.network.clusters)]
     clusters = table.assign(color=[f"c{cluster:.0f}" for cluster in train["cluster"]])
     levels = table.assign(color=[LEVEL_NAMES[level] for level in train["level"]])
     values, palette = table.assign(color=train["value"].to_numpy()), charts.CATEGORY_COLORS
-    return {
+    drawn = {
         "pca_cluster": charts.points("Features by cluster", clusters, *titles, "cluster", used, palette),
         "pca_level": charts.points("Features by level", levels, *titles, "level", LEVEL_NAMES),
         "pca_deepmi": charts.points("Features by DeepMI", values, *titles, VALUE),
     }
+    return drawn, shares.sum()
 
 
 def cluster_charts(found: Evidence) -> tuple[Charts, pd.DataFrame]:
@@ -198,8 +200,12 @@ def cluster_charts(found: Evidence) -> tuple[Charts, pd.DataFrame]:
         first_features.update(typical[:1])
         features = [f"{difference[at]:+.2f} {network.feature_names[at]}" for at in typical]
         row = {"cluster": name, "utterances": len(members)}
-        row |= {f"mean {label}": members[label].mean().round(2) for label in ATTRIBUTE_NAMES if label in train}
-        row |= {"mean DeepMI": members["value"].mean().round(4)}
+        row |= {
+            f"mean {label}": f"{members[label].mean():.2f}".replace("nan", "")
+            for label in ATTRIBUTE_NAMES
+            if label in train
+        }
+        row |= {"mean DeepMI": f"{members['value'].mean():.4f}"}
         rows.append(row | {"typical features": "\n".join(features) or f"fewer than {FEWEST_MEMBERS} utterances"})
     sizes = np.round(joint[clusters] * len(train)).astype(int)
     sizes = pd.DataFrame(sizes, names, [f"level {level}" for level in LEVEL_NAMES])
@@ -270,8 +276,9 @@ def build(found: Evidence) -> Report:
     edges, bins = measures.bin_edges(train["value"].to_numpy()), order_bins(found)
     report = Report(found, edges, first_bin_table(bins), distribution_charts(found, edges) | curriculum_charts(bins))
     if found.network:
-        drawn, report.clusters = cluster_charts(found)
-        report.charts |= joint_charts(found) | pca_charts(found) | drawn
+        of_features, report.variance = pca_charts(found)
+        of_clusters, report.clusters = cluster_charts(found)
+        report.charts |= joint_charts(found) | of_features | of_clusters
         report.findings += information_findings(found)
         report.warnings += mismatch(found)
     report.findings += bin_findings(found, edges, bins)
