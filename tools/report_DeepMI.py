@@ -33,8 +33,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--metric",
         type=Path,
         metavar="FILE",
-        help="DeepMI file to report on, instead of the one of -nc and -emo in --metric-dir; without -nc or -emo, they "
-        "are those in its name",
+        help="DeepMI file to report on, instead of the one of -nc (default: 50) and -emo (default: Val) in --metric-dir; "
+        "unless given, -nc and -emo follow its name",
     )
     parser.add_argument(
         "--checkpoint",
