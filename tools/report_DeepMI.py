@@ -5,7 +5,7 @@
 
 The first reads curriculum_metric/DeepMI_50clusters@_Val.json and the label file of the corpus, and writes
 results/DeepMI_report_Val.html, which needs no network, and each of its charts as results/DeepMI_report_Val_*.png.
-With the checkpoint that the values came from (-ep, -batch and -nc, or --checkpoint), its features and normalisation
+With the checkpoint that the values came from (-ep, -batch and -nc, or --checkpoint), its features and normalization
 statistics, clusters, information and acoustic features are added. The second needs no corpus: it shows the
 distribution, the ties, the bins of the curriculum, and the attributes in that folder against each other.
 """
@@ -33,8 +33,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--metric",
         type=Path,
         metavar="FILE",
-        help="DeepMI file to report on, instead of the one of -nc (default: 50) and -emo (default: Val) in --metric-dir; "
-        "unless given, -nc and -emo follow its name",
+        help="DeepMI file to report on, instead of the one of -nc (default: 50) and -emo (default: Val) in "
+        "--metric-dir; unless given, -nc and -emo follow its name",
     )
     parser.add_argument(
         "--checkpoint",

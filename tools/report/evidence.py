@@ -35,7 +35,7 @@ class Network:
     values: NDArray[np.float64]  # DeepMI computed from it, shape (N,)
     information: dict[str, float]  # as from `deepmi_values`
     features: NDArray[np.float32]  # what k-means clusters, shape (N, 256)
-    differences: NDArray[np.float64]  # as from `measures.standardised_differences`, shape (K, D)
+    differences: NDArray[np.float64]  # as from `measures.standardized_differences`, shape (K, D)
     feature_names: list[str]  # D of them
 
 
@@ -150,7 +150,7 @@ def run_network(args: argparse.Namespace, checkpoint: Path) -> tuple[list[str], 
         values,
         information,
         features.cpu().numpy(),
-        measures.standardised_differences(train.rows, clusters, args.num_clusters),
+        measures.standardized_differences(train.rows, clusters, args.num_clusters),
         feature_sets.feature_names(corpus.feature_set or ("IS13" if is_default else ""), corpus.num_features),
     )
 

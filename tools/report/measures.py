@@ -139,7 +139,7 @@ def clusters_by_level(joint: NDArray[np.float64]) -> NDArray[np.int64]:
     return seen[np.argsort(mean, kind="stable")]
 
 
-def standardised_differences(
+def standardized_differences(
     rows: NDArray[np.float32], clusters: NDArray[np.int64], num_clusters: int
 ) -> NDArray[np.float64]:
     """How far each cluster's mean of each acoustic feature is from the mean of the rest.
@@ -163,7 +163,7 @@ def standardised_differences(
 
 
 def typical_features(differences: NDArray[np.float64], names: Sequence[str], count: int) -> list[int]:
-    """Positions of a cluster's `count` largest standardised differences, at most one per low-level descriptor.
+    """Positions of a cluster's `count` largest standardized differences, at most one per low-level descriptor.
 
     Coefficients, bands and time derivatives of a descriptor count as one, since they say nearly the same:
     openSMILE's `mfcc_sma_de[3]_quartile1` is of the descriptor `mfcc`.

@@ -87,7 +87,7 @@ def utterance_columns(found: Evidence) -> list[dict]:
     rows = found.table.sort_index().sort_values("place", kind="stable")
 
     def numbers(title: str, column: str, digits: int, **more) -> dict:
-        values = [None if np.isnan(value) else round(value, digits or None) for value in rows[column].tolist()]
+        values = [round(value, digits or None) if np.isfinite(value) else None for value in rows[column].tolist()]
         return {"title": title, "digits": digits, "data": values} | more
 
     def texts(title: str, column: str) -> dict:
