@@ -251,8 +251,9 @@ def test_a_deepmi_file_is_enough(bench, undrawn):
     bench.metric.rename(target)
     negative = {name: -value for name, value in values.items()}
     metric_module.write_metric(target.with_name("DeepMI_7clusters@_Act.json"), negative)
+    target.with_name("DeepMI_7clusters@_Dom.json").write_text("[]")
     code, out, err = bench.run("tools.report_DeepMI", "--metric", target)
-    assert code == 0, err
+    assert code == 0 and "DeepMI_7clusters@_Dom.json" in err
     assert charts_in(bench.folder / "results") == JSON_CHARTS | {"act_val"}
     html = page_of(bench.folder)
     assert "Spearman correlation -1.000 (-1.000 to -1.000)" in html and "<dd>7</dd>" in html
