@@ -40,7 +40,7 @@ import utils
 from deepmi import ranks, run_log, runtime
 from deepmi.batches import Rows, in_batches
 from deepmi.metric import ALPHA, deepmi_values, emotion_levels, warn_if_flat, write_metric
-from deepmi.process import UserError
+from deepmi.process import UserError, rank
 from model import load_ssl_checkpoint
 
 
@@ -62,10 +62,7 @@ def main(args: argparse.Namespace) -> None:
         train = corpus.load("Train")
 
     model = model.to(device)
-    outputs = in_batches(model, model, Rows(train.rows, device, precision), precision)
-    if outputs is None:
-        return  # rank 0 has them
-    logits, prediction = outputs  # (N, K), (N,)
+    logits, prediction = in_batches(model, model, Rows(train.rows, device, precision), precision)  # (N, K), (N,)
     if not logits.isfinite().all():
         raise UserError(
             f"{checkpoint}: the cluster head outputs NaN or infinity; download or train the checkpoint again."
@@ -75,6 +72,8 @@ def main(args: argparse.Namespace) -> None:
     predicted = utils.denormalise(prediction.cpu().numpy(), corpus.label_norm, checkpoint)
     alpha = ALPHA[args.emo_attr] if args.alpha is None else args.alpha
     values, information = deepmi_values(clusters, levels, emotion_levels(predicted), args.num_clusters, alpha)
+    if rank() > 0:
+        return
     target = utils.metric_file(args.metric_dir, args.num_clusters, args.emo_attr)
     write_metric(target, dict(zip(train.names, values.tolist())))
 

@@ -68,10 +68,10 @@ from model import DenseNet, save_regressor
 class Learner:
     """The regressor and its optimizer."""
 
-    def __init__(self, num_features: int, device: torch.device):
+    def __init__(self, num_features: int, device: torch.device, compile: bool = False):
         self.model = DenseNet(num_features).to(device)
         self.adam = runtime.adam(self.model.parameters(), curriculum.LEARNING_RATE, device)
-        self.network = ranks.over_ranks(self.model)
+        self.network = runtime.compiled(ranks.over_ranks(self.model), compile)
 
 
 def train_epoch(
@@ -123,8 +123,8 @@ def train_epoch(
 
 def validation_loss(learner: Learner, rows: Rows, targets: np.ndarray, precision: str) -> float:
     """1 - CCC over the whole validation split at once; targets are its z-normalised labels, (N,)."""
-    predictions = in_batches(learner.model, learner.model, rows, precision)
-    return ranks.from_first_rank(lambda: 1 - concordance_cc(targets, predictions[0].cpu().numpy()))
+    (predictions,) = in_batches(learner.model, learner.model, rows, precision)
+    return 1 - concordance_cc(targets, predictions.cpu().numpy())
 
 
 def load_order(
@@ -171,7 +171,7 @@ def main(args: argparse.Namespace) -> None:
         return
 
     runtime.seed_everything(derived_seed(args.seed, "regressor"))
-    learner = Learner(corpus.num_features, device)
+    learner = Learner(corpus.num_features, device, args.compile)
     if state is not None:
         with run.reading_state():
             learner.model.load_state_dict(state["weights"])

@@ -65,7 +65,7 @@ class Learner:
         self.sgd = runtime.sgd(lasting, LR_TRUNK, device)
         self.adam = runtime.adam(lasting, LR_JOINT, device)
         self.top_sgd = runtime.sgd(self.model.top_layer_class.parameters(), LR_TOP_LAYER, device)
-        self.network = ranks.over_ranks(self.model, in_parts=True)
+        self.network = runtime.compiled(ranks.over_ranks(self.model, in_parts=True), args.compile)
 
 
 def train_phase(
@@ -87,11 +87,11 @@ def train_phase(
     title = f"epoch {epoch}, {'unlabeled' if targets is None else 'labeled'}"
 
     # Assign: k-means of the features as the network sees them now
-    points = in_batches(model, model.cluster_features, rows, args.precision)  # (N, 256) on rank 0
+    (points,) = in_batches(model, model.cluster_features, rows, args.precision, own=True)  # (N, 256) over all ranks
     seed = derived_seed(args.seed, "k-means", epoch, phase)
-    clusters = ranks.from_first_rank(lambda: clustering.kmeans(points[0], args.num_clusters, seed, device))
-    points = None  # the only memory that grows with the set
-    pseudo_labels = clusters.assignment.to(device)  # (N,)
+    clusters = clustering.kmeans(points, args.num_clusters, seed, len(rows), device)
+    pseudo_labels = clusters.assignment  # (N,)
+    del points  # the only memory that grows with the set
 
     # Sample: N utterances, the same number from each cluster
     seed = derived_seed(args.seed, "sampler", epoch, phase)
@@ -143,8 +143,8 @@ def train_phase(
 
 def validation_loss(learner: Learner, rows: Rows, targets, args: argparse.Namespace) -> float:
     """1 - CCC over the whole validation split at once; targets are its z-normalised labels, (N,)."""
-    predictions = in_batches(learner.model, learner.model.predict_attribute, rows, args.precision)
-    return ranks.from_first_rank(lambda: 1 - concordance_cc(targets, predictions[0].cpu().numpy()))
+    (predictions,) = in_batches(learner.model, learner.model.predict_attribute, rows, args.precision)
+    return 1 - concordance_cc(targets, predictions.cpu().numpy())
 
 
 def load_sets(args: argparse.Namespace) -> tuple[dict, dict]:

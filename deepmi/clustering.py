@@ -1,4 +1,4 @@
-"""k-means pseudo-labels, draws that are uniform over clusters, and how much a clustering changes."""
+"""k-means pseudo-labels, sampling that is uniform over clusters, and how much a clustering changes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch  # torch before faiss, everywhere: each brings an OpenMP, and this order is the tested one
+import torch  # before faiss, everywhere: each brings an OpenMP, and this order is the tested one
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from deepmi.process import UserError
+import faiss  # isort: skip
+from deepmi.metric import entropy, information_of_cells, joint_probability
+from deepmi.process import UserError, num_ranks
+from deepmi.ranks import own_share, sum_over_ranks, whole_of_shares
 
 ITERATIONS = 20
-MAX_POINTS_PER_CENTROID = 10_000_000  # faiss would subsample at 256 a centroid
-BLOCK_ROWS = 65_536  # points whose distances are in memory at a time, in `_kmeans_torch`
-SPLIT_SEED = 1234  # faiss' own, whatever the seed of the clustering
+MAX_POINTS_PER_CENTROID = 10_000_000  # faiss would subsample at 256 per centroid
+BLOCK_ROWS = 65_536  # points whose distances are in memory at a time
 SPLIT_STEP = 1 / 1024  # how far, relatively, the halves of a split cluster move apart
 
 
@@ -25,7 +27,7 @@ class Clustering:
     """Pseudo-labels of N utterances.
 
     Attributes:
-        assignment: cluster of each utterance, int64, shape (N,), on the device of the features.
+        assignment: cluster of each utterance, int64, shape (N,).
         sizes: utterances in each cluster, int64, shape (K,).
         objective: mean squared distance to the centroids at the last iteration.
     """
@@ -42,9 +44,7 @@ class Clustering:
 
 @contextlib.contextmanager
 def on_one_thread() -> Iterator[None]:
-    """Torch and faiss compute on one thread of the CPU meanwhile, as when many small trainings run side by side."""
-    import faiss
-
+    """Within the block, torch and faiss compute on one CPU thread, for many small trainings side by side."""
     threads = torch.get_num_threads(), faiss.omp_get_max_threads()
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
@@ -56,164 +56,96 @@ def on_one_thread() -> Iterator[None]:
 
 
 def kmeans(
-    features: Tensor | NDArray[np.float32], num_clusters: int, seed: int, device: torch.device | None = None
+    own: Tensor, num_clusters: int, seed: int, count: int | None = None, device: torch.device | None = None
 ) -> Clustering:
-    """Cluster by faiss' k-means: squared L2, 20 iterations, one start, every point used.
+    """k-means: squared L2, 20 iterations, one start, every point used.
 
-    faiss computes it, except on a CUDA GPU that the installed faiss can't use; there torch does, by the same rules.
+    One process computes it with faiss. On a CUDA GPU that faiss cannot use, and over several ranks, torch does.
 
     Args:
-        features: float32, shape (N, 256).
+        own: this rank's share of the features, float32, shape (size of `own_share(count)`, 256); all without ranks.
         num_clusters: K.
         seed: of the initial centroids.
-        device: compute there; by default, where the features are.
+        count: N, the utterances of all ranks; by default those of this one.
+        device: where to compute, and where the assignment is returned; by default where the features are.
     Returns:
-        `Clustering`. A cluster may end up empty.
+        `Clustering` of all N utterances, on every rank. A cluster may end up empty.
     Raises:
         UserError: K is larger than N, or a feature is not finite.
     Source: Lin, Sridhar & Busso (2021), after Caron et al., ECCV 2018.
     """
-    import faiss
-
-    features = torch.as_tensor(features).detach()
-    if num_clusters > len(features):
-        raise UserError(
-            f"-nc {num_clusters}: more clusters than the {len(features)} utterances to cluster; ask for fewer."
-        )
-    points = features.to(device or features.device, torch.float32)
-    if not torch.stack(points.aminmax()).isfinite().all():  # either end is NaN where a point is
-        raise UserError("the network's features are not finite any more: training diverged. Try --precision fp32.")
-    on_gpu = points.device.type == "cuda"
-    if on_gpu and faiss.get_num_gpus() == 0:
-        found = _kmeans_torch(points, num_clusters, seed)
-    else:
-        found = _kmeans_faiss(points.cpu().numpy(), num_clusters, seed, on_gpu)
-    found.assignment = found.assignment.to(features.device)
-    return found
+    count, device = len(own) if count is None else count, device or own.device
+    if num_clusters > count:
+        raise UserError(f"-nc {num_clusters}: more clusters than the {count} utterances to cluster.")
+    points = own.detach().to(device, torch.float32)
+    broken = sum_over_ranks((~points.isfinite()).any().long())
+    if broken:
+        raise UserError("the features of the network are NaN or infinite: training diverged. Try --precision fp32.")
+    on_gpu = device.type == "cuda"
+    if num_ranks() > 1 or (on_gpu and faiss.get_num_gpus() == 0):
+        return _kmeans_torch(points, count, num_clusters, seed)
+    return _kmeans_faiss(points, num_clusters, seed, on_gpu)
 
 
-def _kmeans_faiss(points: NDArray[np.float32], k: int, seed: int, on_gpu: bool) -> Clustering:
-    """`kmeans` of finite points (N, D) by faiss, on all its GPUs or on the CPU."""
-    import faiss
-
-    points = np.ascontiguousarray(points)
+def _kmeans_faiss(points: Tensor, k: int, seed: int, on_gpu: bool) -> Clustering:
+    """`kmeans` by faiss, on all its GPUs or on the CPU."""
+    array = np.ascontiguousarray(points.cpu().numpy())
     trainer = faiss.Kmeans(
-        points.shape[1],
+        array.shape[1],
         k,
         niter=ITERATIONS,
         nredo=1,
         seed=seed,
         gpu=on_gpu,
-        min_points_per_centroid=1,  # small corpora are the user's choice; no warning an epoch
+        min_points_per_centroid=1,  # a small corpus needs no warning in every epoch
         max_points_per_centroid=MAX_POINTS_PER_CENTROID,
     )
-    trainer.train(points)
-    _, nearest = trainer.index.search(points, 1)
+    trainer.train(array)
+    _, nearest = trainer.index.search(array, 1)
     assignment = nearest.ravel().astype(np.int64)
     sizes = np.bincount(assignment, minlength=k)
-    return Clustering(torch.from_numpy(assignment), sizes, float(trainer.obj[-1]) / len(points))
+    return Clustering(torch.from_numpy(assignment).to(points.device), sizes, float(trainer.obj[-1]) / len(array))
 
 
-def _kmeans_torch(points: Tensor, k: int, seed: int) -> Clustering:
-    """`kmeans` of finite points (N, D) by matrix products on their device, as faiss 1.15.1 computes it.
+def _kmeans_torch(own: Tensor, count: int, k: int, seed: int) -> Clustering:
+    """`kmeans` by Lloyd's algorithm; each rank assigns its own points, and sums are reduced over ranks.
 
-    Equal to faiss but for the order of float32 sums, which may move a point that lies between two centroids. It waits
-    for the device once an iteration.
+    Source: as `main_deepclusterv2.py` of SwAV does over ranks. An empty cluster takes half of the largest one.
     """
-    n = len(points)
-    with _full_precision():
-        squared_norms = torch.cat([block.square().sum(dim=1) for block in points.split(BLOCK_ROWS)])  # (N,)
-        centroids, iterations = _initial_centroids(points, k, seed), ITERATIONS
-        objective = squared_norms.new_zeros((), dtype=torch.float64)
-        if k == n:  # faiss, too, then takes the points for the centroids and leaves it at that
-            centroids, iterations = points, 0
-        for _ in range(iterations):
-            _, sums, sizes, objective = _assign(points, squared_norms, centroids)
-            centroids = sums * (1 / sizes.clamp(min=1).float())[:, None]
-            for empty, donor in _donors_of_empty_clusters(sizes.cpu().numpy(), n):
-                _split(centroids, empty, donor)
-        assignment, _, sizes, _ = _assign(points, squared_norms, centroids)
-    return Clustering(assignment, sizes.cpu().numpy(), float(objective) / n)
+    share = own_share(count)
+    chosen = torch.from_numpy(np.random.default_rng(seed).choice(count, k, replace=False)).to(own.device)
+    mine = (chosen >= share.start) & (chosen < share.stop)
+    centroids = own.new_zeros(k, own.shape[1])
+    centroids[mine] = own[chosen[mine] - share.start]
+    centroids = sum_over_ranks(centroids)
+    for _ in range(ITERATIONS):
+        _, sums, sizes, objective = _assign(own, centroids)
+        sums, sizes, objective = (sum_over_ranks(part) for part in (sums, sizes, objective))
+        centroids = sums / sizes.clamp(min=1)[:, None]
+        for empty in (sizes == 0).nonzero().flatten().tolist():
+            largest = int(sizes.argmax())
+            centroids[empty] = centroids[largest] * (1 + SPLIT_STEP)
+            centroids[largest] *= 1 - SPLIT_STEP
+            sizes[empty] = sizes[largest] // 2
+            sizes[largest] -= sizes[empty]
+    assignment, _, sizes, _ = _assign(own, centroids)
+    sizes = sum_over_ranks(sizes).long().cpu().numpy()
+    return Clustering(whole_of_shares(assignment, count), sizes, float(objective) / count)
 
 
-@contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
-    """float32 matrix products without TF32, which a container or a caller may have allowed for the network."""
-    settings = torch.backends.cuda.matmul
-    before = settings.fp32_precision
-    settings.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
-
-
-def _initial_centroids(points: Tensor, k: int, seed: int) -> Tensor:
-    """(K, D): the points that faiss' permutation puts first."""
-    import faiss
-
-    order = np.empty(len(points), np.int32)
-    faiss.rand_perm(faiss.swig_ptr(order), len(points), seed + 1)  # + 1 for the first of its starts
-    return points[torch.from_numpy(order[:k]).to(points.device, torch.int64)]
-
-
-def _assign(points: Tensor, squared_norms: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The nearest centroid of each point, the lower number where two are as near.
-
-    Args:
-        points: (N, D).
-        squared_norms: of the points, (N,).
-        centroids: (K, D).
-    Returns:
-        Assignment (N,), int64; sums of the clusters' points (K, D); sizes (K,), int64; sum of squared distances.
-    """
-    assignment = torch.empty(len(points), dtype=torch.int64, device=points.device)
-    sums = torch.zeros_like(centroids)
-    sizes = torch.zeros(len(centroids), dtype=torch.int64, device=points.device)
-    objective = torch.zeros((), dtype=torch.float64, device=points.device)
-    centroid_norms = centroids.square().sum(dim=1)
-    for block, norms, nearest in zip(*(x.split(BLOCK_ROWS) for x in (points, squared_norms, assignment))):
-        distances = torch.addmm(centroid_norms, block, centroids.T, alpha=-2)  # (B, K), each row short of its norm
-        smallest, nearest[:] = distances.min(dim=1)
-        objective += (smallest + norms).clamp_(min=0).sum(dtype=torch.float64)
-        # A matrix product adds the same way every time; index_add_ on CUDA doesn't. The distances are done with.
-        members = distances.zero_().scatter_(1, nearest[:, None], 1)
+def _assign(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Nearest centroid of each point (n,); sums (K, D) and sizes (K,) of the clusters; sum of squared distances."""
+    nearest = torch.empty(len(points), dtype=torch.int64, device=points.device)
+    sums, sizes = torch.zeros_like(centroids), centroids.new_zeros(len(centroids))
+    objective, norms = centroids.new_zeros(()), centroids.square().sum(dim=1)
+    for block, found in zip(points.split(BLOCK_ROWS), nearest.split(BLOCK_ROWS)):
+        distances = torch.addmm(norms, block, centroids.T, alpha=-2)  # (B, K), short of the norm of the point
+        smallest, found[:] = distances.min(dim=1)
+        objective += (smallest + block.square().sum(dim=1)).clamp_(min=0).sum()
+        members = torch.zeros_like(distances).scatter_(1, found[:, None], 1)  # unlike index_add_, deterministic on CUDA
         sums.addmm_(members.T, block)
-        sizes += members.sum(dim=0).long()
-    return assignment, sums, sizes, objective
-
-
-def _donors_of_empty_clusters(sizes: NDArray[np.int64], n: int) -> list[tuple[int, int]]:
-    """Which cluster each empty one gets half of, by faiss' rule: larger clusters more often, in float32.
-
-    Args:
-        sizes: of the clusters, (K,), K < n.
-        n: number of points.
-    Returns:
-        (empty, donor) in the order in which to split; a cluster just filled may be a donor.
-    """
-    import faiss
-
-    k = len(sizes)
-    sizes = sizes.astype(np.float32)
-    draws = faiss.RandomGenerator(SPLIT_SEED)
-    pairs = []
-    for empty in np.flatnonzero(sizes == 0).tolist():
-        donor = 0
-        while draws.rand_float() >= np.float32((float(sizes[donor]) - 1) / (n - k)):
-            donor = (donor + 1) % k
-        sizes[empty] = sizes[donor] / 2
-        sizes[donor] -= sizes[empty]
-        pairs.append((empty, donor))
-    return pairs
-
-
-def _split(centroids: Tensor, empty: int, donor: int) -> None:
-    """Put two centroids (of (K, D), changed in place) close to the donor's: coordinates alternately grow and shrink."""
-    factors = torch.full_like(centroids[donor], 1 - SPLIT_STEP)
-    factors[::2] = 1 + SPLIT_STEP
-    centroids[empty] = centroids[donor] * factors
-    centroids[donor] *= 2 - factors
+        sizes += members.sum(dim=0)
+    return nearest, sums, sizes, objective
 
 
 def uniform_sample(assignment: Tensor, num_clusters: int, seed: int) -> Tensor:
@@ -261,8 +193,10 @@ def _shares(sizes: Tensor, n: int, generator: torch.Generator) -> Tensor:
 
 
 def nmi(first: ArrayLike | Tensor, second: ArrayLike | Tensor) -> float:
-    """Normalised mutual information of two clusterings of the same utterances, 0..1 (arithmetic mean of entropies)."""
-    from sklearn.metrics import normalized_mutual_info_score
-
-    first, second = (x.cpu().numpy() if isinstance(x, Tensor) else x for x in (first, second))
-    return float(normalized_mutual_info_score(first, second))
+    """Normalised mutual information of two clusterings of N utterances, 0 to 1 (arithmetic mean of entropies)."""
+    first, second = (
+        np.unique(np.asarray(x.cpu() if isinstance(x, Tensor) else x), return_inverse=True)[1] for x in (first, second)
+    )
+    joint = joint_probability(first, second, first.max() + 1, second.max() + 1)
+    mean = (entropy(joint.sum(axis=0)) + entropy(joint.sum(axis=1))) / 2
+    return float(information_of_cells(joint).sum() / mean) if mean > 0 else 1.0

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import distributed
+from torch.autograd import Function
+from torch.nn.parallel import DistributedDataParallel
 
 from deepmi.process import notify, num_ranks, rank
 from deepmi.runtime import seed_everything
@@ -82,45 +84,32 @@ def from_first_rank(make: Callable[[], object]):
     """What `make` returns on rank 0, on every rank; it is called there only."""
     if num_ranks() == 1:
         return make()
-
     box = [make() if rank() == 0 else None]
     distributed.broadcast_object_list(box, device="cpu")
     return box[0]
-
-
-def gather_shares(own, count: int):
-    """The rows of all ranks on rank 0.
-
-    Args:
-        own: tensor, shape (size of `own_share(count)`, ...).
-        count: rows of all ranks together.
-    Returns:
-        Tensor, shape (count, ...), on rank 0 (on the CPU where there are several); None on the others.
-    """
-    if num_ranks() == 1:
-        return own
-
-    longest = -(-count // num_ranks())
-    padded = own.new_zeros(longest, *own.shape[1:])
-    padded[: len(own)] = own
-    padded = padded.cpu()
-    if rank() > 0:
-        distributed.gather(padded)
-        return None
-    parts = [torch.empty_like(padded) for _ in range(num_ranks())]
-    distributed.gather(padded, parts)
-    sizes = [count * (i + 1) // num_ranks() - count * i // num_ranks() for i in range(num_ranks())]
-    return torch.cat([part[:size] for part, size in zip(parts, sizes)])
 
 
 def sum_over_ranks(tensor):
     """The sum of every rank's tensor, on every rank."""
     if num_ranks() == 1:
         return tensor
-
-    total = tensor.clone(memory_format=torch.contiguous_format)  # gloo sums whatever lies beside a strided one
+    total = tensor.clone(memory_format=torch.contiguous_format)  # gloo would sum what lies between strided rows
     distributed.all_reduce(total)
     return total
+
+
+def whole_of_shares(own, count: int):
+    """The rows of all ranks, on every rank.
+
+    Args:
+        own: tensor, shape (size of `own_share(count)`, ...).
+        count: rows of all ranks together.
+    """
+    if num_ranks() == 1:
+        return own
+    whole = own.new_zeros(count, *own.shape[1:])
+    whole[own_share(count)] = own
+    return sum_over_ranks(whole)
 
 
 def seed_own_dropout(seed: int, *place: int | str) -> None:
@@ -147,14 +136,11 @@ def whole_batch(own, count: int):
     """
     if num_ranks() == 1:
         return own
-    from torch.autograd import Function
 
     class WholeBatch(Function):
         @staticmethod
         def forward(context, part):
-            whole = part.new_zeros(count)
-            whole[own_share(count)] = part
-            return sum_over_ranks(whole)
+            return whole_of_shares(part, count)
 
         @staticmethod
         def backward(context, gradient):
@@ -172,6 +158,4 @@ def over_ranks(model, in_parts: bool = False):
     """
     if num_ranks() == 1:
         return model
-    from torch.nn.parallel import DistributedDataParallel
-
     return DistributedDataParallel(model, find_unused_parameters=in_parts)

@@ -1,4 +1,4 @@
-"""Device, precision, optimizers and captured steps."""
+"""Device, precision and optimizers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import ctypes
 import os
 import platform
 import re
-import sys
-from collections.abc import Callable
+from collections.abc import Iterable
 
 import torch
+from torch import nn
 
 from deepmi.process import UserError, num_ranks
 
@@ -72,7 +72,7 @@ def choose_precision(device, precision: str) -> str:
 def autocast(device, precision: str):
     """Context in which matrix products run in `precision` (`fp32` or `bf16`); parameters stay float32."""
     if precision == "bf16":
-        # No weight is used twice in a pass, so a cache gains nothing, and a captured step must not find a cast in it.
+        # No weight is used twice in a pass, so a cache of casts gains nothing.
         return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
     return contextlib.nullcontext()
 
@@ -82,31 +82,25 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def sgd(parameters, rate: float, device):
+def sgd(parameters: Iterable[nn.Parameter], rate: float, device: torch.device) -> torch.optim.SGD:
     """Stochastic gradient descent without momentum or weight decay."""
     return torch.optim.SGD(parameters, lr=rate, fused=device.type in ("cpu", "cuda"))
 
 
-def adam(parameters, rate: float, device):
-    """Adam without weight decay, fit for a `CapturedStep`."""
-    on_gpu = device.type == "cuda"
-    optimizer = torch.optim.Adam(
-        parameters,
-        lr=torch.tensor(rate, device=device) if on_gpu else rate,
-        fused=device.type in ("cpu", "cuda"),
-        capturable=on_gpu,
-    )
-    optimizer._warned_capturable_if_run_uncaptured = True  # it would warn of the eager steps, which are meant
-    return optimizer
+def adam(parameters: Iterable[nn.Parameter], rate: float, device: torch.device) -> torch.optim.Adam:
+    """Adam without weight decay."""
+    return torch.optim.Adam(parameters, lr=rate, fused=device.type in ("cpu", "cuda"))
 
 
-def set_rate(optimizer, rate: float) -> None:
-    """Another learning rate for the steps to come, captured ones too."""
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of the steps to come."""
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], float):
-            group["lr"] = rate
-        else:
-            group["lr"].fill_(rate)
+        group["lr"] = rate
+
+
+def compiled(network: nn.Module, wanted: bool) -> nn.Module:
+    """The network, compiled by torch for many small steps if that is wanted; its weights stay those of the network."""
+    return torch.compile(network, mode="reduce-overhead") if wanted else network
 
 
 def optimizer_state(optimizer) -> dict:
@@ -127,71 +121,3 @@ def load_optimizer(optimizer, state: dict) -> None:
     ):
         raise ValueError("an optimizer's state of other parameters")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-class CapturedStep:
-    """A training step; on a CUDA GPU it is captured once as a CUDA graph, and replayed with one launch.
-
-    The first calls run eagerly, since optimizers and libraries set themselves up then. The largest batch is captured;
-    a smaller one (the last of an epoch) runs eagerly, and so does every call on other devices, with several ranks, or
-    where the capture fails.
-    """
-
-    EAGER_CALLS = 3
-
-    def __init__(self, function: Callable, device):
-        """
-        Args:
-            function: takes tensors on `device`, returns one tensor, never waits for the device.
-            device: a `torch.device`.
-        """
-        self.function = function
-        self.capturable = device.type == "cuda" and num_ranks() == 1
-        self._begin([])
-
-    def _begin(self, shapes: list) -> None:
-        """Nothing is captured; calls with tensors of these shapes are to be."""
-        self.shapes, self.calls, self.graph = shapes, 0, None
-
-    def __call__(self, *inputs):
-        """What the function returns; overwritten by the next call."""
-        if not self.capturable:
-            return self.function(*inputs)
-        shapes = [tensor.shape for tensor in inputs]
-        if not self.shapes or shapes[0][0] > self.shapes[0][0]:
-            self._begin(shapes)
-        if shapes != self.shapes:
-            return self.function(*inputs)
-        self.calls += 1
-        if self.calls <= self.EAGER_CALLS:
-            return self._run_aside(inputs)
-        if self.graph is None and not self._capture(inputs):
-            return self.function(*inputs)
-        for static, given in zip(self.inputs, inputs):
-            static.copy_(given)
-        self.graph.replay()
-        return self.output
-
-    def _run_aside(self, inputs: tuple):
-        """Run on a stream that is not the default one, as every call before a capture must."""
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            output = self.function(*inputs)
-        torch.cuda.current_stream().wait_stream(aside)
-        return output
-
-    def _capture(self, inputs: tuple) -> bool:
-        # With the strides that they came with: rows that start aligned stay so.
-        self.inputs = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for t in inputs]
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # A thread may be bringing the next batch; only what this one does belongs to the step.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self.output = self.function(*self.inputs)
-        except RuntimeError as error:
-            self.capturable = False
-            print(f"note: the training step can't be captured ({str(error).splitlines()[0]}).", file=sys.stderr)
-            return False
-        self.graph = graph
-        return True

@@ -168,7 +168,7 @@ def test_hidden_labels_of_a_split_that_is_not_used_do_not_stop_the_report(traine
 def test_a_joint_batch_of_one_trains_on_its_pseudo_label_only():
     runtime.seed_everything(0)
     device, names = torch.device("cpu"), [str(number) for number in range(9)]
-    args = argparse.Namespace(num_clusters=3, batch_size=9, precision="fp32", seed=0)
+    args = argparse.Namespace(num_clusters=3, batch_size=9, precision="fp32", seed=0, compile=False)
     learner = ssl_stage.Learner(12, args, device)
     rows, targets = batches.Rows(torch.randn(9, 12).numpy(), device, "fp32"), torch.randn(9)
     ssl_stage.train_phase(learner, rows, names, targets, 0, args)  # so that Adam has its momentum

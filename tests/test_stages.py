@@ -169,7 +169,7 @@ def phase(learner, rows, targets=None, epoch=0, **settings):
 
 def new_learner(num_features=12):
     runtime.seed_everything(0)
-    return ssl_stage.Learner(num_features, argparse.Namespace(num_clusters=3), torch.device("cpu"))
+    return ssl_stage.Learner(num_features, argparse.Namespace(num_clusters=3, compile=False), torch.device("cpu"))
 
 
 def on_cpu(rows: torch.Tensor) -> batches.Rows:

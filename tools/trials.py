@@ -152,7 +152,7 @@ def make_metric(args: argparse.Namespace) -> Path:
     import training_DeepEmoCluster
     import utils
 
-    stage = with_changes(args, epoch=args.ssl_epochs, alpha=None, resume=True, workers=1)
+    stage = with_changes(args, epoch=args.ssl_epochs, alpha=None, resume=True, workers=1, compile=False)
     stage.model_dir = stage.metric_dir = args.metric_folder
     training_DeepEmoCluster.main(stage)
     extract_DeepMI.main(stage)
