@@ -163,10 +163,9 @@ def load_sets(args: argparse.Namespace) -> tuple[dict, dict]:
             paths.folder, paths.names, *corpus.feature_norm, args.cache_dir, args.workers, "unlabeled"
         )
         corpus.warn_of_tested(sets["unlabeled"].names, paths.folder)
-    for name in sets.keys() - {"Validation"}:
-        count = len(sets[name].names)
-        if args.num_clusters > count:
-            raise UserError(f"-nc {args.num_clusters}: more clusters than the {count} utterances of {name}.")
+    for name, data in sets.items():
+        if name != "Validation" and args.num_clusters > len(data.names):
+            raise UserError(f"-nc {args.num_clusters}: more clusters than the {len(data.names)} utterances of {name}.")
     return sets, facts
 
 

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.real_speech import ROOT, machine, replace_section, split_section
-from deepmi import cli, matfile, run_log, runtime, storage
+from deepmi import batches, cli, matfile, run_log, runtime, storage
 from deepmi.process import UserError
 
 WIDTH = 6373
@@ -207,24 +207,8 @@ class Memory(threading.Thread):
 
 
 def run_inside(stage: str, argv: list[str], target: Path) -> None:
-    """Run a stage in this process and write what was measured.
-
-    Heavy imports come first: start-up is measured by itself.
-    """
-    import faiss  # noqa: F401
-    import pandas  # noqa: F401
-    import scipy.io  # noqa: F401
-    import sklearn.metrics  # noqa: F401
+    """Run a stage in this process and write what was measured, without its imports."""
     import torch
-
-    import model  # noqa: F401
-    import utils  # noqa: F401
-    from deepmi import (
-        batches,
-        plots,  # noqa: F401
-    )
-    from deepmi.ccc import bootstrap_interval  # noqa: F401
-    from deepmi.metric import write_metric  # noqa: F401
 
     module = importlib.import_module(stage)
     args = module.get_args_parser().parse_args(argv)
@@ -245,22 +229,22 @@ def run_inside(stage: str, argv: list[str], target: Path) -> None:
 
     end_epoch, in_batches = run_log.TrainingRun.end_epoch, batches.in_batches
 
-    def measured_end_epoch(self, record: dict) -> None:
-        end_epoch(self, record)
+    def measured_end_epoch(self, record: dict, weights: dict) -> None:
+        end_epoch(self, record, weights)
         # Between the epochs, and for as long as they take, so that both see the same machine.
         seconds = min(1.0, record.get("seconds", 0) / 2)
         rates.append(rates_aside(seconds))
 
-    def measured_in_batches(*given: object):
+    def measured_in_batches(*given: object, **more: object):
         begin = time.perf_counter()
-        found = in_batches(*given)
+        found = in_batches(*given, **more)
         _wait(device)
         measured["passes"] += time.perf_counter() - begin
         return found
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    run_log.TrainingRun.end_epoch, batches.in_batches = measured_end_epoch, measured_in_batches
+    run_log.TrainingRun.end_epoch, module.in_batches = measured_end_epoch, measured_in_batches
     begin = time.perf_counter()
     module.main(args)
     _wait(device)

@@ -59,6 +59,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
+if __name__ == "__main__":
+    ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
+
+from tqdm import tqdm
+
+
 @dataclass
 class Corpus:
     """One simulated test set.
@@ -231,8 +237,6 @@ def simulate_differences(args: argparse.Namespace, speakers: int, mean: int, bar
 
 def tables(args: argparse.Namespace) -> str:
     """The Markdown section."""
-    from tqdm import tqdm
-
     settings = [(*size, equal) for size in SIZES for equal in (True, False)]
     runs = len(EFFECTS) * (len(settings) + len(DIFFERENCE_SIZES)) + len(NO_SPEAKERS)
     begin = time.monotonic()
@@ -277,4 +281,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(get_args_parser()))
+    cli.run(main, ARGS)

@@ -218,7 +218,7 @@ def _resumes() -> list[bytes]:
         run = _run_of(Path(folder) / "x.pt.tar")
         run.history, weights = [{"epoch": 0}], {"a": torch.ones(3)}
         run.best = {"loss": 0.5, "epoch": 0, "weights": weights}
-        run.save_if_due(lambda: {"weights": weights}, lambda: None)
+        run.save({"weights": weights}, lambda: None)
         return [run.resume_file.read_bytes()]
 
 
@@ -226,7 +226,7 @@ def _log(path: Path) -> None:
     run = _run_of(path.with_name("input.pt.tar"))
     run.checkpoint.touch()
     expect(run.is_finished() in (True, False), "neither finished nor not")
-    run._tell_what_is_replaced()
+    run._note_replaced_run()
 
 
 def _logs() -> list[bytes]:

@@ -83,6 +83,19 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
+if __name__ == "__main__":
+    ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
+
+import matplotlib.image
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import utils
+from deepmi import features
+from tools import fetch_v18
+
+
 @dataclass
 class Count:
     """What was seen of a step: its undisturbed seconds, kills, outputs read after them, and faults."""
@@ -99,8 +112,6 @@ class Count:
 
 def make_corpus(demo: Path, folder: Path) -> None:
     """The first clips of each split of the demo corpus, as corpus, unlabeled and ratings.csv below `folder`."""
-    import utils
-
     with (demo / "Labels/labels_consensus.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     chosen = [row for split, count in CLIPS.items() for row in [r for r in rows if r["Split_Set"] == split][:count]]
@@ -124,11 +135,6 @@ def make_corpus(demo: Path, folder: Path) -> None:
 
 def publish(folder: Path) -> None:
     """A git repository with files of the published names, and published.json: the arguments that fetch them."""
-    import numpy as np
-    import torch
-
-    import utils
-    from tools import fetch_v18
 
     rng = np.random.default_rng(0)
     repository, blobs = folder / "published", {}
@@ -198,11 +204,6 @@ def run_whole(step: str, folder: Path) -> float:
 
 def fault_of(path: Path) -> str:
     """What is wrong with an output, empty where it can be read from its first byte to its last."""
-    import matplotlib.image
-    import numpy as np
-
-    import utils
-    from deepmi import features
 
     try:
         ending = path.suffix
@@ -250,8 +251,6 @@ def kill_often(step: str, folder: Path, outputs: set[Path], count: Count, kills:
     Raises:
         UserError: the step fails by itself.
     """
-    from tqdm import tqdm
-
     with tqdm(total=kills, desc=step, unit="kill", disable=None) as bar:
         while True:
             process = start(step, folder)
@@ -307,8 +306,6 @@ def table(counts: dict[str, Count], unlike: list[str]) -> str:
 
 def main(args: argparse.Namespace) -> int:
     """Run both chains and print the table; 1 where anything was lost."""
-    import numpy as np
-
     if args.results:
         split_section(args.results, "kill_test")
     rng = np.random.default_rng(args.seed)
@@ -342,4 +339,4 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(get_args_parser()))
+    cli.run(main, ARGS)

@@ -48,6 +48,17 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
+if __name__ == "__main__":
+    ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
+
+import torch
+from tqdm import tqdm
+
+import utils
+from deepmi.ccc import concordance_cc
+from tools.trials import ridge_predictions
+
+
 def run(*command: object) -> None:
     """Run a script of the program and pass its errors on."""
     done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -57,8 +68,6 @@ def run(*command: object) -> None:
 
 def prepare(args: argparse.Namespace) -> tuple[Path, Path]:
     """Features of both sets in a copy of the corpus' layout."""
-    import utils
-
     corpus, pool = args.work / "corpus", args.work / "unlabeled"
     shutil.copytree(args.labeled / "Labels", corpus / "Labels", dirs_exist_ok=True)
     run("-m", "tools.extract_features", args.labeled / "Audios", corpus / utils.FEATURE_FOLDER)
@@ -83,10 +92,6 @@ def chain(args: argparse.Namespace, corpus: Path, pool: Path, attribute: str, se
 
 def ridge(args: argparse.Namespace, corpus: Path, attribute: str) -> float:
     """Test1 CCC of scikit-learn's RidgeCV on the same normalised features."""
-    import utils
-    from deepmi.ccc import concordance_cc
-    from tools.trials import ridge_predictions
-
     opened = utils.LabeledCorpus(
         utils.find_corpus(corpus), attribute, args.work / "NormTerm", args.work / "feature_cache", cli.cpu_count()
     )
@@ -129,8 +134,6 @@ def demo_corpus(given: Path | None, work: Path) -> Path:
 
 def machine() -> str:
     """Processor, cores and library in words."""
-    import torch
-
     found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text()) if os.name == "posix" else None
     name = found[1] if found else platform.processor()
     return f"{name}, {cli.cpu_count()} cores, torch {torch.__version__}"
@@ -157,8 +160,6 @@ def replace_section(path: Path, name: str, text: str) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run everything and print the table."""
-    from tqdm import tqdm
-
     for name in ("labeled", "unlabeled", "work"):
         setattr(args, name, getattr(args, name).resolve())  # the stages run in the program's own folder
     if args.results:
@@ -177,4 +178,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(get_args_parser()))
+    cli.run(main, ARGS)

@@ -32,6 +32,15 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
+if __name__ == "__main__":
+    ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
+
+import numpy as np
+from tqdm import tqdm
+
+import utils
+
+
 def look(process: subprocess.Popen) -> tuple[float, int] | None:
     """(MB of the process's own memory, open files), None where it has ended."""
     folder = Path("/proc") / str(process.pid)
@@ -49,8 +58,6 @@ def watch(process: subprocess.Popen, log: Path, resume: Path) -> tuple[list[tupl
     Raises:
         UserError: it fails.
     """
-    from tqdm import tqdm
-
     seen: list[tuple[int, float, int]] = []
     largest = 0
     with tqdm(unit="epoch", disable=None) as bar:
@@ -69,8 +76,6 @@ def watch(process: subprocess.Popen, log: Path, resume: Path) -> tuple[list[tupl
 
 def table(seen: list[tuple[int, float, int]], epochs: int, log: Path, largest_resume: int) -> tuple[str, bool]:
     """(the Markdown section, whether all is within bounds)."""
-    import numpy as np
-
     settled = np.array([row for row in seen if row[0] > min(WARM_UP, epochs // 2)], dtype=float)
     slope = 100 * np.polyfit(settled[:, 0], settled[:, 1], 1)[0]
     files = settled[:, 2]
@@ -93,8 +98,6 @@ def table(seen: list[tuple[int, float, int]], epochs: int, log: Path, largest_re
 
 def main(args: argparse.Namespace) -> int:
     """Train, watch, print; 1 where a bound is broken."""
-    import utils
-
     if args.results:
         split_section(args.results, "soak")
     with tempfile.TemporaryDirectory() as temporary:
@@ -115,4 +118,4 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(get_args_parser()))
+    cli.run(main, ARGS)

@@ -229,6 +229,18 @@ def add_results_dir_argument(parser: argparse.ArgumentParser, help: str = "folde
     _add_path(parser, "--results-dir", "DIR", help, "results")
 
 
+def add_trial_arguments(parser: argparse._ActionsContainer) -> None:
+    """--jobs and --results-dir of tools that train many times."""
+    parser.add_argument(
+        "--jobs",
+        type=positive_int,
+        metavar="N",
+        help="trainings at a time, each on one CPU thread; by default as many as there are cores, and one on a GPU",
+    )
+    help = "folder of tables and pictures; its folder trials keeps finished trainings, which are not run again"
+    add_results_dir_argument(parser, help)
+
+
 def add_feature_set_argument(parser: argparse.ArgumentParser, help: str, default: str | None = "IS13") -> None:
     """--set."""
     parser.add_argument("--set", dest="feature_set", default=default, metavar="NAME|FOLDER", help=help)

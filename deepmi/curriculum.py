@@ -14,6 +14,8 @@ from deepmi.seeds import derived_seed
 ORDERS = ("deepmi", "deepmi-balanced", "random", "reverse", "none")
 METRIC_ORDERS = ("deepmi", "deepmi-balanced", "reverse")  # those that need a metric
 RIVAL_ORDERS = ("agreement", "selftaught", "prediction")  # by other values than DeepMI
+RIDGE = "ridge"  # not an order: a ridge regression in place of the network
+COMPARED = (*ORDERS, *RIVAL_ORDERS, RIDGE)
 NUM_BINS = 10
 EPOCHS_PER_BIN = 5
 FULL_EPOCH = (NUM_BINS - 1) * EPOCHS_PER_BIN  # the first that has the whole set, whatever the pacing

@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from deepmi.matfile import read_mat
 from deepmi.process import UserError, notify, workers_without_interrupt
@@ -219,8 +221,6 @@ def _in_parallel(work: Callable, chunks: Iterable[tuple], workers: int, files: i
         files: how many files the chunks have together.
         title: what the progress bar calls them.
     """
-    from tqdm import tqdm
-
     chunks, done, begin = iter(chunks), 0, time.perf_counter()
     with tqdm(total=files, desc=title, unit="file", delay=BAR_DELAY, disable=None) as bar:
         for chunk in chunks:
@@ -240,8 +240,6 @@ def _in_parallel(work: Callable, chunks: Iterable[tuple], workers: int, files: i
 
 def _in_processes(work: Callable, chunks: Iterator[tuple], workers: int, seconds: float) -> Iterator[tuple]:
     """(chunk, result) in the order of the chunks, of which each takes some `seconds`."""
-    from joblib import Parallel, delayed
-
     # A task costs the main process 0.4 ms, so quick chunks share one; messages of many MB are slow again.
     batch = max(1, min(8, int(TASK_SECONDS / seconds)))
     with Parallel(n_jobs=workers, return_as="generator", batch_size=batch) as pool:

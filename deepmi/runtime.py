@@ -47,7 +47,7 @@ def choose_device(name: str):
     if name == "cpu":
         _keep_freed_memory()
     if known[1]:
-        torch.cuda.set_device(int(known[1]))  # streams and captured steps take the current one
+        torch.cuda.set_device(int(known[1]))
     return torch.device(name)
 
 

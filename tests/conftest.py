@@ -200,12 +200,13 @@ def trained_here(bench) -> Bench:
 def trained(bench, outputs) -> Bench:
     """A bench with what stages 0 to 3 write; they have run on a copy of the same corpus."""
     folders = ("NormTerm", "curriculum_metric", "Models")
-    if not (outputs / folders[-1]).exists():
+    kept = outputs / f"width {model.TRUNK_WIDTHS[0]}"
+    if not kept.exists():
         train(bench)
         for folder in folders:
-            shutil.copytree(bench.folder / folder, outputs / folder)
+            shutil.copytree(bench.folder / folder, kept / folder)
     else:
-        shutil.copytree(outputs, bench.folder, dirs_exist_ok=True)
+        shutil.copytree(kept, bench.folder, dirs_exist_ok=True)
     return bench
 
 

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from sklearn.model_selection import train_test_split
 
 import utils
 from deepmi.features import AUDIO_ENDINGS, feature_name
 from deepmi.process import UserError, notify
 from deepmi.seeds import derived_seed
-from deepmi.storage import read_text
+from deepmi.storage import read_text, write_text
 from tools.recordings import Recordings, first_few, plain_names
 
 ATTRIBUTE_COLUMNS = ("EmoAct", "EmoVal", "EmoDom")
@@ -223,8 +224,6 @@ def split_by_speaker(table: pd.DataFrame, fractions: Sequence[float], seed: int,
     Raises:
         UserError: fractions that are no fractions, rows of unknown speakers, or fewer than three speakers.
     """
-    from sklearn.model_selection import train_test_split
-
     if not (min(fractions) > 0 and abs(sum(fractions) - 1) <= 1e-6):  # so that NaN is refused
         wanted = " ".join(f"{fraction:g}" for fraction in fractions)
         raise UserError(f"--split-by-speaker {wanted}: expected three positive fractions that sum to 1.")
@@ -477,6 +476,4 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
     Ten digits: what a change of scale leaves in the sixteenth must not move a label over the edge of a level.
     """
-    from deepmi.storage import write_text
-
     write_text(path, table.to_csv(index=False, float_format="%.10g", lineterminator="\n"))

@@ -18,14 +18,18 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
+if __name__ == "__main__":
+    ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
+
+from deepmi import plots, storage
+
+
 def main(args: argparse.Namespace) -> None:
     """Draw and write."""
-    from deepmi import plots, storage
-
     storage.prepare_folder(args.out.parent)
     plots.draw_method(args.out)
     print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(get_args_parser()))
+    cli.run(main, ARGS)

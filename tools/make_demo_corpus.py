@@ -232,8 +232,6 @@ def write_labels(clips: list[Clip], label_dir: Path, seed: int) -> None:
         label_dir: an existing folder.
         seed: seed of the corpus.
     """
-    import pandas as pd
-
     consensus, detailed, truth = [], [], []
     for clip in sorted(clips, key=lambda clip: clip.file_name):
         ratings = rate_clip(clip, seed)
@@ -436,8 +434,6 @@ def _glottal_source(f0: np.ndarray, voice: Voice, rng: np.random.Generator) -> n
     Returns:
         Samples of the same number, RMS 1.
     """
-    from scipy.signal import lfilter, resample_poly
-
     rate = SAMPLE_RATE * OVERSAMPLING
     fine_f0 = np.repeat(f0, OVERSAMPLING)
     cycle = np.cumsum(fine_f0 / rate).astype(int)
@@ -474,8 +470,6 @@ def _vocal_tract(source: np.ndarray, formants: np.ndarray, bandwidths: np.ndarra
     Returns:
         frames * HOP samples.
     """
-    from scipy.signal import sosfilt
-
     c = np.broadcast_to(-np.exp(-2 * np.pi * bandwidths / SAMPLE_RATE), formants.shape)
     b = 2 * np.exp(-np.pi * bandwidths / SAMPLE_RATE) * np.cos(2 * np.pi * formants / SAMPLE_RATE)
     zeros, ones = np.zeros_like(b), np.ones_like(b)
@@ -489,16 +483,12 @@ def _vocal_tract(source: np.ndarray, formants: np.ndarray, bandwidths: np.ndarra
 
 def _add_fullness(speech: np.ndarray, weight: float) -> np.ndarray:
     """Raise what lies below 300 Hz, the chest's share of the sound."""
-    from scipy.signal import lfilter
-
     pole = np.exp(-2 * np.pi * 300 / SAMPLE_RATE)
     return speech + weight * lfilter([1 - pole], [1, -pole], speech)
 
 
 def _frication(levels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Noise of fricatives and bursts; levels: (samples, noise bands), RMS of each band."""
-    from scipy.signal import butter, sosfilt
-
     noise = np.zeros(len(levels))
     for level, band in zip(levels.T, NOISE_BANDS):
         coloured = sosfilt(butter(2, band, "bandpass", fs=SAMPLE_RATE, output="sos"), rng.standard_normal(len(levels)))
@@ -539,8 +529,6 @@ def synthesise(speaker: Speaker, cues: np.ndarray, rng: np.random.Generator) -> 
 
 
 def _synthesise_to(path: Path, clip: Clip, seed: int) -> None:
-    import soundfile
-
     speech = synthesise(clip.speaker, clip.cues, np.random.default_rng([seed, _AUDIO_STREAM, clip.number]))
     with write_atomically(path) as temporary:
         samples = np.rint(32767 * speech).astype(np.int16)
@@ -556,8 +544,6 @@ def _part(out_dir: Path, split: str) -> Path:
 
 
 def _feature_path(out_dir: Path, clip: Clip) -> Path:
-    from utils import FEATURE_FOLDER
-
     return _part(out_dir, clip.split) / FEATURE_FOLDER / f"{Path(clip.file_name).stem}.mat"
 
 
@@ -586,9 +572,6 @@ def _read_marker(out_dir: Path, recipe: dict) -> dict | None:
 
 
 def _make_audio(clips: list[Clip], out_dir: Path, seed: int, workers: int) -> None:
-    from joblib import Parallel, delayed
-    from tqdm import tqdm
-
     paths = [_audio_path(out_dir, clip) for clip in clips]
     tasks = [delayed(_synthesise_to)(path, clip, seed) for path, clip in zip(paths, clips) if not path.exists()]
     with workers_without_interrupt():
@@ -599,10 +582,6 @@ def _make_audio(clips: list[Clip], out_dir: Path, seed: int, workers: int) -> No
 
 
 def _make_features(clips: list[Clip], out_dir: Path, workers: int) -> None:
-    from tools.extract_features import extract_folder
-    from tools.recordings import RECORD_FILE
-    from utils import FEATURE_FOLDER
-
     for part in dict.fromkeys(_part(out_dir, clip.split) for clip in clips):
         extract_folder(part / "Audios", part / FEATURE_FOLDER, workers=workers)
         (part / FEATURE_FOLDER / RECORD_FILE).unlink(missing_ok=True)  # file times would differ from demo to demo
@@ -658,10 +637,6 @@ def make_corpus(
 
 def describe_corpus(out_dir: Path) -> str:
     """Clips and seconds of each split, and where things lie."""
-    import pandas as pd
-    import soundfile
-
-    from utils import FEATURE_FOLDER
 
     table = pd.read_csv(out_dir / "Labels" / "labels_consensus.csv")
     names = {split: list(rows["FileName"]) for split, rows in table.groupby("Split_Set", sort=False)}
@@ -698,6 +673,20 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
+if __name__ == "__main__":
+    ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
+
+import pandas as pd
+import soundfile
+from joblib import Parallel, delayed
+from scipy.signal import butter, lfilter, resample_poly, sosfilt
+from tqdm import tqdm
+
+from tools.extract_features import extract_folder
+from tools.recordings import RECORD_FILE
+from utils import FEATURE_FOLDER
+
+
 def main(args: argparse.Namespace) -> None:
     """Make the corpus and say what it holds."""
     if make_corpus(args.out_dir, args.seed, args.workers):
@@ -708,4 +697,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(get_args_parser()))
+    cli.run(main, ARGS)

@@ -179,12 +179,25 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 # Reading: a table with the recordings, in the corpus' own scale
 
 
+if __name__ == "__main__":
+    ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
+
+import numpy as np
+from tqdm import tqdm
+
+import norm_para
+import utils
+from deepmi import features
+from deepmi.metric import LEVEL_EDGES, NUM_LEVELS, emotion_levels
+from deepmi.storage import read_json_object
+from tools import corpora
+from tools.extract_features import extract_folder, print_summary
+from tools.feature_sets import open_set, seconds_of
+from tools.recordings import Recordings, find_recordings, without_features
+
+
 def read_source(args: argparse.Namespace):
     """(consensus table with `audio`, ratings or None, label scale) of the corpus that the arguments name."""
-    import utils
-    from tools import corpora
-    from tools.recordings import Recordings
-
     if args.kind == "msp-podcast":
         table, ratings, found = corpora.read_podcast(args.source, in_place=args.out is None)
         print("\n".join(found))
@@ -213,8 +226,6 @@ def read_source(args: argparse.Namespace):
 
 
 def _read_csv(args: argparse.Namespace):
-    from tools import corpora
-
     given = {
         "FileName": args.file_column,
         "EmoClass": args.class_column,
@@ -231,9 +242,6 @@ def _read_csv(args: argparse.Namespace):
 
 
 def _read_raters(args: argparse.Namespace):
-    import utils
-    from tools import corpora
-
     ratings = corpora.clip_to_scale(utils.read_detailed_labels(args.source), tuple(args.label_scale), args.source)
     table = corpora.consensus_of(ratings)
     for column in corpora.ATTRIBUTE_COLUMNS:
@@ -264,9 +272,6 @@ def bring_to_range(table, scale: tuple[float, float], flip: bool, source: object
     Raises:
         UserError: a label far outside the scale.
     """
-    import utils
-    from tools import corpora
-
     table = corpora.clip_to_scale(table, scale, source)
     for column in corpora.ATTRIBUTE_COLUMNS:
         values = table[column]
@@ -292,10 +297,6 @@ def write_corpus(out: Path, table, ratings, mark: dict, copy: bool, replace: boo
     Raises:
         UserError: the folder holds a corpus that this tool did not prepare, or with other flags; or can't be written.
     """
-    import utils
-    from deepmi.storage import read_json_object
-    from tools import corpora
-
     labels = out / "Labels"
     mark_file = labels / utils.PREPARED_MARK
     if labels.is_dir() and any(labels.iterdir()) and not mark_file.is_file():
@@ -358,8 +359,6 @@ def _is_copy(target: Path, source: Path) -> bool:
 
 def remove_stale_features(out: Path) -> None:
     """Remove the features, of every set, of recordings that have changed since; a note says which."""
-    from tools.recordings import find_recordings, without_features
-
     folders = sorted(folder for folder in out.glob("Features/*/feat_mat") if folder.is_dir())
     recordings = find_recordings(out / "Audios") if folders else []
     for folder in folders:
@@ -376,9 +375,6 @@ def link_features(source: Path, out: Path, feature_set: str, table, copy: bool) 
         table: its labels, with `entry`, the release's file name.
         copy: whether to copy.
     """
-    import utils
-    from deepmi import features
-
     theirs, ours = utils.feature_folder(source, feature_set), utils.feature_folder(out, feature_set)
     if not theirs.is_dir():
         return
@@ -402,9 +398,6 @@ def link_features(source: Path, out: Path, feature_set: str, table, copy: bool) 
 
 def hours_of(recordings) -> tuple[float, int]:
     """(hours of those recordings that can be read, number of those that can't)."""
-    from tqdm import tqdm
-
-    from tools.feature_sets import seconds_of
 
     bar = tqdm(recordings, "lengths", unit="file", leave=False, delay=0.5, disable=None)
     lengths = [seconds_of(recording) for recording in bar]
@@ -413,9 +406,6 @@ def hours_of(recordings) -> tuple[float, int]:
 
 def histogram(labels) -> list[str]:
     """A line for each of the six emotion levels."""
-    import numpy as np
-
-    from deepmi.metric import LEVEL_EDGES, NUM_LEVELS, emotion_levels
 
     edges = [f"{edge:g}" for edge in LEVEL_EDGES]
     names = [f"<{edges[0]}", *(f"{low}-{high}" for low, high in itertools.pairwise(edges)), f">={edges[-1]}"]
@@ -426,9 +416,6 @@ def histogram(labels) -> list[str]:
 
 def summary(table) -> list[str]:
     """What a prepared corpus holds: utterances, speakers, hours, splits, and each attribute's labels on 1..7."""
-    import utils
-    from tools import corpora
-
     speakers = table["SpkrID"]
     known = speakers[speakers != utils.UNKNOWN_SPEAKER]
     hours, unreadable = hours_of(table["audio"])
@@ -478,11 +465,6 @@ def arousal_check(table) -> list[str]:
 
 def main(args: argparse.Namespace) -> None:
     """Read, check, write, extract, sum up."""
-    import utils
-    from tools import corpora
-    from tools.extract_features import extract_folder, print_summary
-    from tools.feature_sets import open_set
-
     table, ratings, scale = read_source(args)
     table = bring_to_range(table, scale, args.flip_arousal, args.source)
     if args.split_by_speaker:
@@ -513,8 +495,6 @@ def main(args: argparse.Namespace) -> None:
         made = extract_folder(audio, feature_dir, args.feature_set, args.workers, args.device)
         print_summary(made, feature_dir)
     if args.norm_dir:
-        import norm_para
-
         argv = ["--corpus", out, "--norm-dir", args.norm_dir, "--workers", args.workers]
         argv += ["--features", feature_dir] if kind else []
         argv += ["--skip-missing"] if args.skip_missing else []
@@ -522,4 +502,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(get_args_parser()))
+    cli.run(main, ARGS)

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
+from tqdm import tqdm
+
 from deepmi import features
 from deepmi.features import AUDIO_ENDINGS, UNREADABLE_ENDINGS
 from deepmi.process import UserError, notify
@@ -343,8 +345,6 @@ def without_features(recordings: Sequence[Path], feature_dir: Path) -> dict[Path
     Raises:
         UserError: RECORD_FILE is damaged.
     """
-    from tqdm import tqdm
-
     file = feature_dir / RECORD_FILE
     try:
         before = read_json_object(file) if file.is_file() else {}
