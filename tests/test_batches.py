@@ -71,8 +71,8 @@ def test_bf16_becomes_fp32_with_a_note_if_the_processor_lacks_it(monkeypatch, ca
 
 
 def test_compile_is_refused_where_it_cannot_work(monkeypatch):
-    with pytest.raises(UserError, match="--compile.*CUDA GPU"):
+    with pytest.raises(UserError, match=r"--compile.*CUDA GPU"):
         runtime.check_compile(CPU)
     monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="--compile.*triton"):
+    with pytest.raises(UserError, match=r"--compile.*triton"):
         runtime.check_compile(torch.device("cuda"))
