@@ -24,10 +24,24 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="A",
         help="weight of the predicted level, 0 to 1; by default the paper's: 0.5 for Val, 0 for Act and Dom",
     )
+    parser.add_argument(
+        "--clusters",
+        choices=("head", "kmeans"),
+        default="head",
+        help="where the clusters come from: the cluster head (the paper's), or k-means on the 256-d features of Train, "
+        "which uses all clusters even on a small corpus",
+    )
+    parser.add_argument(
+        "--restarts",
+        type=cli.positive_int,
+        default=1,
+        metavar="R",
+        help="with --clusters kmeans: number of clusterings over which DeepMI is averaged; 20 give fewer ties",
+    )
     cli.add_corpus_arguments(parser)
     cli.add_model_dir_argument(parser)
     cli.add_metric_dir_argument(parser)
-    cli.add_compute_arguments(parser, "accepted as by every stage; the extraction is not random")
+    cli.add_compute_arguments(parser, "seed of k-means; the cluster head is not random")
     return parser
 
 
@@ -36,17 +50,23 @@ if __name__ == "__main__":
 
 import math
 
+import numpy as np
+import torch
+
 import utils
-from deepmi import ranks, run_log, runtime
+from deepmi import clustering, ranks, run_log, runtime
 from deepmi.batches import Rows, in_batches
-from deepmi.metric import ALPHA, deepmi_values, emotion_levels, warn_if_flat, write_metric
-from deepmi.process import UserError
+from deepmi.metric import ALPHA, DECIMALS, deepmi_values, emotion_levels, warn_if_flat, write_metric
+from deepmi.process import UserError, notify
+from deepmi.seeds import derived_seed
 from model import load_ssl_checkpoint
 
 
 @ranks.on_every_rank
 def main(args: argparse.Namespace) -> None:
     """Extract and write the DeepMI values."""
+    if args.clusters == "head" and args.restarts > 1:
+        raise UserError("--restarts: has no effect on the cluster head; add --clusters kmeans.")
     device = runtime.choose_device(args.device)
     precision = runtime.choose_precision(device, args.precision)
     corpus = utils.open_corpus(args)
@@ -62,31 +82,54 @@ def main(args: argparse.Namespace) -> None:
         train = corpus.load("Train")
 
     model = model.to(device)
-    outputs = in_batches(model, model, Rows(train.rows, device, precision), precision)
+    by_kmeans = args.clusters == "kmeans"
+
+    def features_and_prediction(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return model.cluster_features(x), model.predict_attribute(x)
+
+    outputs = in_batches(
+        model, features_and_prediction if by_kmeans else model, Rows(train.rows, device, precision), precision
+    )
     if outputs is None:
         return  # rank 0 has them
-    logits, prediction = outputs  # (N, K), (N,)
-    if not logits.isfinite().all():
-        raise UserError(
-            f"{checkpoint}: the cluster head outputs NaN or infinity; download or train the checkpoint again."
-        )
-    clusters = logits.argmax(dim=1).cpu().numpy()  # X, (N,)
+    points, prediction = outputs  # logits (N, K) or features (N, 256); (N,)
+    if not points.isfinite().all():
+        raise UserError(f"{checkpoint}: the network outputs NaN or infinity; download or train the checkpoint again.")
     levels = emotion_levels(train.labels)  # Y, (N,)
-    predicted = utils.denormalise(prediction.cpu().numpy(), corpus.label_norm, checkpoint)
+    predicted = emotion_levels(utils.denormalise(prediction.cpu().numpy(), corpus.label_norm, checkpoint))  # Y', (N,)
     alpha = ALPHA[args.emo_attr] if args.alpha is None else args.alpha
-    values, information = deepmi_values(clusters, levels, emotion_levels(predicted), args.num_clusters, alpha)
+    found = []
+    for restart in range(args.restarts):
+        if by_kmeans:
+            seed = derived_seed(args.seed, "k-means of Train", restart)
+            clusters = clustering.kmeans(points, args.num_clusters, seed, device).assignment
+        else:
+            clusters = points.argmax(dim=1)
+        clusters = clusters.cpu().numpy()  # X, (N,)
+        found.append((*deepmi_values(clusters, levels, predicted, args.num_clusters, alpha), len(np.unique(clusters))))
+    mean = np.mean([values for values, _, _ in found], axis=0)
+    values = np.array([round(value, DECIMALS) + 0.0 for value in mean.tolist()])  # exact in decimals, unlike numpy's
     target = utils.metric_file(args.metric_dir, args.num_clusters, args.emo_attr)
     write_metric(target, dict(zip(train.names, values.tolist())))
 
-    print(
-        f"{len(values)} training utterances, checkpoint {checkpoint} (best epoch {info.get('best_epoch', 'unknown')})"
-    )
+    epoch = info.get("best_epoch", "unknown")
+    print(f"{len(values)} training utterances, checkpoint {checkpoint} (best epoch {epoch})")
+    times = f", mean of {args.restarts} clusterings" if args.restarts > 1 else ""
+    print(f"clusters: {'k-means of the 256-d features' if by_kmeans else 'cluster head'}{times}")
+    information = {key: np.mean([of[key] for _, of, _ in found]) for key in found[0][1]}
+    most = math.log(args.num_clusters)
     print(f"I(X;Y)  = {information['I(X;Y)']:.5f} nats, clusters and levels")
     print(f"I(Y';Y) = {information['I(Yp;Y)']:.5f} nats, predicted levels and levels")
-    most = math.log(args.num_clusters)
     print(f"H(X)    = {information['H(X)']:.5f} nats, clusters; {most:.5f} if all had the same size")
     print(f"alpha {alpha:g}; {len(set(values.tolist()))} distinct values from {values.min():g} to {values.max():g}")
     print(f"wrote {target}")
+    used = min(count for _, _, count in found)
+    if not by_kmeans and (used < args.num_clusters / 2 or information["H(X)"] < most / 2):
+        notify(
+            f"warning: the cluster head uses {used} of {args.num_clusters} clusters (H(X) {information['H(X)']:.2f} of "
+            f"{most:.2f} nats), so DeepMI has few distinct values. --clusters kmeans --restarts 20 uses all of them; "
+            "or train DeepEmoCluster for more epochs."
+        )
     warn_if_flat(values, target)
 
 
