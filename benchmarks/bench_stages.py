@@ -156,7 +156,7 @@ def curriculum_operations(sizes: dict[str, int], epochs: int) -> float:
     from model import DenseNet
 
     model = DenseNet(WIDTH)
-    trained = sum(curriculum.training_size("deepmi", epoch, sizes["Train"]) for epoch in range(epochs))
+    trained = sum(curriculum.Schedule().size("deepmi", epoch, sizes["Train"]) for epoch in range(epochs))
     return operations(model, trained, True) + operations(model, epochs * sizes["Validation"], False)
 
 
