@@ -392,7 +392,7 @@ def main(args: argparse.Namespace) -> None:
     """Train, compare, write table and pictures."""
     import pandas as pd
 
-    from deepmi import plots
+    from tools import comparison_plots
 
     check_arguments(args)
     trials.prepare(args)
@@ -424,8 +424,8 @@ def main(args: argparse.Namespace) -> None:
     title = f"{args.emo_attr}, {args.seeds} seeds" + (
         f", {args.label_noise:.0%} label noise" if args.label_noise else ""
     )
-    plots.draw_validation_curves(curves, files[2], title)
-    plots.draw_orders(tables, files[3], title)
+    comparison_plots.draw_validation_curves(curves, files[2], title)
+    comparison_plots.draw_orders(tables, files[3], title)
     print("\n".join(f"wrote {file}" for file in files))
 
 
