@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks.real_speech import ROOT, machine, replace_section, split_section
+from benchmarks.sections import ROOT, machine, replace_section, split_section
 from deepmi import batches, cli, matfile, run_log, runtime, storage
 from deepmi.process import UserError
 

@@ -118,9 +118,9 @@ import pandas as pd
 from scipy import stats
 
 import testing_Curriculum
-from deepmi import plots, storage
+from deepmi import storage
 from deepmi.ccc import RESAMPLES, concordance_cc, widened_cccs, widening, widest_interval
-from tools import trials
+from tools import comparison_plots, trials
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Training
@@ -425,8 +425,8 @@ def main(args: argparse.Namespace) -> None:
     title = f"{args.emo_attr}, {args.seeds} seeds" + (
         f", {args.label_noise:.0%} label noise" if args.label_noise else ""
     )
-    plots.draw_validation_curves(curves, files[2], title)
-    plots.draw_orders(tables, files[3], title)
+    comparison_plots.draw_validation_curves(curves, files[2], title)
+    comparison_plots.draw_orders(tables, files[3], title)
     print("\n".join(f"wrote {file}" for file in files))
 
 
