@@ -300,7 +300,8 @@ def add_compute_arguments(parser: argparse.ArgumentParser, seed_help: str, compi
         "results",
     )
     if compiles:
-        group.add_argument("--compile", action="store_true", help="compile the training step with torch.compile (GPU)")
+        help = "compile the network with torch.compile; needs a CUDA GPU and a single process"
+        group.add_argument("--compile", action="store_true", help=help)
     group.add_argument("--seed", type=non_negative_int, default=SEED, metavar="N", help=seed_help)
     help = "folder of the packed features (4 bytes per feature and utterance); may be deleted at any time"
     _add_path(group, "--cache-dir", "DIR", help, "feature_cache")

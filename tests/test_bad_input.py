@@ -297,6 +297,11 @@ def test_unknown_device(trained):
         trained.refuses(trained.stage(2, "--device", "cuda:3"), "cuda:3", "0 CUDA GPUs")
 
 
+@pytest.mark.parametrize("stage", [1, 3])
+def test_compile_without_a_gpu(bench, stage):
+    bench.refuses(bench.stage(stage, "--compile", "--device", "cpu"), "--compile", "CUDA GPU")
+
+
 def test_damaged_resume_file(trained):
     resume = trained.regressor.with_name(trained.regressor.name + ".resume")
     for content in (b"broken", trained.regressor.read_bytes()):
