@@ -5,7 +5,7 @@
 #
 # 2 to 3 minutes on 2 CPU cores: 40 s for the corpus, 25 to 35 s per attribute for stage 1, 10 to 20 s for stage 3,
 # 1 to 3 s for each of the other stages.
-# Expected Test1 CCC: Act about .7 to .85, Val about .4 to .65. Both vary by processor and number of threads. The voices
+# Expected Test1 CCC: Act about .7 to .85, Val about .35 to .6. Both vary by processor and number of threads. The voices
 # follow their labels by construction, so the figures show that the program works, not how well it recognizes people.
 set -euo pipefail
 PROGRAM=$(cd "$(dirname "$0")/.." && pwd)

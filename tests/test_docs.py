@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from tools import prepare_corpus
+
 FOLDERS = (".", "docs", "benchmarks", "NormTerm", "trained_SSLmodels_v1.8", "curriculum_metric_v1.8")
 PAGES = [path for folder in FOLDERS for path in sorted(ROOT.glob(f"{folder}/*.md")) if path.name != "CHANGELOG.md"]
 RUNS = sorted((ROOT / "runs").glob("*.sh"))
@@ -162,6 +164,8 @@ def test_every_flag_that_a_page_names_is_one_of_the_program():
         path.read_text() for folder in (".", "deepmi", "tools", "benchmarks") for path in ROOT.glob(f"{folder}/*.py")
     ]
     known = {flag for source in sources for flag in re.findall(r'"(--?[\w-]+)"', source)}
+    kinds = prepare_corpus.get_args_parser()._subparsers._group_actions[0].choices.values()  # some flags are composed
+    known |= {flag for kind in kinds for action in kind._actions for flag in action.option_strings}
     known |= {"--help", "--no-resume", "--nproc-per-node", "--resolution", "-r", "-o", "-c"}
     for page in PAGES:
         for quoted in re.findall(r"`([^`\n]+)`", page.read_text()):

@@ -56,7 +56,7 @@ from tools.extract_features import extract_folder
 from tools.recordings import RECORD_FILE
 from utils import FEATURE_FOLDER
 
-VERSION = 3  # raise it when the same seed gives different files
+VERSION = 4  # raise it when the same seed gives different files
 MARKER = "demo_corpus.json"
 LABEL_FILES = ("labels_consensus.csv", "labels_detailed.csv", "demo_truth.csv")
 CLIPS = {"Train": 300, "Development": 90, "Test1": 90, "Unlabeled": 240}
@@ -97,6 +97,8 @@ class Speaker:
     f0: float  # Hz
     formant_scale: float  # 1 for a vocal tract of 17.5 cm, more for a shorter one
     loudness: float  # dB relative to the average speaker
+    tilt: float  # dB per octave, likewise
+    noise: float  # dB, likewise
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,17 @@ class Clip:
 
 def draw_speaker(seed: int, number: int) -> Speaker:
     """Draw the speaker of this number; even numbers are women, odd ones men."""
-    f0, formants, loudness = np.random.default_rng([seed, _SPEAKER_STREAM, number]).standard_normal(3)
-    gender, mean_f0, mean_scale = ("Female", 198.0, 1.16) if number % 2 == 0 else ("Male", 112.0, 1.0)
-    return Speaker(number, gender, mean_f0 * np.exp(0.09 * f0), mean_scale * np.exp(0.02 * formants), 0.8 * loudness)
+    female = number % 2 == 0
+    f0, formants, loudness, tilt, noise = np.random.default_rng([seed, _SPEAKER_STREAM, number]).standard_normal(5)
+    return Speaker(
+        number=number,
+        gender="Female" if female else "Male",
+        f0=(198.0 if female else 112.0) * np.exp(0.09 * f0),
+        formant_scale=(1.16 if female else 1.0) * np.exp(0.02 * formants),
+        loudness=0.8 * loudness,
+        tilt=0.8 * tilt,
+        noise=(2.0 if female else -2.0) + 2.0 * noise,
+    )
 
 
 def plan_corpus(seed: int, clips: Mapping[str, int] = CLIPS) -> list[Clip]:
@@ -242,8 +252,8 @@ def synthesize(speaker: Speaker, cues: NDArray[np.float64], rng: np.random.Gener
     accent = 2.6 * np.exp(0.38 * a + 0.12 * varied[1])  # semitones
     slope = 1.3 * v + 0.5 * varied[2]  # semitones by which F0 rises within a stressed vowel
     tempo = np.exp(-0.13 * a + 0.04 * varied[3])  # factor on durations
-    tilt = -9.0 + 2.5 * a + 0.6 * d + 0.5 * varied[4]  # dB per octave
-    noise = 10 ** ((-22 - 3.0 * a - 2.0 * v + 0.8 * varied[5]) / 20)  # relative to the harmonics
+    tilt = -9.0 + 2.5 * a + 0.6 * d + speaker.tilt + 0.3 * varied[4]  # dB per octave
+    noise = 10 ** ((-22 - 3.0 * a - 2.0 * v + speaker.noise + 0.8 * varied[5]) / 20)  # relative to the harmonics
     loudness = -27.0 + 3.2 * a + 2.4 * d + speaker.loudness + 0.6 * varied[6]  # dB relative to full scale
     vowels = VOWELS * speaker.formant_scale * (1 + SMILE * v - 0.024 * d)
 
