@@ -74,7 +74,7 @@ def read_mat(path: Path, key: str) -> NDArray:
 
 
 def _variables(data: memoryview) -> Iterator[tuple[str, NDArray | None]]:
-    """Name and value of each variable of a file; None for what is no matrix of real numbers.
+    """Name and value of each variable of a file; None if it is not a matrix of real numbers.
 
     Raises:
         _Damaged: the bytes are not those of a v5 file.

@@ -23,7 +23,7 @@ PLAIN = (str, int, float, type(None))
 
 
 def save_tensors(content: object, path: Path) -> None:
-    """`torch.save` in one step; the same content gives the same bytes whatever the file is called."""
+    """`torch.save` in one step; the same content gives the same bytes for any file name."""
 
     # By way of memory: torch writes a path's name into the archive, and hides a full disk behind an error of its own.
     buffer = io.BytesIO()
@@ -52,13 +52,13 @@ def load_tensors(path: Path) -> object:
     except UserError:
         raise
     except pickle.UnpicklingError:
-        raise UserError(f"{path}: damaged, not a checkpoint that torch can read; get or train it anew.") from None
+        raise UserError(f"{path}: damaged, not a checkpoint that torch can read; download or train it again.") from None
     except MemoryError:
         raise UserError(f"{path}: damaged, it claims more memory than this machine has.") from None
     except Exception as error:  # torch raises many kinds for a damaged archive
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise UserError(
-            f"{path}: damaged, not a checkpoint that torch can read ({reason}); get or train it anew."
+            f"{path}: damaged, not a checkpoint that torch can read ({reason}); download or train it again."
         ) from None
     _refuse_unplain(path, content)
     return content
@@ -86,7 +86,7 @@ def _pickles_of(path: Path) -> list[IO[bytes]]:
         if unpacked > MOST_UNPACKED * size:
             raise UserError(f"{path}: refused, its {size:,} bytes unpack to {unpacked:,}; torch packs nothing.")
         if damaged := archive.testzip():
-            raise UserError(f"{path}: damaged ({damaged} has another checksum); get or train it anew.")
+            raise UserError(f"{path}: damaged ({damaged} fails its checksum); download or train it again.")
         return [io.BytesIO(archive.read(name)) for name in archive.namelist() if name.endswith("data.pkl")]
 
 
