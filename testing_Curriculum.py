@@ -46,9 +46,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     cli.add_corpus_arguments(parser, several=True)
     cli.add_model_dir_argument(parser)
-    parser.add_argument(
-        "--results-dir", type=Path, default=Path("results"), metavar="DIR", help="folder of the results"
-    )
+    cli.add_results_dir_argument(parser)
     cli.add_compute_arguments(parser, "seed of the bootstrap")
     return parser
 

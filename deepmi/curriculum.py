@@ -155,7 +155,7 @@ def _spread_levels(ranked: NDArray[np.int64], levels: NDArray) -> NDArray[np.int
 
 @dataclass(frozen=True)
 class Schedule:
-    """How many utterances an epoch trains on, and at which learning rate. The defaults are those of the paper.
+    """Number of utterances and learning rate of each epoch. The defaults are those of the paper.
 
     Attributes:
         pacing: `paper` for cumulative bins of int(level / bins * N), or one of PACING_FAMILIES, which start with the

@@ -125,18 +125,17 @@ def signals_blocked(*signals: signal.Signals) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def ignore_interrupts() -> None:
-    """Initializer of worker processes: Ctrl-C, which a terminal sends to all of them, is left to the main process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 @contextlib.contextmanager
 def workers_without_interrupt() -> Iterator[None]:
     """Processes that joblib starts within the block leave Ctrl-C, which a terminal sends to all, to this one."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, which has no such trackers either
+        yield
+        return
     from multiprocessing import resource_tracker
 
     from joblib.externals.loky.backend import resource_tracker as tracker_of_joblib
 
+    # Before the block: starting them within it would let the signal through again.
     resource_tracker.ensure_running()
     tracker_of_joblib.ensure_running()
     with signals_blocked(signal.SIGINT):

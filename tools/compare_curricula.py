@@ -73,7 +73,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--ssl-epochs where an order goes by DeepMI, which must not have seen the true labels",
     )
     cli.add_metric_dir_argument(parser)
-    parser.add_argument("--metric", type=Path, metavar="FILE", help="DeepMI file, whatever -nc and --metric-dir say")
+    cli.add_metric_argument(parser)
     parser.add_argument(
         "--checkpoint",
         type=Path,

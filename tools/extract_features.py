@@ -22,12 +22,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deepmi import cli
-
-if TYPE_CHECKING:
-    from tools.feature_sets import Clip
 
 FILES_A_TASK = 8  # of a process; a thread takes one at a time, so that a stopped run ends soon
 MOST_WARNINGS = 20  # of one kind
@@ -58,12 +54,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         "audio_dir", type=Path, metavar="AUDIO_DIR", help="folder of recordings, searched with its subfolders"
     )
     parser.add_argument("feature_dir", type=Path, metavar="FEAT_DIR", help="folder for the .mat files")
-    parser.add_argument(
-        "--set",
-        dest="feature_set",
-        default="IS13",
-        metavar="NAME|FOLDER",
-        help="openSMILE feature set (IS13 is the paper's; ComParE_2016, eGeMAPSv02, ... as openSMILE has them), or the "
+    cli.add_feature_set_argument(
+        parser,
+        "openSMILE feature set (IS13 is the paper's; ComParE_2016, eGeMAPSv02, ... as openSMILE has them), or the "
         "folder of an encoder like wav2vec2, HuBERT or WavLM",
     )
     cli.add_extraction_arguments(parser, "an encoder computes")

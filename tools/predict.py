@@ -62,12 +62,10 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="table to write; - writes it to standard output",
     )
-    parser.add_argument(
-        "--norm-dir",
-        type=Path,
-        default=Path("NormTerm"),
-        metavar="DIR",
-        help="folder of the z-norm terms that the regressors, all of one corpus and feature set, were trained with",
+    cli.add_norm_dir_argument(
+        parser,
+        "folder of the normalisation statistics that the regressors, all of one corpus and feature set, were trained "
+        "with",
     )
     parser.add_argument(
         "--segment",
@@ -76,12 +74,11 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="cut recordings into pieces of so many seconds, one row each, with columns start and end in seconds; what "
         "is left at the end is a piece of its own if it is at least half as long, else part of the last one",
     )
-    parser.add_argument(
-        "--set",
-        dest="feature_set",
-        metavar="NAME|FOLDER",
-        help="feature set, where a regressor does not know its own (else IS13), or the folder of the encoder that it "
-        "was trained on",
+    cli.add_feature_set_argument(
+        parser,
+        "feature set, where a regressor does not know its own (else IS13), or the folder of the encoder that it was "
+        "trained on",
+        default=None,
     )
     cli.add_extraction_arguments(parser, "networks compute")
     return parser
