@@ -391,7 +391,7 @@ def bench_reading(root: Path, sizes: dict[str, int], stages: list[str]) -> Itera
     for turn in range(3):
         # The pool of processes is there from the first turn on: loadmat pays for no start-up.
         timed("loadmat", lambda: Parallel(n_jobs=cores)(delayed(_load_some)(part) for part in parts))
-        timed("norms", lambda: features.feature_moments(paths, cores))
+        timed("norms", lambda: features.feature_moments(root / "mat", names, cores))
         cache = root / f"packing_{turn}"
         timed(
             "packing",

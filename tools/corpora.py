@@ -22,13 +22,9 @@ from deepmi.process import UserError, notify
 from deepmi.seeds import derived_seed
 from deepmi.storage import read_text, write_text
 from tools.recordings import Recordings, first_few, plain_names
+from utils import SPLITS, split_name  # noqa: F401
 
 ATTRIBUTE_COLUMNS = ("EmoAct", "EmoVal", "EmoDom")
-SPLITS = {  # how tables write the splits, in any case; other names are kept
-    "Train": ("train", "training"),
-    "Validation": ("validation", "valid", "val", "development", "devel", "dev"),
-    "Test1": ("test1", "test", "testing", "evaluation", "eval"),
-}
 RATING_CLIPPED = 1 / 4  # and a single rater's: IEMOCAP's 5.5 are means of 5 and 6
 MOST_OUTSIDE = 10  # labels outside the scale, or as many in a thousand
 CLIPPED = 1 / 8  # of the scale's width that a label may be outside of it
@@ -168,13 +164,6 @@ def clip_to_scale(
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Any table
-
-
-def split_name(name: str) -> str:
-    """MSP-Podcast's name of a split, of Test2, test-2 and so on too; unknown names stay."""
-    if numbered := re.fullmatch(r"test[ _-]?(\d+)", name.casefold()):
-        return f"Test{numbered[1]}"
-    return next((split for split, others in SPLITS.items() if name.casefold() in others), name)
 
 
 def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
