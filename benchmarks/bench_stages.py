@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks.real_speech import ROOT, machine, replace_section, split_section
+from benchmarks.sections import ROOT, machine, replace_section, split_section
 from deepmi import batches, cli, matfile, run_log, runtime, storage
 from deepmi.process import UserError
 
@@ -156,7 +156,7 @@ def curriculum_operations(sizes: dict[str, int], epochs: int) -> float:
     from model import DenseNet
 
     model = DenseNet(WIDTH)
-    trained = sum(curriculum.training_size("deepmi", epoch, sizes["Train"]) for epoch in range(epochs))
+    trained = sum(curriculum.Schedule().size("deepmi", epoch, sizes["Train"]) for epoch in range(epochs))
     return operations(model, trained, True) + operations(model, epochs * sizes["Validation"], False)
 
 

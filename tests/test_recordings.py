@@ -73,7 +73,7 @@ def test_a_name_that_several_recordings_have_does_not_decide(folder):
 def test_rows_that_name_a_folder_beside_the_audio_folder_are_reported(folder, capsys):
     clips = folder("s1/a.wav", "s2/a.wav")
     assert found(clips / "s1", "s2/a.wav") == ["a.wav"]
-    assert "1 rows" in capsys.readouterr().err
+    assert "1 row " in capsys.readouterr().err
     assert found(clips / "s1", "a.wav") == ["a.wav"] and not capsys.readouterr().err
 
 
@@ -87,7 +87,7 @@ def test_folders_between_may_be_missing_in_the_table(folder):
 def test_what_could_be_two_recordings_is_refused(folder):
     clips = folder("s1/a.wav", "s2/a.wav", "s3/b.wav", "s3/B.wav")
     for entry in ("a.wav", "a", "A.mp4"):
-        with pytest.raises(UserError, match="name files with their folders"):
+        with pytest.raises(UserError, match="with their folders"):
             found(clips, entry)
     assert found(clips, "s3/b.wav", "s3/B.wav") == ["s3/b.wav", "s3/B.wav"]
 
@@ -125,7 +125,7 @@ def test_links_are_followed_and_loops_end(folder, tmp_path, capsys):
     for root in (clips, tmp_path / "linked"):
         assert tool.list_recordings(root) == [root / "s1/a.wav", root / "s2/b.wav"]
         told = capsys.readouterr().err
-        assert "2 broken links" in told and "s3" in told and "self.wav" in told
+        assert "2 paths" in told and "s3" in told and "self.wav" in told
 
 
 def test_hidden_files_and_folders_are_passed_over(folder, tmp_path):
