@@ -214,7 +214,7 @@ def read_detailed_labels(path: Path) -> pd.DataFrame:
     rows = _detailed_json(path) if path.suffix.lower() == ".json" else _detailed_csv(path)
     if not rows:
         raise UserError(f"{path}: no ratings in it.")
-    table = pd.DataFrame(rows).reindex(columns=DETAILED_COLUMNS)
+    table = pd.DataFrame(rows).reindex(columns=DETAILED_COLUMNS, fill_value="")
     for column in ("EmoAct", "EmoDom", "EmoVal"):
         table[column] = [parse_rating(path, name, value) for name, value in zip(table["FileName"], table[column])]
     texts = ["FileName", "Worker", "EmoClass_Major", "EmoClass_Second"]

@@ -98,7 +98,7 @@ def test_a_shape_without_numbers_may_be_anything(file):
     assert data.count(shape) == 1
     for sizes in ([0, 2**31 - 1, 2**31 - 1], [0, -1, 3]):
         file.write_bytes(data.replace(shape, np.array(sizes, "<i4").tobytes()))
-        with pytest.raises(UserError, match="shape|size|dimension"):
+        with pytest.raises(UserError, match=r"shape|size|dimension"):
             features.read_feature(file)
 
 
