@@ -20,7 +20,7 @@ import utils
 from deepmi.features import AUDIO_ENDINGS, feature_name
 from deepmi.process import UserError, notify
 from deepmi.seeds import derived_seed
-from deepmi.storage import read_text, write_text
+from deepmi.storage import read_text
 from tools.recordings import Recordings, first_few, plain_names, plural
 from utils import SPLITS, split_name
 
@@ -172,26 +172,12 @@ def split_by_speaker(table: pd.DataFrame, fractions: Sequence[float], seed: int,
     return [splits[speaker] for speaker in table["SpkrID"]]
 
 
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a CSV file with an empty field where there is no label.
-
-    Ten digits: rounding errors of a change of scale must not move a label over the edge of an emotion level.
-    """
-    write_text(path, table.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Any table
-
-
 def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     """Labels of a table with a header line and comma, semicolon, tab or bar as the separator.
 
     Args:
         path: the table.
-        columns: name in the table of `FileName` and of any other column of the consensus labels.
-    Returns:
-        Table without `audio`.
+        columns: its name for `FileName` and for any other column of the consensus labels.
     Raises:
         UserError: unreadable, a missing column, a label that is not a number, or a row without a file.
     """
@@ -212,6 +198,25 @@ def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     if "SpkrID" in table:  # numbers become 1.0 in a table where some are missing; a letter has two Unicode forms
         table["SpkrID"] = table["SpkrID"].str.normalize("NFC").str.replace(r"^(\d+)\.0+$", r"\1", regex=True)
     return complete(table)
+
+
+def consensus_of(ratings: pd.DataFrame) -> pd.DataFrame:
+    """Mean, number (`_n`) and population standard deviation (`_std`) of the ratings of each utterance.
+
+    EmoClass is the class that most raters chose first, X if there is a tie.
+    """
+    groups = ratings.groupby("FileName")
+    table = groups["EmoClass_Major"].agg(_plurality).to_frame("EmoClass")
+    for column in ATTRIBUTE_COLUMNS:
+        table[column] = groups[column].mean()
+        table[f"{column}_n"] = groups[column].count()
+        table[f"{column}_std"] = groups[column].std(ddof=0)
+    return table.reset_index()
+
+
+def _plurality(classes: pd.Series) -> str:
+    most = classes[classes != ""].mode()
+    return "X" if len(most) > 1 else "".join(most)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -361,26 +366,3 @@ def read_improv(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     if not rows:
         raise UserError(f"{file}: no utterances; expected lines such as UTD-IMPROV-S01A-F01-P-FM01.avi; N; A:3; ...")
     return _tables(rows, ratings)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Consensus of raters
-
-
-def consensus_of(ratings: pd.DataFrame) -> pd.DataFrame:
-    """Mean, number (`_n`) and population standard deviation (`_std`) of the ratings of each utterance.
-
-    EmoClass is the class that most raters chose first, X if there is a tie.
-    """
-    groups = ratings.groupby("FileName")
-    table = groups["EmoClass_Major"].agg(_plurality).to_frame("EmoClass")
-    for column in ATTRIBUTE_COLUMNS:
-        table[column] = groups[column].mean()
-        table[f"{column}_n"] = groups[column].count()
-        table[f"{column}_std"] = groups[column].std(ddof=0)
-    return table.reset_index()
-
-
-def _plurality(classes: pd.Series) -> str:
-    most = classes[classes != ""].mode()
-    return "X" if len(most) > 1 else "".join(most)

@@ -3,22 +3,20 @@
     python -m tools.make_demo_corpus demo_corpus
 
 OUT_DIR gets the layout of MSP-Podcast (Labels, Audios, Features) and an unlabeled set in OUT_DIR/Unlabeled. The same
-seed gives the same files, whatever the number of processes. A run that was killed continues where it stopped.
+seed gives the same files, also with more processes. A run that was killed continues where it stopped.
 
 Each clip has a hidden position in the space of arousal, valence and dominance (1 to 7). Five simulated raters judge
-this position. The voice, a row of vowels made of harmonics, follows it in the directions that the literature reports:
+this position. The voice, a row of vowels made of harmonics, follows it in the directions that the literature reports
+(Scherer, Speech Communication 40 (2003) 227-256; Laukka et al., Cognition and Emotion 19 (2005) 633-653; Tartter,
+Perception & Psychophysics 27 (1980) 24-27; Puts et al., Evolution and Human Behavior 27 (2006) 283-296):
 
-    arousal    higher and more varied F0, louder, faster, flatter spectral tilt, less breath noise
-    valence    higher formants (a smile shortens the vocal tract), rising accents, less jitter and shimmer
-    dominance  louder, fuller and steadier, lower F0 and lower formants
+    arousal    higher and more varied F0, louder, faster, flatter spectral tilt, less noise
+    valence    higher formants (a smile shortens the vocal tract), rising accents, less noise
+    dominance  louder, lower F0 and lower formants, flatter spectral tilt
 
 Valence is heard less clearly than arousal, as in real speech. About 15 % of the clips have high disagreement: their
 raters scatter, and their voice contradicts the rated position. Labels/demo_truth.csv lists them. Results on this corpus
 show that the program works, not how well it recognizes emotions.
-
-Sources: Scherer, Speech Communication 40 (2003) 227-256. Laukka, Juslin & Bresin, Cognition and Emotion 19 (2005)
-633-653. Goudbeek & Scherer, JASA 128 (2010) 1322-1336. Tartter, Perception & Psychophysics 27 (1980) 24-27. Puts,
-Gaulin & Verdolini, Evolution and Human Behavior 27 (2006) 283-296.
 """
 
 from __future__ import annotations
@@ -36,16 +34,8 @@ from deepmi import cli
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
     parser = cli.new_parser(__doc__)
-    parser.add_argument(
-        "out_dir", type=Path, metavar="OUT_DIR", help="folder to make, about 80 MB; new, empty or begun earlier"
-    )
-    parser.add_argument(
-        "--seed",
-        type=cli.non_negative_int,
-        default=31,
-        metavar="N",
-        help="a different seed gives different speakers and clips",
-    )
+    parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="a new or empty folder; about 80 MB are written")
+    parser.add_argument("--seed", type=cli.non_negative_int, default=31, metavar="N", help="of speakers and clips")
     parser.add_argument("--workers", type=cli.positive_int, default=cli.cpu_count(), metavar="N", help="processes")
     return parser
 
@@ -78,7 +68,7 @@ SPEAKERS = {"Train": 10, "Development": 4, "Test1": 4, "Unlabeled": 8}
 ATTRIBUTES = ("Act", "Val", "Dom")  # the order of every array of three in this file
 LATENT_MEAN, LATENT_SD = 4.2, 1.15
 LATENT_CORRELATION = np.array([[1.0, 0.1, 0.6], [0.1, 1.0, 0.2], [0.6, 0.2, 1.0]])
-CUE_NOISE = np.array([0.05, 0.9, 0.05])  # how far a voice strays from the position
+CUE_NOISE = np.array([0.05, 1.0, 0.05])  # how far a voice strays from the position
 HIGH_DISAGREEMENT_SHARE = 0.15
 RATERS, RATERS_PER_CLIP = 40, 5
 RATER_BIAS_SD, RATER_NOISE_SD, RATER_NOISE_SD_HIGH = 0.25, 0.5, 1.5
@@ -107,7 +97,6 @@ class Speaker:
     f0: float  # Hz
     formant_scale: float  # 1 for a vocal tract of 17.5 cm, more for a shorter one
     loudness: float  # dB relative to the average speaker
-    tilt: float  # dB per octave relative to the average speaker
 
 
 @dataclass(frozen=True)
@@ -135,11 +124,9 @@ class Clip:
 
 def draw_speaker(seed: int, number: int) -> Speaker:
     """Draw the speaker of this number; even numbers are women, odd ones men."""
-    f0, formants, loudness, tilt = np.random.default_rng([seed, _SPEAKER_STREAM, number]).standard_normal(4)
+    f0, formants, loudness = np.random.default_rng([seed, _SPEAKER_STREAM, number]).standard_normal(3)
     gender, mean_f0, mean_scale = ("Female", 198.0, 1.16) if number % 2 == 0 else ("Male", 112.0, 1.0)
-    return Speaker(
-        number, gender, mean_f0 * np.exp(0.09 * f0), mean_scale * np.exp(0.02 * formants), 0.8 * loudness, 0.5 * tilt
-    )
+    return Speaker(number, gender, mean_f0 * np.exp(0.09 * f0), mean_scale * np.exp(0.02 * formants), 0.8 * loudness)
 
 
 def plan_corpus(seed: int, clips: Mapping[str, int] = CLIPS) -> list[Clip]:
@@ -226,20 +213,17 @@ def write_labels(clips: Sequence[Clip], label_dir: Path, seed: int) -> None:
 # Sound
 
 SAMPLE_RATE = 16_000
-# F1 to F4 in Hz of an adult male vocal tract, rounded from Peterson & Barney, JASA 24 (1952) 175-184.
+# F1 to F4 in Hz of seven vowels (columns) of an adult man, rounded from Peterson & Barney, JASA 24 (1952) 175-184.
 VOWELS = np.array(
     [
-        (290, 2250, 2950, 3550),
-        (560, 1800, 2500, 3450),
-        (670, 1680, 2420, 3400),
-        (740, 1120, 2450, 3400),
-        (450, 980, 2300, 3300),
-        (320, 900, 2250, 3300),
-        (500, 1450, 2450, 3400),
-    ],
-    dtype=float,
+        [290, 560, 670, 740, 450, 320, 500],
+        [2250, 1800, 1680, 1120, 980, 900, 1450],
+        [2950, 2500, 2420, 2450, 2300, 2250, 2450],
+        [3550, 3450, 3400, 3400, 3300, 3300, 3400],
+    ]
 )
-BANDWIDTHS = np.array([70.0, 95.0, 140.0, 200.0])  # Hz, of F1 to F4
+BANDWIDTHS = np.array([[70.0], [95.0], [140.0], [200.0]])  # Hz, of F1 to F4
+SMILE = np.array([[0.010], [0.026], [0.024], [0.020]])  # share by which valence raises F1 to F4
 
 
 def synthesize(speaker: Speaker, cues: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
@@ -253,36 +237,31 @@ def synthesize(speaker: Speaker, cues: NDArray[np.float64], rng: np.random.Gener
         About 2 s of sound at 16 kHz, within -1 to 1.
     """
     a, v, d = (np.asarray(cues) - 4.0) / 1.5  # about -2 to 2
-    varied = rng.standard_normal(9)  # how this clip varies for no emotional reason
-    f0 = speaker.f0 * 2 ** ((2.8 * a + 0.3 * v - 1.5 * d + 0.5 * varied[0]) / 12)  # Hz
-    accent = 2.6 * np.exp(0.38 * a + 0.22 * v + 0.12 * varied[1])  # semitones
-    slope = 1.3 * v + 0.5 * varied[2]  # semitones by which F0 rises within a vowel
+    varied = rng.standard_normal(7)  # how this clip varies for no emotional reason
+    mean_f0 = speaker.f0 * 2 ** ((2.8 * a + 0.3 * v - 1.5 * d + 0.5 * varied[0]) / 12)  # Hz
+    accent = 2.6 * np.exp(0.38 * a + 0.12 * varied[1])  # semitones
+    slope = 1.3 * v + 0.5 * varied[2]  # semitones by which F0 rises within a stressed vowel
     tempo = np.exp(-0.13 * a + 0.04 * varied[3])  # factor on durations
-    unevenness = 0.16 * np.exp(-0.35 * d)  # standard deviation of the log durations
-    tilt = -9.0 + 2.5 * a + 0.6 * d + speaker.tilt + 0.3 * varied[4]  # dB per octave
-    formant_scales = speaker.formant_scale * (1 + np.array([0.010, 0.026, 0.024, 0.020]) * v - 0.024 * d)
-    roughness = np.exp(-0.45 * v + 0.1 * a + 0.12 * varied[5])
-    breath = 10 ** ((-24 - 4.0 * a - 1.5 * d + 0.8 * varied[6]) / 20)  # relative to the harmonics
-    fullness = 0.6 * np.exp(0.55 * d + 0.05 * varied[7])  # weight of what lies below 300 Hz
-    loudness = -27.0 + 3.2 * a + 2.4 * d + speaker.loudness + 0.6 * varied[8]  # dB relative to full scale
+    tilt = -9.0 + 2.5 * a + 0.6 * d + 0.5 * varied[4]  # dB per octave
+    noise = 10 ** ((-22 - 3.0 * a - 2.0 * v + 0.8 * varied[5]) / 20)  # relative to the harmonics
+    loudness = -27.0 + 3.2 * a + 2.4 * d + speaker.loudness + 0.6 * varied[6]  # dB relative to full scale
+    vowels = VOWELS * speaker.formant_scale * (1 + SMILE * v - 0.024 * d)
 
-    parts = [np.zeros(SAMPLE_RATE // 12)]
-    count = round(rng.uniform(7, 9.5) / tempo)
-    for i in range(count):
+    silence = np.zeros(SAMPLE_RATE // 12)
+    parts = [silence]
+    syllables = round(rng.uniform(7, 9.5) / tempo)
+    for i in range(syllables):
         if rng.random() < 0.85:  # a consonant
-            parts.append(_noise(int(0.07 * tempo * SAMPLE_RATE), rng) * rng.uniform(0.05, 0.35))
-        stress = rng.uniform(0.6, 1.4) if rng.random() < 0.45 else 0.15
-        seconds = 0.15 * tempo * np.exp(unevenness * rng.standard_normal()) * (0.85 + 0.4 * (stress > 0.5))
-        time = np.linspace(-1, 1, int(seconds * SAMPLE_RATE))
-        semitones = stress * (accent * (1 - time**2) + slope * time) - accent / 3 - 2.6 * (i / count - 0.5)
-        pitch = f0 * 2 ** (semitones / 12)
-        formants = VOWELS[rng.integers(len(VOWELS))] * formant_scales
-        vowel = _harmonics(pitch, formants, tilt, fullness, roughness, rng)
-        vowel += breath * _noise(len(time), rng)
-        parts.append(vowel * (0.7 + 0.3 * (stress > 0.5)) * np.minimum(1, 6 * (1 - np.abs(time))))
+            parts.append(rng.uniform(0.05, 0.35) * _noise(int(0.07 * tempo * SAMPLE_RATE), rng))
+        stressed = rng.random() < 0.45
+        time = np.linspace(-1, 1, int((0.19 if stressed else 0.13) * tempo * rng.uniform(0.8, 1.2) * SAMPLE_RATE))
+        semitones = rng.uniform(0.6, 1.4) * stressed * (accent * (1 - time**2) + slope * time) - accent / 3
+        f0 = mean_f0 * 2 ** ((semitones - 2.6 * (i / syllables - 0.5)) / 12)  # it sinks from syllable to syllable
+        vowel = _harmonics(f0, tilt, vowels[:, [rng.integers(vowels.shape[1])]]) + noise * _noise(len(time), rng)
+        parts.append(vowel * (1.0 if stressed else 0.7) * np.minimum(1, 6 * (1 - np.abs(time))))
         if rng.random() < 0.09 - 0.03 * a:
-            parts.append(np.zeros(int(rng.uniform(0.12, 0.25) * SAMPLE_RATE)))
-    speech = np.concatenate([*parts, np.zeros(SAMPLE_RATE // 12)])
+            parts.append(silence)
+    speech = np.concatenate([*parts, silence])
     speech *= 10 ** (loudness / 20) / np.sqrt(np.mean(speech**2))
     speech += 10 ** (rng.uniform(-72, -66) / 20) * rng.standard_normal(len(speech))  # the room
     return speech * min(1.0, 0.95 / np.abs(speech).max())
@@ -293,34 +272,14 @@ def _noise(samples: int, rng: np.random.Generator) -> NDArray[np.float64]:
     return np.diff(rng.standard_normal(samples + 1)) / np.sqrt(2)
 
 
-def _harmonics(
-    f0: NDArray[np.float64],
-    formants: NDArray[np.float64],
-    tilt: float,
-    fullness: float,
-    roughness: float,
-    rng: np.random.Generator,
-) -> NDArray[np.float64]:
-    """A vowel as a sum of harmonics of F0, weighted by spectral tilt and formants.
-
-    Args:
-        f0: Hz, shape (samples,).
-        formants: Hz, shape (4,).
-        tilt: dB per octave.
-        fullness: weight of what lies below 300 Hz.
-        roughness: scale of jitter and shimmer.
-        rng: draws jitter and shimmer.
-    Returns:
-        Shape (samples,), RMS 1.
-    """
-    cycle = np.cumsum(f0 / SAMPLE_RATE).astype(int)
-    jitter, shimmer = roughness * rng.standard_normal((2, cycle[-1] + 1))
-    phase = np.cumsum(f0 * (1 + np.clip(0.009 * jitter, -0.2, 0.2))[cycle]) * 2 * np.pi / SAMPLE_RATE
-    number = np.arange(1, int(0.47 * SAMPLE_RATE / f0.mean()) + 1)[:, None]  # (harmonics, 1)
+def _harmonics(f0: NDArray[np.float64], tilt: float, formants: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A vowel: harmonics of F0 (Hz, one per sample), weighted by a tilt (dB per octave) and formants (Hz); RMS 1."""
+    number = np.arange(1, int(0.47 * SAMPLE_RATE / f0.mean()) + 1)
     hertz = number * f0.mean()
-    resonance = np.prod(formants**2 / np.hypot(formants**2 - hertz**2, BANDWIDTHS * hertz), axis=1)[:, None]
-    weight = resonance * 10 ** (tilt * np.log2(number) / 20) * (1 + fullness * 300 / np.hypot(300, hertz))
-    vowel = (weight * np.sin(number * phase)).sum(axis=0) * (1 + np.clip(0.06 * shimmer, -0.8, 0.8))[cycle]
+    resonance = np.prod(formants**2 / np.hypot(formants**2 - hertz**2, BANDWIDTHS * hertz), axis=0)
+    weight = resonance * 10 ** (tilt * np.log2(number) / 20)
+    phase = 2 * np.pi * np.cumsum(f0) / SAMPLE_RATE
+    vowel = (weight[:, None] * np.sin(number[:, None] * phase)).sum(axis=0)
     return vowel / np.sqrt(np.mean(vowel**2))
 
 
@@ -335,24 +294,25 @@ def _write_voice(path: Path, clip: Clip, seed: int) -> None:
 # The folder
 
 
-def _is_finished(out_dir: Path, recipe: dict, files: Sequence[Path]) -> bool:
-    """Whether OUT_DIR holds this whole demo corpus.
+def _read_marker(out_dir: Path, recipe: dict) -> dict:
+    """What an earlier run has noted about this corpus, empty for a new or empty folder.
 
     Raises:
         UserError: OUT_DIR holds something else, or a different demo corpus.
     """
     marker = out_dir / MARKER
-    if not marker.exists():
-        if out_dir.exists() and not out_dir.is_dir():
-            raise UserError(f"{out_dir}: a file, expected a folder; name another OUT_DIR.")
-        if out_dir.is_dir() and any(not entry.name.startswith(".") for entry in out_dir.iterdir()):
-            raise UserError(f"{out_dir}: the folder has files, but no demo corpus; name a new or an empty folder.")
-        return False
-    found = read_json_object(marker)
-    differ = [f"{key} {found.get(key)} there, {value} now" for key, value in recipe.items() if found.get(key) != value]
-    if differ:
-        raise UserError(f"{out_dir}: a different demo corpus ({'; '.join(differ)}); delete it or name another OUT_DIR.")
-    return bool(found.get("finished")) and all((out_dir / file).exists() for file in files)
+    if marker.exists():
+        found = read_json_object(marker)
+        differ = [f"{key} {found.get(key)} there, {recipe[key]} now" for key in recipe if found.get(key) != recipe[key]]
+        if differ:
+            found = "; ".join(differ)
+            raise UserError(f"{out_dir}: a different demo corpus ({found}); delete it or name another OUT_DIR.")
+        return found
+    if out_dir.exists() and not out_dir.is_dir():
+        raise UserError(f"{out_dir}: a file, expected a folder; name another OUT_DIR.")
+    if out_dir.is_dir() and any(not entry.name.startswith(".") for entry in out_dir.iterdir()):
+        raise UserError(f"{out_dir}: the folder has files, but no demo corpus; name a new or an empty folder.")
+    return {}
 
 
 def make_corpus(
@@ -373,9 +333,10 @@ def make_corpus(
     """
     out_dir, plan = Path(out_dir), plan_corpus(seed, clips)
     recipe = {"version": VERSION, "seed": seed, "clips": dict(clips)}
-    features = [clip.features for clip in plan if with_features]
-    files = [Path("Labels", name) for name in LABEL_FILES] + [clip.audio for clip in plan] + features
-    if _is_finished(out_dir, recipe, files):
+    features = [out_dir / clip.features for clip in plan if with_features]
+    labels = [out_dir / "Labels" / name for name in LABEL_FILES]
+    silent = [clip for clip in plan if not (out_dir / clip.audio).exists()]
+    if _read_marker(out_dir, recipe).get("finished") and not silent and all(f.exists() for f in labels + features):
         return False
     prepare_folder(out_dir)
     # The marker comes first, so that the next run recognizes what a killed one has left.
@@ -384,7 +345,6 @@ def make_corpus(
     parts = [out_dir, out_dir / "Unlabeled"]
     for part in parts:
         prepare_folder(part / "Audios")
-    silent = [clip for clip in plan if not (out_dir / clip.audio).exists()]
     with workers_without_interrupt():
         voices = Parallel(workers, return_as="generator_unordered")(
             delayed(_write_voice)(out_dir / clip.audio, clip, seed) for clip in silent
@@ -395,7 +355,7 @@ def make_corpus(
         for part in parts:
             extract_folder(part / "Audios", part / FEATURE_FOLDER, workers=workers)
             (part / FEATURE_FOLDER / RECORD_FILE).unlink(missing_ok=True)  # it has file times, which differ by run
-        if missing := [file.stem for file in features if not (out_dir / file).exists()]:
+        if missing := [file.stem for file in features if not file.exists()]:
             raise UserError(f"{out_dir}: no features for {len(missing)} clips, the first {missing[0]}; run it again.")
     write_text(out_dir / MARKER, json.dumps(recipe | {"finished": True}, indent=1) + "\n")
     return True
@@ -411,10 +371,6 @@ def main(args: argparse.Namespace) -> None:
     for split in CLIPS:
         seconds = [soundfile.info(args.out_dir / clip.audio).duration for clip in plan if clip.split == split]
         print(f"{split:<12}{len(seconds):>5} clips {sum(seconds):>7.1f} s of audio")
-    print(f"labels      {args.out_dir / 'Labels' / LABEL_FILES[0]}")
-    print(f"audio       {args.out_dir / 'Audios'}")
-    print(f"features    {args.out_dir / FEATURE_FOLDER}")
-    print(f"unlabeled   {args.out_dir / 'Unlabeled'}")
     print(f"export DEEPMI_CORPUS={args.out_dir} DEEPMI_UNLABELED={args.out_dir / 'Unlabeled'}")
 
 

@@ -27,18 +27,19 @@ from deepmi import cli
 OTHER_FLAGS = (
     "out", "audio", "skip_missing", "replace", "copy", "feature_set", "no_features", "norm_dir", "workers", "device",
 )  # fmt: skip
-KINDS = {  # kind of corpus -> what it is, name of its argument
-    "msp-podcast": ("a release of MSP-Podcast: checks it, and makes missing features", "CORPUS"),
-    "iemocap": ("IEMOCAP as distributed, labels on 1-5", "CORPUS"),
-    "msp-improv": ("MSP-IMPROV as distributed, labels on 1-5", "CORPUS"),
-    "csv": ("a text table with a header line; separated by comma, semicolon, tab or bar", "TABLE"),
-    "raters": ("labels_detailed (.csv or .json) of raters, whose mean becomes the consensus", "DETAILED"),
-}
-COLUMNS = {  # flag of `csv` -> column of the consensus labels
-    **{"--file-column": "FileName", "--speaker-column": "SpkrID", "--gender-column": "Gender"},
-    **{"--arousal-column": "EmoAct", "--valence-column": "EmoVal", "--dominance-column": "EmoDom"},
-    **{"--class-column": "EmoClass", "--split-column": "Split_Set"},
-}
+KINDS = {  # kind of corpus -> (what is read, name of the argument, its help)
+    "msp-podcast": ("any release of MSP-Podcast as downloaded", "CORPUS", "folder with Labels and Audios"),
+    "iemocap": ("IEMOCAP as distributed, labels on 1-5", "CORPUS", "folder with Session1 to Session5"),
+    "msp-improv": ("MSP-IMPROV as distributed, labels on 1-5", "CORPUS", "folder with Evalution.txt and recordings"),
+    "csv": ("a table with a file column and columns of arousal, valence or dominance", "TABLE", "text with a header"),
+    "raters": ("labels of each rater, averaged to consensus labels", "DETAILED", "labels_detailed, .csv or .json"),
+}  # fmt: skip
+COLUMNS = {  # flag of `csv`, without --...-column -> column of the consensus labels
+    "file": "FileName", "arousal": "EmoAct", "valence": "EmoVal", "dominance": "EmoDom",
+    "speaker": "SpkrID", "gender": "Gender", "class": "EmoClass", "split": "Split_Set",
+}  # fmt: skip
+# Ten digits, since rounding errors of a change of scale must not move a label over the edge of an emotion level.
+AS_CSV = {"index": False, "float_format": "%.10g", "lineterminator": "\n"}
 BAR = 40  # characters of the longest bar of a histogram
 
 
@@ -46,11 +47,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this tool: a kind of corpus, and its flags."""
     parser = cli.new_parser(__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND", help="`KIND --help` lists its flags")
-    for name, (what, metavar) in KINDS.items():
+    for name, (what, metavar, source) in KINDS.items():
         kind = kinds.add_parser(
             name, help=what, description=what, formatter_class=cli.HelpFormatter, allow_abbrev=False
         )
-        kind.add_argument("source", type=Path, metavar=metavar, help="where it is")
+        kind.add_argument("source", type=Path, metavar=metavar, help=source)
         _add_flags(kind, name)
         cli.add_extraction_arguments(kind, "an encoder computes")
     return parser
@@ -60,11 +61,8 @@ def _add_flags(parser: argparse.ArgumentParser, kind: str) -> None:
     flag, folder = parser.add_argument, {"type": Path, "metavar": "DIR"}
     parser.set_defaults(audio=None, flip_arousal=False, split_by_speaker=None, seed=None)  # of kinds without them
     if kind == "msp-podcast":
-        flag(
-            "--out",
-            help="folder for the prepared corpus, needed if the label file has no splits; default: CORPUS",
-            **folder,
-        )
+        what = "folder for the prepared corpus; without it CORPUS gets the features, and its labels must have splits"
+        flag("--out", help=what, **folder)
     else:
         flag("--out", required=True, help="folder for the prepared corpus", **folder)
         flag("--flip-arousal", action="store_true", help="reverse arousal, if the corpus stores it from high to low")
@@ -83,19 +81,20 @@ def _add_flags(parser: argparse.ArgumentParser, kind: str) -> None:
         splits.add_argument("--split-by-speaker", type=float, nargs=3, metavar=names, help=what)
         flag("--seed", type=cli.non_negative_int, default=31, metavar="N", help="seed of --split-by-speaker")
     if kind == "csv":
-        for column, ours in COLUMNS.items():
-            what = f"column of the table for {ours}"
-            if ours == "Split_Set":
-                what += ": Train, Validation (dev), Test1 (test) or other names; rows without one are left out"
-            group = splits if ours == "Split_Set" else parser
-            group.add_argument(column, required=ours == "FileName", metavar="COLUMN", help=what)
+        notes = {
+            "file": " (path or name)",
+            "split": ": Train, Validation (dev), Test1 (test) or other names; rows without a split are left out",
+        }
+        for name in COLUMNS:
+            group, what = splits if name == "split" else parser, f"column with the {name}{notes.get(name, '')}"
+            group.add_argument(f"--{name}-column", required=name == "file", metavar="COLUMN", help=what)
     flag("--skip-missing", action="store_true", help="leave out rows without a recording, with a warning")
     flag("--replace", action="store_true", help="replace labels made with other flags, and copies of old recordings")
     flag("--copy", action="store_true", help="copy recordings and features instead of linking to them")
     what = "feature set, as for tools.extract_features; IS13 is the paper's"
     flag("--set", dest="feature_set", default="IS13", metavar="NAME|FOLDER", help=what)
     flag("--no-features", action="store_true", help="make labels and links to recordings only")
-    flag("--norm-dir", help="folder for the norm terms of the Train split, to make them too", **folder)
+    flag("--norm-dir", help="also write the norm terms of the Train split, as norm_para.py does, here", **folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -136,7 +135,7 @@ def read_source(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame | 
         table, ratings = read(args.source)
         audio, scale = args.source, corpora.SCALE_OF_FIVE
     elif args.kind == "csv":
-        given = {ours: getattr(args, flag[2:].replace("-", "_")) for flag, ours in COLUMNS.items()}
+        given = {ours: getattr(args, f"{flag}_column") for flag, ours in COLUMNS.items()}
         if not any(given[column] for column in corpora.ATTRIBUTE_COLUMNS):
             raise UserError("no attribute; add --arousal-column, --valence-column or --dominance-column.")
         table = corpora.read_table(args.source, {ours: theirs for ours, theirs in given.items() if theirs})
@@ -194,9 +193,10 @@ def write_corpus(
     link_files(prepare_folder(out / "Audios"), table["FileName"], table["audio"], copy, replace)
     more = [column for column in table.columns if column.endswith(("_n", "_std"))]
     write_text(mark_file, json.dumps(mark, indent=1) + "\n")
-    corpora.write_table(table[[*utils.CONSENSUS_COLUMNS, *more]], labels / utils.PREPARED_LABELS)
+    write_text(labels / utils.PREPARED_LABELS, table[[*utils.CONSENSUS_COLUMNS, *more]].to_csv(**AS_CSV))
     if ratings is not None and len(ratings):
-        corpora.write_table(ratings.rename(columns={"Worker": "WorkerID"}), labels / "labels_detailed.csv")
+        ratings = ratings.rename(columns={"Worker": "WorkerID"})
+        write_text(labels / "labels_detailed.csv", ratings.to_csv(**AS_CSV))
 
 
 def link_files(folder: Path, names: Iterable[str], sources: Iterable[Path], copy: bool, replace: bool = False) -> None:
@@ -292,7 +292,7 @@ def summary(table: pd.DataFrame) -> list[str]:
     anger, sadness = (table["EmoAct"][table["EmoClass"] == letter].mean() for letter in "AS")
     if not np.isnan(anger + sadness):
         lines.append(f"mean arousal of anger {anger:.2f}, of sadness {sadness:.2f}")
-    if anger < sadness:  # never so in speech
+    if anger < sadness:  # in speech, anger is the more aroused of the two
         lines.append("warning: arousal seems to run from high to low; if so, add --flip-arousal --replace.")
     return lines
 
@@ -306,9 +306,6 @@ def histogram(labels: pd.Series) -> list[str]:
     return [f"    {name:>4} {count:7,} {'#' * bar}".rstrip() for name, count, bar in zip(names, counts, bars)]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def main(args: argparse.Namespace) -> None:
     """Read, check, write, summarize, extract features."""
     table, ratings, scale = read_source(args)
@@ -317,7 +314,9 @@ def main(args: argparse.Namespace) -> None:
         table["Split_Set"] = corpora.split_by_speaker(table, args.split_by_speaker, args.seed, args.source)
     table.loc[table["Split_Set"] == "", "Split_Set"] = "Test1"
     if args.norm_dir and "Train" not in set(table["Split_Set"]):
-        raise UserError("--norm-dir: no rows in split Train to make norm terms of; leave it out, or give the splits.")
+        raise UserError(
+            "--norm-dir: no rows in split Train, which norm terms are computed from; omit this flag, or provide splits."
+        )
     feature_set = None if args.no_features else open_set(args.feature_set, args.device).name
     if args.out:
         if ratings is not None:
@@ -333,22 +332,13 @@ def main(args: argparse.Namespace) -> None:
     if scale != utils.LABEL_RANGE:
         print(f"labels rescaled linearly from {corpora.span(scale)} to 1-7")
     print("\n".join(map(one_line, summary(table))))
-    feature_dir = []
+    folder = feature_set and utils.feature_folder(args.out or args.source, feature_set)
     if feature_set:
         audio = args.out / "Audios" if args.out else corpora.find_audio_folder(args.source)
-        folder = utils.feature_folder(args.out or args.source, feature_set)
         print_summary(extract_folder(audio, folder, args.feature_set, args.workers, args.device), folder)
-        feature_dir = ["--features", folder]
     if args.norm_dir:
-        argv = [
-            "--corpus",
-            args.out or args.source,
-            "--norm-dir",
-            args.norm_dir,
-            "--workers",
-            args.workers,
-            *feature_dir,
-        ]
+        argv = ["--corpus", args.out or args.source, "--norm-dir", args.norm_dir, "--workers", args.workers]
+        argv += ["--features", folder] if feature_set else []
         argv += ["--skip-missing"] if args.skip_missing else []
         norm_para.main(norm_para.get_args_parser().parse_args([str(value) for value in argv]))
 

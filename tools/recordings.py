@@ -88,19 +88,15 @@ def list_recordings(audio_dir: Path) -> list[Path]:
     files, unreadable = _files_below(audio_dir)
     if unreadable:
         names = sorted(str(path.relative_to(audio_dir)) for path in unreadable)
-        notify(
-            f"warning: {audio_dir}: left out {plural(len(names), 'path')} that cannot be read, such as a broken link "
-            f"or a folder without permission ({first_few(names)})."
-        )
+        paths = f"{plural(len(names), 'path')} (broken link or no permission): {first_few(names)}"
+        notify(f"warning: {audio_dir}: left out {paths}.")
     found = sorted(path for path in files if path.suffix.lower() in AUDIO_ENDINGS)
     supported = {path.with_suffix("") for path in found}  # a video beside its sound file is not reported
     others = [path for path in files if path.suffix.lower() in UNREADABLE_ENDINGS]
     unsupported = sorted(path.name for path in others if path.with_suffix("") not in supported)
     if unsupported:
-        notify(
-            f"note: {audio_dir}: left out {plural(len(unsupported), 'file')} in unsupported formats "
-            f"({first_few(unsupported)}); convert them to wav or flac."
-        )
+        paths = f"{plural(len(unsupported), 'file')} in unsupported formats ({first_few(unsupported)})"
+        notify(f"note: {audio_dir}: left out {paths}; convert them to wav or flac.")
     if not found:
         raise UserError(f"{audio_dir}: no recordings; expected files ending in {', '.join(AUDIO_ENDINGS)}.")
     return found
@@ -155,16 +151,12 @@ def _is_within(some: Sequence[str], folders: Sequence[str]) -> bool:
 
 
 class Recordings:
-    """The recordings below a folder, found by the names that a table gives them."""
+    """The recordings below a folder, found by the names that a table gives them.
+
+    Links and copies that an earlier run made in the folder `prepared` count only for recordings found nowhere else.
+    """
 
     def __init__(self, folder: Path, prepared: Path | None = None):
-        """
-        Args:
-            folder: searched with its subfolders.
-            prepared: folder of links or copies made by an earlier run; used only for recordings found nowhere else.
-        Raises:
-            UserError: no such folder, or no recordings in it.
-        """
         self.folder, self.prepared = folder, prepared and prepared.absolute()
         self.root = [_folded(part) for part in folder.absolute().parts[1:]]
         self.by_stem: dict[str, list[tuple[list[str], Path]]] = defaultdict(list)  # (folders below the root, path)
@@ -201,12 +193,9 @@ class Recordings:
         """The recording that a table's entry means: a path, absolute or from the folder, or a file name below it.
 
         The ending may differ or be missing, and so may the case of letters if only one recording fits. The folders of
-        the entry and those of the recording must not contradict each other: `s1/a.wav` is never `s2/a.wav`. Either
-        may have additional folders. Nothing outside the audio folder is found.
+        the entry and those of the recording must not contradict each other: `s1/a.wav` is never `s2/a.wav`. Either may
+        have additional folders, the entry only if `flat`. Nothing outside the audio folder is found.
 
-        Args:
-            entry: what the table says.
-            flat: whether the entry may have folders that the audio folder lacks.
         Raises:
             UserError: several recordings fit.
         """
@@ -274,20 +263,13 @@ class Recordings:
 
 
 def plain_names(entries: Sequence[str], paths: Sequence[Path], folder: Path) -> list[str]:
-    """A file name for each entry; all include their folders if plain names or feature files would clash.
-
-    Args:
-        entries: what the table says.
-        paths: their recordings.
-        folder: that of the recordings.
-    """
+    """A file name for each entry; all include their folders if plain names or feature files would clash."""
     names = [_split(entry)[1] for entry in entries]
     names = [
         name if Path(name).suffix.lower() in AUDIO_ENDINGS else _composed(path.name) for name, path in zip(names, paths)
     ]
     if len({features.feature_name(name) for name in names}) < len(names):
-        relative = [path.relative_to(folder) if path.is_relative_to(folder) else path for path in paths]
-        names = [_composed("_".join(part for part in path.parts if part != path.anchor)) for path in relative]
+        names = [_composed("_".join(path.relative_to(folder).parts)) for path in paths]
     return names
 
 
@@ -308,13 +290,11 @@ def without_features(recordings: Sequence[Path], feature_dir: Path) -> dict[Path
 
     The feature file of a recording whose content has changed is removed and reported. RECORD_FILE is updated before
     any features are made, so that a killed run leaves no features that could pass for those of another recording.
-    Features from other programs, such as MSP-Podcast's own, are kept as they are.
+    Features from other programs, such as MSP-Podcast's own, are kept.
 
     Args:
         recordings: as from `find_recordings`.
         feature_dir: folder of the .mat files.
-    Returns:
-        Recording -> feature file.
     Raises:
         UserError: RECORD_FILE is damaged.
     """
