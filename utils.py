@@ -1,7 +1,6 @@
-"""MSP-Podcast: where its files lie, what its labels say, its splits, the unlabeled draw, names of output files.
+"""MSP-Podcast (releases 1.6 to 2.0): where its files lie, the unlabeled draw, names of output files.
 
-Everything outside this file works with the layout (releases 1.6 to 2.0) as read here. `LabeledCorpus.load` turns a
-corpus, a split and an attribute into names, features and targets.
+`LabeledCorpus.load` turns a corpus, a split and an attribute into names, features and targets.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from numpy.typing import NDArray
 from deepmi import features
 from deepmi.labels import CONSENSUS_COLUMNS, DETAILED_COLUMNS, SPLITS, UNKNOWN_SPEAKER, attribute_labels, has_labels
 from deepmi.labels import parse_detail, rater_spread, read_detailed_labels, read_labels, select_split, split_name
-from deepmi.norm_stats import LABEL_RANGE, NORM_KEY, denormalise, has_other_norm_stats, norm_key, read_feature_norm
-from deepmi.norm_stats import read_label_norm, to_label_range, write_norm_stats
+from deepmi.norm_stats import LABEL_RANGE, NORM_KEY, denormalise, has_other_norm_stats, is_label_scale, norm_key
+from deepmi.norm_stats import read_feature_norm, read_label_norm, refuse_label_scale, to_label_range, write_norm_stats
 from deepmi.process import UserError, notify
 from deepmi.seeds import UNLABELED_SEED
 from deepmi.storage import digest, prepare_folder, read_json_object
@@ -78,15 +77,15 @@ def find_corpus(root: Path | None, labels: Path | None = None, feature_dir: Path
     elif not labels.is_file():
         raise UserError(f"{labels}: no such label file.")
     if feature_dir is None:
-        feature_dir, *more = _find_features(root) or [None]
-        if more:
-            found = ", ".join(map(str, (feature_dir, *more)))
-            raise UserError(f"{root}: several feature folders: {found}. Name one with --features DIR.")
-        if feature_dir is None:
+        found = _find_features(root)
+        if len(found) > 1:
+            raise UserError(f"{root}: feature folders {', '.join(map(str, found))}; name one with --features DIR.")
+        if not found:
             raise UserError(
                 f"{root / FEATURE_FOLDER}: no such folder. Make the features with `python -m tools.extract_features "
                 f"{root / 'Audios'} {root / FEATURE_FOLDER}`, or name --features DIR."
             )
+        feature_dir = found[0]
     elif not feature_dir.is_dir():
         raise UserError(f"{feature_dir}: no such feature folder.")
     return Corpus(root, labels, feature_dir)
@@ -105,11 +104,9 @@ def _below(folder: Path, name: str = "") -> list[Path]:
 
 def _find_features(root: Path) -> list[Path]:
     """The feature folder of a corpus: that of IS13, or else every `Features/*/feat_mat`, in any case."""
-    top, middle, last = FEATURE_FOLDER.parts
-    sets = [folder for features_folder in _below(root, top)[:1] for folder in _below(features_folder)]
-    known = [folder for folder in sets if folder.name.casefold() == middle.casefold()]
-    found = [matrices for folder in known for matrices in _below(folder, last)]
-    return found[:1] or [matrices for folder in sets for matrices in _below(folder, last)]
+    top, is13, last = FEATURE_FOLDER.parts
+    found = [child for parent in _below(root, top)[:1] for folder in _below(parent) for child in _below(folder, last)]
+    return [child for child in found if child.parent.name.casefold() == is13.casefold()][:1] or found
 
 
 def _find_labels(root: Path, *stems: str) -> Path | None:
@@ -140,24 +137,11 @@ def find_detailed_file(root: Path) -> Path | None:
     return _find_labels(root, "labels_detailed")
 
 
-def is_label_scale(low: float, high: float) -> bool:
-    """Whether these can be the lowest and the highest possible label."""
-    return -LARGEST_LABEL < low < high < LARGEST_LABEL  # false for NaN
-
-
-def refuse_label_scale(low: float, high: float) -> None:
-    """Raise `UserError` if a --label-scale is not a range of labels."""
-    if not is_label_scale(low, high):
-        raise UserError(f"--label-scale {low:g} {high:g}: expected two numbers, the lowest label first.")
-
-
 def prepared_scale(labels: Path) -> tuple[float, float] | None:
     """Lowest and highest label of a corpus before tools.prepare_corpus rescaled its labels to 1..7.
 
-    Args:
-        labels: its consensus label file.
     Returns:
-        None if that tool did not write the file.
+        None if that tool did not write this label file.
     Raises:
         UserError: the record beside the file is damaged.
     """
@@ -174,16 +158,12 @@ def prepared_scale(labels: Path) -> tuple[float, float] | None:
 def getPaths_attri(
     path_label: Path | str, split_set: str, emo_attr: str
 ) -> tuple[NDArray[np.str_], NDArray[np.float64]]:
-    """File names and labels of one split and attribute.
+    """File names and labels 1..7 of one split and attribute, shape (N,) each, in the order of the file.
 
     Args:
         path_label: consensus label file, or the corpus that holds it.
         split_set: as `split` of `select_split`.
         emo_attr: `Act`, `Dom` or `Val`.
-    Returns:
-        (file names, labels 1..7), shape (N,) each, in the order of the file.
-    Raises:
-        UserError: as `read_labels`, `select_split`, `attribute_labels`.
     """
     path = Path(path_label)
     path = find_label_file(path) if path.is_dir() else path
@@ -275,7 +255,7 @@ def present_utterances(corpus: Corpus, utterances: Sequence[str], skip_missing: 
     missing = features.missing_features(corpus.features, utterances)
     if not missing:
         return list(utterances)
-    first = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+    first = ", ".join([*missing[:5], "..."][: len(missing)])
     found = f"{corpus.features}: {len(missing)} of {len(utterances)} feature files are missing ({first})"
     if not skip_missing or len(missing) == len(utterances):
         raise UserError(f"{found}. Extract them, or leave these utterances out with --skip-missing.")
@@ -401,8 +381,8 @@ def open_corpus(args: argparse.Namespace, scale: tuple[float, float] = LABEL_RAN
 
 def ssl_checkpoint(model_dir: Path, epoch: int, batch_size: int, num_clusters: int, emo_attr: str) -> Path:
     """DeepEmoCluster's checkpoint, under the original's name."""
-    name = f"ResNetDeepEmoCluster_epoch{epoch}_batch{batch_size}_{num_clusters}clusters_{emo_attr}.pth.tar"
-    return Path(model_dir) / name
+    run = f"epoch{epoch}_batch{batch_size}_{num_clusters}clusters_{emo_attr}"
+    return Path(model_dir) / f"ResNetDeepEmoCluster_{run}.pth.tar"
 
 
 def metric_file(metric_dir: Path, num_clusters: int, emo_attr: str) -> Path:

@@ -152,8 +152,7 @@ def common_feature_set(sets: dict[object, str]) -> str:
 def _in_parallel(work: Callable, names: Sequence[str], size: int, workers: int, title: str) -> Iterator:
     """Results of `work(start, names[start : start + size])` in this order, with a progress bar that counts files.
 
-    One process starts, and workers join when the pace shows that they will save more than the second they need to
-    start: thousands of files in the page cache are read sooner than that, hundreds on a slow disk are not.
+    One process begins; workers join when the pace shows that they will save more than the second they need to start.
     """
     starts, done, begin = iter(range(0, len(names), size)), 0, time.perf_counter()
     with tqdm(total=len(names), desc=title, unit="file", delay=0.5, disable=None) as bar:
@@ -175,11 +174,7 @@ def _in_parallel(work: Callable, names: Sequence[str], size: int, workers: int, 
 
 
 def _read_chunk(folder: Path, names: Sequence[str], rows: NDArray, fill: Callable) -> tuple[list[str], list[str]]:
-    """Let `fill(vector, row)` write a row for each utterance; a row is NaN if its file is bad.
-
-    Returns:
-        Errors, and the names of files with infinite values.
-    """
+    """Let `fill(vector, row)` write each row, NaN for a bad file; errors, and names of files with infinite values."""
     errors, infinite = [], []
     for row, name in zip(rows, names):
         file = feature_file(folder, name)
@@ -282,27 +277,18 @@ class PackedFeatures:
 
 
 def _block_digest(folder: Path, start: int, names: Sequence[str]) -> str:
-    """Digest of names, sizes, and times of change of content and inode.
-
-    No tool can set the time of the inode, so a file that is changed behind an old time stamp still changes the digest.
-    """
+    """Digest of names, sizes and times; no tool can set the time of an inode, so a changed file always changes it."""
     states = (os.stat(feature_file(folder, name)) for name in names)
     return digest([(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in zip(names, states)])
 
 
 def cache_file(
-    feature_dir: Path,
-    names: Iterable[str],
-    mean: NDArray[np.float64],
-    std: NDArray[np.float64],
-    cache_dir: Path,
-    workers: int = 1,
+    feature_dir: Path, names: Iterable[str], mean: NDArray, std: NDArray, cache_dir: Path, workers: int = 1
 ) -> Path:
     """The .npy file in which `pack_features` keeps the rows of these utterances, whether it exists or not.
 
-    Its name is a digest of the sizes and times of the files, the normalisation statistics and the packed form; a
-    change in these packs again. The index beside it (.json) holds a digest of names and rows, and the sorted names;
-    without it the matrix does not count. The arguments are those of `pack_features`.
+    Its name is a digest of the sizes and times of the files, the statistics and the packed form. The index beside it
+    (.json) holds a digest of names and rows, and the sorted names; without it the matrix does not count.
     """
     work, files = functools.partial(_block_digest, feature_dir), ""
     for block in _in_parallel(work, sorted(names), BLOCK, workers, "file sizes and times"):
@@ -329,11 +315,7 @@ def _open_cache(cache: Path, names: list[str], width: int) -> PackedFeatures | N
 
 
 def _create_matrix(target: Path, shape: tuple[int, int]) -> int:
-    """Make an empty .npy file; its space is reserved at once, so that a full disk is found before hours of work.
-
-    Returns:
-        Offset of its rows in bytes.
-    """
+    """Make an empty .npy file, with its space reserved to find a full disk before hours of work; offset of its rows."""
     offset = np.lib.format.open_memmap(target, mode="w+", dtype=np.float32, shape=shape).offset
     size = target.stat().st_size
     try:

@@ -11,6 +11,7 @@ from deepmi.features import SET_FILE, feature_set_mark
 from deepmi.matfile import mat_bytes, read_mat
 from deepmi.process import UserError, notify
 from deepmi.storage import digest, write_together
+from deepmi.tables import LARGEST_LABEL
 
 LABEL_RANGE = (1.0, 7.0)  # lowest and highest label: the self-assessment manikins of MSP-Podcast
 NORM_KEY = "normal_para"  # the variable in their .mat files
@@ -104,6 +105,17 @@ def norm_key(feature_norm: tuple[NDArray, NDArray], label_norm: tuple[float, flo
 def has_other_norm_stats(info: dict, key: str) -> bool:
     """Whether a network, according to `info` saved with it, was trained with statistics of a different `norm_key`."""
     return info.get("norm_terms", key) != key
+
+
+def is_label_scale(low: float, high: float) -> bool:
+    """Whether these can be the lowest and the highest possible label."""
+    return -LARGEST_LABEL < low < high < LARGEST_LABEL  # false for NaN
+
+
+def refuse_label_scale(low: float, high: float) -> None:
+    """Raise `UserError` if a --label-scale is not a range of labels."""
+    if not is_label_scale(low, high):
+        raise UserError(f"--label-scale {low:g} {high:g}: expected two numbers, the lowest label first.")
 
 
 def to_label_range(labels: NDArray[np.float64], scale: tuple[float, float]) -> NDArray[np.float64]:
