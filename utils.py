@@ -104,9 +104,11 @@ def _below(folder: Path, name: str = "") -> list[Path]:
 
 def _find_features(root: Path) -> list[Path]:
     """The feature folder of a corpus: that of IS13, or else every `Features/*/feat_mat`, in any case."""
-    top, is13, last = FEATURE_FOLDER.parts
-    found = [child for parent in _below(root, top)[:1] for folder in _below(parent) for child in _below(folder, last)]
-    return [child for child in found if child.parent.name.casefold() == is13.casefold()][:1] or found
+    top, middle, last = FEATURE_FOLDER.parts
+    sets = [folder for features_folder in _below(root, top)[:1] for folder in _below(features_folder)]
+    known = [folder for folder in sets if folder.name.casefold() == middle.casefold()]
+    found = [matrices for folder in known for matrices in _below(folder, last)]
+    return found[:1] or [matrices for folder in sets for matrices in _below(folder, last)]
 
 
 def _find_labels(root: Path, *stems: str) -> Path | None:

@@ -1,8 +1,8 @@
 """One variable of a MATLAB v5 file: read without trust, written with the same bytes each time.
 
-scipy reads these files too, but a stranger's file can crash the process in it: of 100,000 damaged feature files, scipy
-1.17.1 died of SEED_COUNT (segmentation fault or bus error). The count is printed by
-`python -m benchmarks.fuzz --targets scipy_mat --inputs 100000`.
+scipy reads these files too, but a damaged file can crash the process in it: 439 of 84,962 damaged feature files did so
+in scipy 1.17.1 (397 segmentation faults, 42 bus errors), counted by
+`python -m benchmarks.fuzz --targets scipy_mat --inputs 100000 --keep-going`, which was stopped at that input.
 """
 
 from __future__ import annotations
