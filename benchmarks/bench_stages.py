@@ -186,7 +186,7 @@ def bench_reading(root: Path, stages: list[str]) -> Iterator[list[str]]:
     parts = [[str(path) for path in paths[first : first + 64]] for first in range(0, len(paths), 64)]
     work = {
         "loadmat": lambda turn: Parallel(n_jobs=cores)(delayed(load_some)(part) for part in parts),
-        "norms": lambda turn: features.feature_moments(paths, cores),
+        "norms": lambda turn: features.feature_moments(folder, names, cores),
         "packing": lambda turn: features.pack_features(folder, names, *norm, root / f"packing_{turn}", cores),
     }
     seconds = {name: float("inf") for name in work}

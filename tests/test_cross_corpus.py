@@ -109,12 +109,12 @@ def test_flags_that_do_not_fit_the_corpora(other):
 
 
 def test_norm_terms_of_another_corpus_are_told(other):
-    assert "other norm terms" not in score(other, "--corpus", "corpus")[1]
+    assert "different normalisation statistics" not in score(other, "--corpus", "corpus")[1]
     assert other.run("norm_para", "--corpus", "ready")[0] == 0  # into the NormTerm of the training
     code, out, _ = score(other, "--corpus", "corpus")
-    assert code == 0 and f"{other.regressor.name} was trained with other norm terms" in out
+    assert code == 0 and f"{other.regressor.name} was trained with different normalisation statistics" in out
     code, out, _ = other.stage(2)
-    assert code == 0 and "was trained with other norm terms" in out
+    assert code == 0 and "was trained with different normalisation statistics" in out
 
 
 def mark(bench, name):

@@ -26,8 +26,10 @@ def write_json(path, rows=ROWS, number=str):
     path.write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("folder", ["Labels", "labels", "label", "LABELS"])
-@pytest.mark.parametrize("name", ["labels_concensus.csv", "labels_consensus.csv", "Labels_Consensus.CSV"])
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("Labels", "labels_concensus.csv"), ("label", "labels_consensus.csv"), ("LABELS", "Labels_Consensus.CSV")],
+)
 def test_label_file_is_found_in_any_spelling(tmp_path, folder, name):
     (tmp_path / folder).mkdir()
     write_labels(tmp_path / folder / name, ROWS)
@@ -53,18 +55,22 @@ def test_getpaths_attri_takes_the_corpus_too(tmp_path):
     assert names.tolist() == ["MSP-PODCAST_0001_0049_0002.wav"] and labels.tolist() == [6.25]
 
 
-@pytest.mark.parametrize("asked", ["Validation", "Development", "validation", "development"])
-@pytest.mark.parametrize("written", ["Validation", "Development"])
-def test_validation_and_development_are_one_split(tmp_path, asked, written):
+@pytest.mark.parametrize("written", ["Validation", "Development", "dev", "val"])
+def test_validation_and_development_are_one_split(tmp_path, written):
     write_labels(tmp_path / "l.csv", [[*row[:7], row[7].replace("Development", written)] for row in ROWS])
-    assert len(utils.select_split(utils.read_labels(tmp_path / "l.csv"), asked)) == 1
+    table = utils.read_labels(tmp_path / "l.csv")
+    assert all(len(utils.select_split(table, asked)) == 1 for asked in ("Validation", "Development", "validation"))
 
 
 def test_the_only_test_split_of_release_1_6_is_test1(tmp_path):
     write_labels(tmp_path / "l.csv", [[*row[:7], row[7].replace("Test1", "Test")] for row in ROWS])
     table = utils.read_labels(tmp_path / "l.csv")
-    assert utils.select_split(table, "Test1")["FileName"].tolist() == ["MSP-PODCAST_0002_0001.wav"]
+    for asked in ("Test1", "test"):
+        assert utils.select_split(table, asked)["FileName"].tolist() == ["MSP-PODCAST_0002_0001.wav"]
     assert len(utils.select_split(table, "all")) == 3
+    table["Split_Set"] = ["Train", "Test1", "Test2"]
+    with pytest.raises(UserError, match="split Test;"):
+        utils.select_split(table, "Test")  # neither alone is meant
 
 
 def test_blanks_byte_order_marks_and_windows_line_ends_do_no_harm(tmp_path):
@@ -100,8 +106,7 @@ def test_features_are_found_in_either_form_of_an_accent(tmp_path, form, written)
     name = unicodedata.normalize(written, "été.wav")
     matfile.write_mat(tmp_path / unicodedata.normalize(form, "été.mat"), features.FEATURE_KEY, np.ones((1, 3)))
     assert features.missing_features(tmp_path, [name, "other.wav"]) == ["other.wav"]
-    (path,) = features.feature_paths(tmp_path, [name])
-    assert features.read_feature(path).tolist() == [1, 1, 1]
+    assert features.read_feature(features.feature_file(tmp_path, name)).tolist() == [1, 1, 1]
 
 
 EXPECTED_RATINGS = [
@@ -165,7 +170,7 @@ def test_file_names_that_lead_out_of_the_corpus_are_refused(tmp_path, name):
 
 def test_half_a_character_is_refused(tmp_path):
     (tmp_path / "l.json").write_text('{"\\ud800.wav": {"Split_Set": "Train"}}')
-    with pytest.raises(UserError, match="half a character"):
+    with pytest.raises(UserError, match="surrogates"):
         utils.read_labels(tmp_path / "l.json")
 
 
@@ -199,14 +204,14 @@ def test_unlabeled_set_may_be_laid_out_like_a_corpus(tmp_path):
     assert utils.getPaths_unlabel_Podcast(tmp_path) == [folder / "u.mat"]
 
 
-def test_norm_terms_go_round(tmp_path):
+def test_statistics_go_round(tmp_path):
     utils.write_norm_stats(tmp_path, (np.array([1.0, 2e12]), np.array([0.0, 3.0])), {"Val": (4.15, 0.84)})
     assert [term.tolist() for term in utils.read_feature_norm(tmp_path)] == [[1.0, 2e12], [0.0, 3.0]]
     assert utils.read_label_norm(tmp_path, "Val") == (4.15, 0.84)
     assert (tmp_path / "val_norm_stds.mat").is_file()
 
 
-def test_constant_labels_have_no_norm_term_to_use(tmp_path):
+def test_constant_labels_have_no_usable_statistics(tmp_path):
     utils.write_norm_stats(tmp_path, None, {"Val": (4.0, 0.0)})
     with pytest.raises(UserError, match="positive std"):
         utils.read_label_norm(tmp_path, "Val")

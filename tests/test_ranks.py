@@ -106,7 +106,7 @@ def test_a_run_of_two_ranks_goes_on_as_one_process(trained):
 def test_bad_input_is_said_once_and_no_rank_hangs(bench):
     result = run_on(2, "training_DeepEmoCluster.py", *STAGES["training_DeepEmoCluster"], folder=bench.folder)
     assert result.returncode != 0
-    assert result.stderr.count("no such norm term. Run norm_para.py") == 1, result.stderr
+    assert result.stderr.count("no such normalisation statistics. Run norm_para.py") == 1, result.stderr
     assert "Traceback" not in result.stderr.split("ChildFailedError")[0].split("torch/distributed")[0]
 
 

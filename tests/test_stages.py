@@ -110,7 +110,7 @@ def test_the_settings_of_the_training_are_told_where_others_are_given(trained):
 def test_other_norm_terms_are_not_replaced_without_a_word(bench):
     assert "replaces" not in bench.stage(0)[2] + bench.stage(0)[2]
     matfile.write_mat(bench.feature_files[0], features.FEATURE_KEY, np.arange(40.0)[None])
-    assert "note: replaces other norm terms in NormTerm" in bench.stage(0)[2]
+    assert "note: replaces different normalisation statistics in NormTerm" in bench.stage(0)[2]
 
 
 @pytest.mark.parametrize("empty", ["", "nan", "NA"])

@@ -1,4 +1,4 @@
-"""Files from strangers: nothing of them runs, takes more memory than its size lets expect, or leads elsewhere."""
+"""Files from strangers: they run no code, take no more memory than their size justifies, and lead nowhere else."""
 
 import collections
 import io
@@ -16,8 +16,8 @@ import torch
 import model
 import utils
 from benchmarks import fuzz
-from deepmi import cli, features, matfile, run_log, runtime, storage
-from deepmi.metric import read_metric, write_metric
+from deepmi import cli, features, run_log, runtime
+from deepmi.metric import read_metric
 from deepmi.process import UserError, notify
 from tools import corpora, feature_sets
 
@@ -57,7 +57,7 @@ def repeated(rows, columns, kind=torch.float32):
         (repeated(10**5, 10**5, torch.float16), "more than its"),
         (torch.zeros(4, 4, device="meta"), "meta_tensor_no_storage"),
         (torch.zeros(4, 4).to_sparse(), "_rebuild_sparse_tensor"),
-        (torch.zeros(4, 4, dtype=torch.complex64), "odd kind"),
+        (torch.zeros(4, 4, dtype=torch.complex64), "unusual kind"),
         (torch.zeros(4, 4, dtype=torch.int8), "not a floating-point tensor"),
         ("weights", "not a floating-point tensor"),
         ({1, 2}, "could run code"),
@@ -182,44 +182,11 @@ def test_a_state_of_other_networks_is_refused(trained_here, monkeypatch, stage):
 # Arrays, texts, sounds
 
 
-@pytest.mark.parametrize(
-    "header",
-    [
-        "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }",
-        "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 12), }",
-        "{'descr': '|O', 'fortran_order': False, 'shape': (3, 12), }",
-        "{'descr': " + "[" * 5000 + ", }",
-        "(" * 9000,
-        "",
-    ],
-)
-def test_a_packed_matrix_that_is_none_is_built_anew(tmp_path, header):
-    names = ["a.wav", "b.wav", "c.wav"]
-    for number, name in enumerate(names):
-        path = tmp_path / "feat_mat" / features.feature_name(name)
-        path.parent.mkdir(exist_ok=True)
-        matfile.write_mat(path, features.FEATURE_KEY, np.full((1, WIDTH), number + 0.5))
-    arguments = (tmp_path / "feat_mat", names, np.zeros(WIDTH), np.ones(WIDTH), tmp_path / "cache", 1)
-    rows = np.array(features.pack_features(*arguments).rows)
-    cache = features.cache_file(*arguments)
-    line = header.encode() + b"\n"
-    cache.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(line)) + line if header else b"")
-    assert np.array_equal(features.pack_features(*arguments).rows, rows)
-
-
-@pytest.mark.parametrize(
-    "content", ["[" * 10**6, '{"a.wav": ' * 10**5, '{"a.wav": 0.1', '{"a.wav": 1e999}', "{" + "[]," * 6_000_000]
-)
-def test_nested_or_endless_json_is_refused(tmp_path, content):
+@pytest.mark.parametrize("content", ["[" * 10**6, '{"a.wav": ' * 10**5, '{"a.wav": 0.1', '{"a.wav": 1e999}'])
+def test_nested_or_cut_json_is_refused(tmp_path, content):
     path = tmp_path / "DeepMI_5clusters@_Val.json"
     path.write_text(content)
     refused(lambda: read_metric(path), path.name)
-
-
-def test_large_json_of_one_level_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "LARGEST_NESTED", 10)
-    write_metric(tmp_path / "m.json", {"a.wav": 0.5, "b.wav": 0.25})
-    assert read_metric(tmp_path / "m.json") == {"a.wav": 0.5, "b.wav": 0.25}
 
 
 def test_texts_without_end_and_pipes_are_refused_unread(tmp_path):
@@ -228,7 +195,7 @@ def test_texts_without_end_and_pipes_are_refused_unread(tmp_path):
         stream.truncate(2**40)
     os.mkfifo(pipe)
     refused(lambda: utils.read_labels(endless), "1,099,511,627,776 bytes")
-    refused(lambda: utils.read_detailed_labels(pipe), "no regular file")
+    refused(lambda: utils.read_detailed_labels(pipe), "not a regular file")
 
 
 @pytest.mark.parametrize(("claim", "words"), [(2**36 - 1, "2,386 hours by its header"), (0, "does not say how long")])
@@ -343,12 +310,7 @@ def test_a_remembered_feature_set_opens_no_folder(trained, tmp_path):
 def test_a_key_twice_among_many_is_found_at_once(tmp_path):
     path = tmp_path / "m.json"
     path.write_text("{" + ", ".join(f'"{number}.wav": 0.1' for number in [*range(60_000), 59_999]) + "}")
-    refused(lambda: read_metric(path), "59999.wav", "twice")
-
-
-def test_a_pipe_among_the_features_is_refused_unread(tmp_path):
-    os.mkfifo(tmp_path / "a.mat")
-    refused(lambda: features.read_feature(tmp_path / "a.mat"), "empty")
+    refused(lambda: read_metric(path), "59999.wav", "duplicate")
 
 
 @pytest.mark.parametrize("text", ["1_000", "٣", "\uff14", "inf", "1e400", "0x4", "4,5", "4.0abc", "True", "1e9"])
