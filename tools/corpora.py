@@ -13,8 +13,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
-from sklearn.model_selection import train_test_split
 
 import utils
 from deepmi.features import AUDIO_ENDINGS, feature_name
@@ -114,7 +114,7 @@ def clip_to_scale(table: pd.DataFrame, scale: tuple[float, float], source: objec
         table: consensus labels or ratings.
         scale: lowest and highest possible label.
         source: the file, for messages.
-        room: how far outside the scale a label may be, as a fraction of the scale's width.
+        room: how far outside a label may be, as a fraction of the scale's width.
     Raises:
         UserError: a label is farther outside, or so many are outside that the scale must be wrong.
     """
@@ -171,14 +171,16 @@ def split_by_speaker(table: pd.DataFrame, fractions: Sequence[float], seed: int,
             f"{source}: {len(unknown)} of {len(table)} rows have no speaker ({first_few(unknown)}), so a split by "
             "speaker is not safe. Name the column of speakers with --speaker-column, and fill or remove such rows."
         )
-    speakers = sorted(set(table["SpkrID"]))
+    speakers = np.array(sorted(set(table["SpkrID"])), dtype=object)
     if len(speakers) < len(fractions):
         raise UserError(f"{source}: {plural(len(speakers), 'speaker')}; a split by speaker into three needs three.")
     rest = min(max(round(len(speakers) * (fractions[1] + fractions[2])), 2), len(speakers) - 1)
     test = min(max(round(rest * fractions[2] / (fractions[1] + fractions[2])), 1), rest - 1)
-    seed = seed if seed < 2**32 else derived_seed(seed)  # scikit-learn takes no larger one
-    train, rest_speakers = train_test_split(speakers, test_size=rest, random_state=seed)
-    parts = (train, *train_test_split(rest_speakers, test_size=test, random_state=seed))
+    seed = seed if seed < 2**32 else derived_seed(seed)  # RandomState takes no larger one
+    # The same draws as two calls of scikit-learn's train_test_split
+    first, second = (np.random.RandomState(seed).permutation(count) for count in (len(speakers), rest))
+    held_out = speakers[first[:rest]][second]
+    parts = (speakers[first[rest:]], held_out[test:], held_out[:test])
     splits = {speaker: split for split, part in zip(SPLITS, parts) for speaker in part}
     return [splits[speaker] for speaker in table["SpkrID"]]
 
@@ -217,17 +219,13 @@ def consensus_of(ratings: pd.DataFrame) -> pd.DataFrame:
     EmoClass is the class that most raters chose first, X if there is a tie.
     """
     groups = ratings.groupby("FileName")
-    table = groups["EmoClass_Major"].agg(_plurality).to_frame("EmoClass")
+    modes = groups["EmoClass_Major"].agg(lambda classes: classes[classes != ""].mode().tolist())
+    table = modes.map(lambda mode: "X" if len(mode) > 1 else "".join(mode)).to_frame("EmoClass")
     for column in ATTRIBUTE_COLUMNS:
         table[column] = groups[column].mean()
         table[f"{column}_n"] = groups[column].count()
         table[f"{column}_std"] = groups[column].std(ddof=0)
     return table.reset_index()
-
-
-def _plurality(classes: pd.Series) -> str:
-    most = classes[classes != ""].mode()
-    return "X" if len(most) > 1 else "".join(most)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
