@@ -1,6 +1,8 @@
-# make demo   the whole chain on a small corpus of synthetic voices
-# make test   lint and tests
-# Each makes its own .venv first.
+# make demo     all stages on a small corpus of synthetic voices, in the folder demo
+# make test     lint and tests
+# make format   correct what ruff can correct
+# make clean    delete the demo and the caches
+# Each target installs what it needs into .venv first.
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,7 +21,7 @@ $(VENV)/.dev: requirements-dev.txt requirements-optional.txt $(VENV)/.run
 	touch $@
 
 demo: $(VENV)/.run
-	PYTHON=$(BIN)/python DEMO=$(DEMO) bash tools/demo.sh
+	PYTHON=$(CURDIR)/$(BIN)/python bash runs/demo.sh $(DEMO)
 
 test: lint
 	$(BIN)/python -m pytest

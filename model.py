@@ -20,8 +20,9 @@ from deepmi.process import UserError
 
 DROPOUT = 0.3
 TRUNK_WIDTHS = (1024, 512, 256)
-LONGEST_FACT = 1000  # characters of one fact that a checkpoint keeps of its training
-INFO_KEY = "deepmi"  # where a checkpoint keeps what it was trained for
+REGRESSOR_WIDTH = 512
+LONGEST_FACT = 1000  # characters of one of these facts
+INFO_KEY = "deepmi"  # key under which a checkpoint keeps facts about its training
 
 
 class ResidualBlock(nn.Module):
@@ -73,7 +74,7 @@ class DenseResNet(nn.Module):
         return self.top_layer_class.out_features
 
     def forward(self, x: Tensor, clusters_only: bool = False) -> tuple[Tensor, Tensor | None]:
-        """(B, D) -> cluster logits (B, K) and z-normed attribute (B,), or None and no gradient of the regressor."""
+        """(B, D) -> cluster logits (B, K) and z-normalised attribute (B,), or None and no gradient of the regressor."""
         hidden = self.dnn_features(x)  # (B, 256)
         attribute = None if clusters_only else self.emo_regressor(hidden).squeeze(1)
         return self.top_layer_class(self.classifier(hidden)), attribute
@@ -83,7 +84,7 @@ class DenseResNet(nn.Module):
         return self.classifier[0](self.dnn_features(x))
 
     def predict_attribute(self, x: Tensor) -> Tensor:
-        """(B, D) -> z-normed attribute (B,)."""
+        """(B, D) -> z-normalised attribute (B,)."""
         return self.emo_regressor(self.dnn_features(x)).squeeze(1)
 
     def renew_top_layer(self) -> None:
@@ -98,8 +99,9 @@ class DenseNet(nn.Module):
     Source: Lin, Sridhar & Busso (2024), and the layers of the original's checkpoints.
     """
 
-    def __init__(self, num_features: int, width: int = 512):
+    def __init__(self, num_features: int, width: int = 0):
         super().__init__()
+        width = width or REGRESSOR_WIDTH
         self.dense_net = nn.Sequential(
             InputLinear(num_features, width),
             Dropout(DROPOUT),
@@ -117,7 +119,7 @@ class DenseNet(nn.Module):
         return self.dense_net[0].in_features
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, D) -> z-normed attribute (B,)."""
+        """(B, D) -> z-normalised attribute (B,)."""
         return self.dense_net(x).squeeze(1)
 
 
@@ -133,26 +135,28 @@ def save_ssl_checkpoint(path: Path, state: Mapping[str, Tensor], info: dict) -> 
         state: the network's state dict. The original's trunk sits in DataParallel, so its keys get `module.`.
         info: plain values (attribute, epochs, ...) kept beside the weights; the original ignores them.
     """
-    keys = {key: key.replace("dnn_features.", "dnn_features.module.", 1) for key in state}
-    weights = {keys[key]: value.detach().cpu().contiguous() for key, value in state.items()}
+    weights = {
+        key.replace("dnn_features.", "dnn_features.module.", 1): value.detach().cpu().contiguous()
+        for key, value in state.items()
+    }
     tensors.save_tensors({"arch": "resnet", "state_dict": weights, INFO_KEY: info}, path)
 
 
 def load_ssl_checkpoint(
     path: Path, num_features: int, num_clusters: int, emo_attr: str, feature_set: str = ""
 ) -> tuple[DenseResNet, dict]:
-    """Read a DenseResNet, this program's or the original's, with or without `module.` in its keys.
+    """Read a DenseResNet of this program or of the original, with or without `module.` in its keys.
 
     Args:
         path: the checkpoint.
-        num_features: D that the data has.
-        num_clusters: K that is asked for.
-        emo_attr: the attribute that is asked for.
-        feature_set: that the data are of, empty where nothing says so.
+        num_features: D of the data.
+        num_clusters: expected K.
+        emo_attr: expected attribute.
+        feature_set: feature set of the data; empty if unknown.
     Returns:
         (network on the CPU in eval mode, info saved with it; empty for the original's files).
     Raises:
-        UserError: missing, damaged, needs code to be run, or made for another network, width, K, attribute or set.
+        UserError: missing, damaged, would run code, or made for another network, width, K, attribute or feature set.
     """
     path = Path(path)
     if not path.is_file():
@@ -165,20 +169,18 @@ def load_ssl_checkpoint(
     if not isinstance(state, dict):
         raise UserError(f"{path}: no state_dict in it; expected a DenseResNet checkpoint.")
     state = {str(key).replace("module.", ""): value for key, value in state.items()}
-    info = _checked_info(path, content.get(INFO_KEY))
-    _refuse_attribute(path, info, emo_attr)
-    _refuse_set(path, info, feature_set)
-    found = _shape(path, state, "dnn_features.0.weight")[1], _shape(path, state, "top_layer_class.weight")[0]
-    _refuse_width(path, found[0], num_features)
-    if found[1] != num_clusters:
-        raise UserError(f"{path}: {found[1]} clusters; -nc asks for {num_clusters}.")
+    info = _checked_info(path, content.get(INFO_KEY), emo_attr, feature_set)
+    found_clusters, _ = _shape(path, state, "top_layer_class.weight")
+    _refuse_width(path, _shape(path, state, "dnn_features.0.weight")[1], num_features)
+    if found_clusters != num_clusters:
+        raise UserError(f"{path}: {found_clusters} clusters; -nc asks for {num_clusters}.")
     return _with_weights(path, DenseResNet, (num_features, num_clusters), state), info
 
 
 def save_regressor(path: Path, state: Mapping[str, Tensor], info: dict) -> None:
     """Write the curriculum regressor as a bare state dict, as the original does.
 
-    `info` goes into the metadata that a state dict carries, where it is in nobody's way.
+    `info` goes into the metadata of the state dict, which other programs ignore.
     """
     weights = OrderedDict((key, value.detach().cpu().contiguous()) for key, value in state.items())
     weights._metadata = {"": {"version": 1, INFO_KEY: info}}
@@ -186,17 +188,17 @@ def save_regressor(path: Path, state: Mapping[str, Tensor], info: dict) -> None:
 
 
 def load_regressor(path: Path, num_features: int, emo_attr: str = "", feature_set: str = "") -> tuple[DenseNet, dict]:
-    """Read a curriculum regressor, this program's or the original's.
+    """Read a curriculum regressor of this program or of the original.
 
     Args:
         path: the checkpoint.
-        num_features: D that the data has.
-        emo_attr: the attribute that is asked for, empty for whichever it was trained for.
-        feature_set: that the data are of, empty where nothing says so.
+        num_features: D of the data.
+        emo_attr: expected attribute; empty accepts any.
+        feature_set: feature set of the data; empty if unknown.
     Returns:
         (network on the CPU in eval mode, info saved with it; empty for the original's files).
     Raises:
-        UserError: missing, damaged, needs code to be run, or made for another network, width, attribute or set.
+        UserError: missing, damaged, would run code, or made for another network, width, attribute or feature set.
     """
     path = Path(path)
     if not path.is_file():
@@ -208,69 +210,60 @@ def load_regressor(path: Path, num_features: int, emo_attr: str = "", feature_se
     if not isinstance(state, dict):
         raise UserError(f"{path}: expected the state dict of a curriculum regressor, found {type(state).__name__}.")
     if "state_dict" in state:
-        raise UserError(f"{path}: a DeepEmoCluster, not a regressor; those are called SimpleEmoRegressor_....")
-    notes = getattr(state, "_metadata", None)  # of each module by its name, "" being the whole network
-    notes = notes.get("") if isinstance(notes, dict) else None
-    info = _checked_info(path, notes.get(INFO_KEY) if isinstance(notes, dict) else None)
-    _refuse_attribute(path, info, emo_attr)
-    _refuse_set(path, info, feature_set)
+        raise UserError(f"{path}: a DeepEmoCluster checkpoint, not a regressor (SimpleEmoRegressor_...).")
+    metadata = getattr(state, "_metadata", None)  # by module name; "" is the whole network
+    metadata = metadata.get("") if isinstance(metadata, dict) else None
+    info = metadata.get(INFO_KEY) if isinstance(metadata, dict) else None
+    info = _checked_info(path, info, emo_attr, feature_set)
     width, found = _shape(path, state, "dense_net.0.weight")
     _refuse_width(path, found, num_features)
     return _with_weights(path, DenseNet, (num_features, width), state), info
 
 
-def _checked_info(path: Path, info: object) -> dict:
-    """What was saved with a network, empty where nothing was; `UserError` where this program did not write it."""
+def _checked_info(path: Path, info: object, emo_attr: str, feature_set: str) -> dict:
+    """What was saved with a network, if anything; refuses foreign content, another attribute or feature set."""
 
     def is_ours(name: object, value: object) -> bool:
         kinds = str if name in ("emo_attr", "feature_set", "norm_terms") else tensors.PLAIN
-        fit = math.isfinite(value) if isinstance(value, float) else len(str(value)) <= LONGEST_FACT
-        return isinstance(name, str) and isinstance(value, kinds) and fit
+        fits = math.isfinite(value) if isinstance(value, float) else len(str(value)) <= LONGEST_FACT
+        return isinstance(name, str) and isinstance(value, kinds) and fits
 
     if info is None:
         return {}
     if not isinstance(info, dict) or not all(is_ours(*fact) for fact in info.items()):
-        raise UserError(f"{path}: what it says of its training is not what this program writes; get or train it anew.")
+        raise UserError(f"{path}: its notes on its training are damaged; download or train it again.")
+    if emo_attr and info.get("emo_attr", emo_attr) != emo_attr:
+        raise UserError(f"{path}: trained for {info['emo_attr']}; -emo asks for {emo_attr}.")
+    common_feature_set({"what --features and --norm-dir name": feature_set, path: info.get("feature_set", "")})
     return info
 
 
 def _shape(path: Path, state: Mapping[str, Tensor], key: str) -> tuple[int, int]:
     value = state.get(key)
     if not isinstance(value, Tensor) or value.ndim != 2:
-        raise UserError(f"{path}: no layer {key}; the file is of another network.")
+        raise UserError(f"{path}: no layer {key}; the file belongs to another network.")
     return value.shape[0], value.shape[1]
-
-
-def _refuse_attribute(path: Path, info: dict, emo_attr: str) -> None:
-    if emo_attr and info.get("emo_attr", emo_attr) != emo_attr:
-        raise UserError(f"{path}: trained for {info['emo_attr']}; -emo asks for {emo_attr}.")
-
-
-def _refuse_set(path: Path, info: dict, feature_set: str) -> None:
-    common_feature_set({"what is given by --features and --norm-dir": feature_set, path: info.get("feature_set", "")})
 
 
 def _refuse_width(path: Path, found: int, expected: int) -> None:
     if found != expected:
         raise UserError(
-            f"{path}: made for {found} features, the norm terms in use are of {expected}; name its own with --norm-dir."
+            f"{path}: made for {found} features, but the normalisation statistics are of {expected}; name those of "
+            "this network with --norm-dir."
         )
 
 
-def _with_weights(
-    path: Path, network: type[nn.Module], sizes: tuple[int, int], state: Mapping[str, Tensor]
-) -> nn.Module:
+def _with_weights(path: Path, network: type[nn.Module], sizes: tuple[int, int], state: Mapping) -> nn.Module:
     """A network of these sizes with these weights, in eval mode."""
-    # Not initialised first: drawing 13 million weights takes as long as reading them.
-    with torch.device("meta"):
+    with torch.device("meta"):  # without initialisation, which takes as long as reading the weights
         model = network(*sizes)
-    odd = [key for key, value in state.items() if not (isinstance(value, Tensor) and value.is_floating_point())]
-    if odd:
-        raise UserError(f"{path}: {str(odd[0])[:80]} is no tensor of fractions; the file is of another network.")
-    # In float32 whatever the file has, since the tensors themselves become the network's.
-    weights = {key: value.float() for key, value in state.items()}
+    for key, value in state.items():
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            raise UserError(
+                f"{path}: {str(key)[:80]} is not a floating-point tensor; expected the weights of a network."
+            )
     try:
-        model.load_state_dict(weights, assign=True)
+        model.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
     except RuntimeError as error:
         first = str(error).splitlines()[1:2] or [str(error)]
         raise UserError(f"{path}: does not fit this network ({first[0].strip()[:160]}).") from None

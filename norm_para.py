@@ -1,9 +1,9 @@
-"""Stage 0: z-norm terms of the Train split.
+"""Stage 0: normalisation statistics (mean and standard deviation) of the Train split.
 
     python norm_para.py --corpus /data/MSP-PODCAST-Publish-1.8
 
 reads every Train feature file once and writes NormTerm/feat_norm_means.mat, feat_norm_stds.mat and, for each attribute
-with labels, e.g. act_norm_means.mat, act_norm_stds.mat. Every later stage normalises by them.
+with labels, e.g. act_norm_means.mat, act_norm_stds.mat. Every later stage normalises with them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(args: argparse.Namespace) -> None:
-    """Compute and write the norm terms."""
-    import utils
-    from deepmi import features
-    from deepmi.process import UserError
+if __name__ == "__main__":
+    ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
 
+import utils
+from deepmi import features
+from deepmi.process import UserError
+
+
+def main(args: argparse.Namespace) -> None:
+    """Compute and write the statistics."""
     corpus = utils.find_corpus(args.corpus, args.labels, args.features)
     train = utils.select_split(utils.read_labels(corpus.labels), "Train", corpus.labels)
     utils.make_output_folders(args.norm_dir)
@@ -41,19 +45,19 @@ def main(args: argparse.Namespace) -> None:
     if not labels:
         raise UserError(f"{corpus.labels}: no attribute has labels; expected EmoAct, EmoDom or EmoVal.")
 
-    mean, std = features.feature_moments(features.feature_paths(corpus.features, sorted(names)), args.workers)
-    terms = {attribute: (values.mean(), values.std()) for attribute, values in labels.items()}
-    written = utils.write_norm_stats(args.norm_dir, (mean, std), terms, feature_set)
+    mean, std = features.feature_moments(corpus.features, sorted(names), args.workers)
+    label_norms = {attribute: (values.mean(), values.std()) for attribute, values in labels.items()}
+    written = utils.write_norm_stats(args.norm_dir, (mean, std), label_norms, feature_set)
     print(f"{len(names)} training utterances of {mean.size} features, {int((std == 0).sum())} of them constant.")
-    for attribute, (label_mean, label_std) in terms.items():
+    for attribute, (label_mean, label_std) in label_norms.items():
         count = len(labels[attribute])
         print(f"{attribute}: mean {label_mean:.4f}, standard deviation {label_std:.4f} over {count} labels.")
     for attribute in sorted(set(cli.ATTRIBUTES) - set(labels)):
         stale = (args.norm_dir / f"{attribute.lower()}_norm_means.mat").exists()
-        rest = f" Its terms in {args.norm_dir} are of another corpus." if stale else ""
+        rest = f" Its statistics in {args.norm_dir} belong to another corpus." if stale else ""
         print(f"{attribute}: no labels in {corpus.labels}, left out.{rest}")
     print("\n".join(f"wrote {path}" for path in written))
 
 
 if __name__ == "__main__":
-    cli.run(main, get_args_parser())
+    cli.run(main, ARGS)

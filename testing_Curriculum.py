@@ -14,16 +14,9 @@ tests on several corpora, and adds one table of them (console, JSON, Markdown).
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import re
-from dataclasses import dataclass
 from pathlib import Path
 
-from deepmi import cli, curriculum, run_log, runtime, storage
-from deepmi.process import UNPRINTABLE, UserError, notify
-
-FEW = 10  # speakers, or utterances: an interval from fewer is approximate
+from deepmi import cli, curriculum
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -35,9 +28,10 @@ def get_args_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["Test1"],
         metavar="NAME",
-        help="split to test on: Test1, Test2, Validation, ... or all, Train included; one for all corpora or one each",
+        help="split to test on: Test1, Test2, Validation, ... or all (Train included); one for all corpora or "
+        "one for each",
     )
-    add_label_scale_argument(parser, "")
+    cli.add_label_scale_argument(parser)
     parser.add_argument(
         "--order",
         choices=curriculum.ORDERS,
@@ -45,7 +39,10 @@ def get_args_parser() -> argparse.ArgumentParser:
         "is missing the only regressor in the folder",
     )
     parser.add_argument(
-        "--model", type=Path, metavar="FILE", help="regressor file, whatever --order and --model-dir say"
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help="regressor file to test instead of the one that --order and --model-dir name",
     )
     cli.add_corpus_arguments(parser, several=True)
     cli.add_model_dir_argument(parser)
@@ -56,21 +53,28 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_label_scale_argument(parser: argparse.ArgumentParser, which: str) -> None:
-    """--label-scale, for the corpora that `which` names."""
-    parser.add_argument(
-        "--label-scale",
-        type=float,
-        nargs="+",
-        metavar="LO HI",
-        help=f"lowest and highest possible label{which}, where it is not 1 7; labels are rescaled linearly to 1-7. One "
-        "pair for all corpora or one each. A corpus from tools.prepare_corpus needs none, it is on 1-7 already",
-    )
+if __name__ == "__main__":
+    ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
+
+import json
+import math
+import re
+from dataclasses import dataclass
+
+import pandas as pd
+
+import utils
+from deepmi import run_log, runtime, storage
+from deepmi.batches import Rows, in_batches
+from deepmi.ccc import RESAMPLES, bootstrap_interval, concordance_cc
+from deepmi.process import UNPRINTABLE, UserError, notify
+from model import load_regressor
+
+FEW = 10  # speakers, or utterances: an interval from fewer is approximate
 
 
 def find_regressor(args: argparse.Namespace) -> Path:
     """The regressor to test: --model, that of --order, or by default deepmi's or the only one in the folder."""
-    import utils
 
     if args.model:
         if args.order:
@@ -97,7 +101,6 @@ def bootstrap_groups(speakers: list[str], names: list[str]) -> tuple[list[str] |
         (group of each utterance, or None to resample utterances; what is resampled, in words; a warning where that is
         too little, else empty).
     """
-    import utils
 
     known = len({speaker for speaker in speakers if speaker != utils.UNKNOWN_SPEAKER})
     unknown = speakers.count(utils.UNKNOWN_SPEAKER)
@@ -118,7 +121,6 @@ def bootstrap_groups(speakers: list[str], names: list[str]) -> tuple[list[str] |
 
 def interval(truth, prediction, speakers: list[str], names: list[str], seed: int) -> tuple[tuple[float, float], str]:
     """The 95 % bootstrap interval, by speaker where several are known, and one line that says so."""
-    from deepmi.ccc import RESAMPLES, bootstrap_interval
 
     groups, drawn, warning = bootstrap_groups(speakers, names)
     low, high = bootstrap_interval(truth, prediction, groups, seed=seed)
@@ -183,7 +185,6 @@ def label_scale(labels: Path, asked: tuple[float, float] | None) -> tuple[tuple[
     Raises:
         UserError: the file was prepared from another scale than the one asked for.
     """
-    import utils
 
     if asked:
         utils.refuse_label_scale(*asked)
@@ -200,7 +201,6 @@ def label_scale(labels: Path, asked: tuple[float, float] | None) -> tuple[tuple[
 
 def note_if_narrow_scale(data, labels: Path, asked: tuple[float, float] | None) -> None:
     """Print a note where no scale was given and all labels are as those of a scale 1..5 would be."""
-    import utils
 
     if asked is None and utils.prepared_scale(labels) is None and len(data.labels) >= 20 and data.labels.max() <= 5:
         notify(
@@ -215,7 +215,6 @@ def open_tests(args: argparse.Namespace) -> list[TestCorpus]:
     Raises:
         UserError: flags that do not fit the number of corpora, or a corpus that can't be opened.
     """
-    import utils
 
     corpora = args.corpus or [None]
     if len(corpora) > 1 and (args.features or args.labels):
@@ -244,12 +243,6 @@ def open_tests(args: argparse.Namespace) -> list[TestCorpus]:
 
 def test_on(test: TestCorpus, model_file: Path, device, precision: str, args: argparse.Namespace) -> dict:
     """Predict, score, write, print; the result."""
-    import pandas as pd
-
-    import utils
-    from deepmi.batches import Rows, in_batches
-    from deepmi.ccc import concordance_cc
-    from model import load_regressor
 
     corpus, data, (low, high) = test.corpus, test.data, test.scale
     model, info = load_regressor(model_file, corpus.num_features, args.emo_attr, corpus.feature_set)
@@ -328,7 +321,6 @@ def table_of(tests: list[TestCorpus], results: list[dict]) -> list[str]:
 
 def main(args: argparse.Namespace) -> None:
     """Test on each corpus."""
-    import utils
 
     device = runtime.choose_device(args.device)
     precision = runtime.choose_precision(device, args.precision)
@@ -347,4 +339,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, get_args_parser())
+    cli.run(main, ARGS)

@@ -3,27 +3,21 @@
     python training_DeepEmoCluster.py -ep 200 -batch 512 -emo Val -nc 50 \\
         --corpus /data/MSP-PODCAST-Publish-1.8 --unlabeled /data/Unlabeled_SpeechDataSet
 
-Each epoch clusters the unlabeled set by k-means and trains on the pseudo-labels, then does the same on the Train split
-jointly with the emotion regressor. The checkpoint with the best validation CCC goes to Models/, with its log
-(.log.jsonl) and a picture of the run (.png) beside it. On several GPUs, or in several processes on CPUs:
+Each epoch has two phases. The first clusters the unlabeled set by k-means and trains on the pseudo-labels. The second
+does the same on the Train split, jointly with the emotion regressor. The checkpoint with the best validation CCC is
+written to Models/, with its log (.log.jsonl) and a picture of the run (.png). On several GPUs or CPUs:
 
     torchrun --nproc-per-node 2 training_DeepEmoCluster.py ...
+
+Source: Lin, Sridhar & Busso, "DeepEmoCluster" (2021), and the original's settings. No optimizer has momentum or weight
+decay.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from dataclasses import dataclass
 
-from deepmi import cli, ranks, run_log, runtime
-from deepmi.process import UserError, num_ranks
-from deepmi.seeds import derived_seed
-
-LR_TRUNK = 1e-3  # SGD on everything but the top layer, both stages
-LR_TOP_LAYER = 1e-2  # SGD
-LR_JOINT = 1e-4  # Adam on everything but the top layer, joint stage
-UNLABELED, LABELED = 0, 1  # the two stages of an epoch
+from deepmi import cli
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -34,240 +28,149 @@ def get_args_parser() -> argparse.ArgumentParser:
     cli.add_corpus_arguments(parser)
     cli.add_unlabeled_arguments(parser)
     cli.add_model_dir_argument(parser)
-    cli.add_compute_arguments(
-        parser,
-        "seed of the weights, k-means, the batches and dropout; same seed, same machine: same bytes on a CPU",
-    )
+    seed_help = "seed of the weights, k-means, batches and dropout; the same seed gives the same bytes on a CPU"
+    cli.add_compute_arguments(parser, seed_help, compiles=True)
     cli.add_resume_argument(parser)
     return parser
 
 
-@dataclass
-class Part:
-    """What one stage of an epoch trains on.
+if __name__ == "__main__":
+    ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
 
-    Attributes:
-        rows: `batches.Rows` of N utterances.
-        names: their file names.
-        targets: z-normed labels, tensor (N,) on the device; None where there are none.
-    """
+import time
 
-    rows: object
-    names: list[str]
-    targets: object = None
+import torch
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+import utils
+from deepmi import clustering, features, plots, ranks, run_log, runtime
+from deepmi.batches import Rows, in_batches
+from deepmi.ccc import ccc_loss, concordance_cc
+from deepmi.process import UserError, num_ranks
+from deepmi.seeds import derived_seed
+from model import DenseResNet, save_ssl_checkpoint
+
+LR_TRUNK = 1e-3  # SGD on everything but the top layer, both phases
+LR_TOP_LAYER = 1e-2  # SGD
+LR_JOINT = 1e-4  # Adam on everything but the top layer, labeled phase
 
 
 class Learner:
-    """The network with its optimizers.
+    """The network and its three optimizers."""
 
-    Nothing has momentum or weight decay. Source: Lin, Sridhar & Busso (2021), and the original's settings.
-    """
-
-    def __init__(self, model, device, precision: str, batch_size: int):
-        self.model = model.to(device)
-        self.device, self.precision, self.batch_size = device, precision, batch_size
-        lasting = [p for name, p in model.named_parameters() if not name.startswith("top_layer_class")]
+    def __init__(self, num_features: int, args: argparse.Namespace, device: torch.device):
+        self.model = DenseResNet(num_features, args.num_clusters).to(device)
+        lasting = [p for name, p in self.model.named_parameters() if not name.startswith("top_layer_class")]
         self.sgd = runtime.sgd(lasting, LR_TRUNK, device)
         self.adam = runtime.adam(lasting, LR_JOINT, device)
-        self.top_sgd = runtime.sgd(model.top_layer_class.parameters(), LR_TOP_LAYER, device)
-        self.network = ranks.over_ranks(model, in_parts=True)
-        self.steps = [runtime.CapturedStep(step, device) for step in (self._cluster_step, self._joint_step)]
-
-    def _cluster_step(self, x, labels, *more_optimizers):
-        """Train on a batch's pseudo-labels; (cross-entropy, 0)."""
-        with runtime.autocast(self.device, self.precision):
-            logits, _ = self.network(x, clusters_only=True)
-        cluster_loss = self._cluster_loss(logits, labels)
-        return self._update(cluster_loss, cluster_loss.new_zeros(()), *more_optimizers)
-
-    def _joint_step(self, x, labels, targets):
-        """Train on a batch's pseudo-labels and labels; (cross-entropy, CCC loss).
-
-        The CCC of a single utterance has no gradient, so such a batch trains on its pseudo-label only.
-        """
-        from deepmi.ccc import ccc_loss
-
-        if len(labels) == 1:
-            return self._cluster_step(x, labels, self.adam)
-
-        with runtime.autocast(self.device, self.precision):
-            logits, attribute = self.network(x)
-        attribute = ranks.whole_batch(attribute.float(), len(labels))
-        return self._update(self._cluster_loss(logits, labels), ccc_loss(attribute, targets), self.adam)
-
-    def _cluster_loss(self, logits, labels):
-        """This rank's part of the batch's mean cross-entropy."""
-        from torch.nn.functional import cross_entropy
-
-        own = labels[ranks.own_share(len(labels))]
-        return cross_entropy(logits.float(), own, reduction="sum") / len(labels)
-
-    def _update(self, cluster_loss, attribute_loss, *more_optimizers):
-        """One step of every optimizer on the sum of both losses; both losses, this rank's part of the first."""
-        import torch
-
-        optimizers = [self.sgd, self.top_sgd, *more_optimizers]
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        # Over ranks gradients are averaged, while the loss of the whole batch is the sum of their parts.
-        ((cluster_loss + attribute_loss) * num_ranks()).backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        return torch.stack([cluster_loss.detach(), attribute_loss.detach()])
-
-    def train_on(self, part: Part, pseudo_labels, draws, title: str) -> tuple[float, float]:
-        """One pass over `draws`; jointly with the regressor where the part has targets.
-
-        Args:
-            part: N utterances.
-            pseudo_labels: tensor (N,) on the device.
-            draws: positions of the utterances to train on, in this order; tensor on the device.
-            title: what the progress bar and an error call this.
-        Returns:
-            Mean cross-entropy, and mean CCC loss over batches of two or more (0 without targets); batches are weighted
-            by their size.
-        Raises:
-            UserError: a loss is not finite.
-        """
-        import torch
-        from tqdm import tqdm
-
-        self.model.train()
-        batches = draws.split(self.batch_size)
-        losses = torch.zeros(len(batches), 2, device=self.device)
-        rows = part.rows.batches([batch[ranks.own_share(len(batch))] for batch in batches])
-        for number, x in enumerate(tqdm(rows, title, len(batches), unit="batch", leave=False, disable=None)):
-            batch = batches[number]
-            if part.targets is None:
-                losses[number] = self.steps[UNLABELED](x, pseudo_labels[batch])
-            else:
-                losses[number] = self.steps[LABELED](x, pseudo_labels[batch], part.targets[batch])
-        losses[:, 0] = ranks.sum_over_ranks(losses[:, 0])
-        losses = losses.cpu()  # one wait for the device a stage, none a batch
-        run_log.refuse_divergence(losses, batches, part.names, title)
-        sizes = [len(batch) for batch in batches]
-        return run_log.weighted_mean(losses[:, 0], sizes), run_log.weighted_mean(losses[:, 1], sizes, smallest=2)
+        self.top_sgd = runtime.sgd(self.model.top_layer_class.parameters(), LR_TOP_LAYER, device)
+        self.network = runtime.compiled(ranks.over_ranks(self.model, in_parts=True), args.compile)
 
 
-def cluster(learner: Learner, part: Part, num_clusters: int, seed: int):
-    """The k-means clusters of a part's utterances, as the network sees them now; a `Clustering`.
-
-    Its 256 numbers an utterance are the only memory that grows with the part, and gone before training begins.
-    """
-    from deepmi import clustering
-    from deepmi.batches import in_batches
-
-    model = learner.model
-    points = in_batches(model, model.cluster_features, part.rows, learner.precision)
-    # The assignment lies where the points do: with several ranks on the CPU, from where it is sent.
-    return ranks.from_first_rank(lambda: clustering.kmeans(points[0], num_clusters, seed, learner.device))
-
-
-def run_stage(learner: Learner, part: Part, num_clusters: int, seed: int, place: tuple[int, int], title: str):
-    """Cluster a part and train on its pseudo-labels.
+def train_phase(
+    learner: Learner, rows: Rows, names: list[str], targets: torch.Tensor | None, epoch: int, args: argparse.Namespace
+) -> tuple[torch.Tensor, dict]:
+    """Cluster a set of N utterances and train on the pseudo-labels, jointly with the regressor if it is labeled.
 
     Args:
-        seed: the run's.
-        place: epoch and stage.
+        learner: the network to train.
+        rows: features, (N, D).
+        names: file names, for messages.
+        targets: z-normalised labels, (N,); None for the unlabeled set.
+        epoch: counted from 0.
+        args: the command line.
     Returns:
-        (`Clustering`, record for the log).
+        Cluster of each utterance (N,), and a record for the log.
     """
-    from deepmi import clustering
+    model, device, phase = learner.model, rows.device, int(targets is not None)
+    title = f"epoch {epoch}, {'unlabeled' if targets is None else 'labeled'}"
 
-    clusters = cluster(learner, part, num_clusters, derived_seed(seed, "k-means", *place))
-    pseudo_labels = clusters.assignment.to(learner.device)
-    draws = clustering.uniform_sample(pseudo_labels, num_clusters, derived_seed(seed, "sampler", *place))
-    draws = ranks.as_on_first_rank(draws)
-    runtime.seed_everything(derived_seed(seed, "top layer", *place))
-    learner.model.renew_top_layer()
-    ranks.as_on_first_rank(learner.model.top_layer_class.weight.detach())
-    ranks.seed_own_dropout(seed, *place)
-    cluster_loss, ccc_loss = learner.train_on(part, pseudo_labels, draws, title)
-    record = {
-        "cluster_loss": cluster_loss,
-        "non_empty": clusters.non_empty,
-        "sizes": sorted(clusters.sizes.tolist(), reverse=True),
-        "kmeans_objective": clusters.objective,
-    }
-    if part.targets is not None:
-        record |= {"ccc_loss": ccc_loss, "joint_loss": cluster_loss + ccc_loss}
-    return clusters, record
+    # Assign: k-means of the features as the network sees them now
+    (points,) = in_batches(model, model.cluster_features, rows, args.precision, own=True)  # (N, 256) over all ranks
+    seed = derived_seed(args.seed, "k-means", epoch, phase)
+    clusters = clustering.kmeans(points, args.num_clusters, seed, len(rows), device)
+    pseudo_labels = clusters.assignment  # (N,)
+    del points  # the only memory that grows with the set
+
+    # Sample: N utterances, the same number from each cluster
+    seed = derived_seed(args.seed, "sampler", epoch, phase)
+    sampled = ranks.as_on_first_rank(clustering.uniform_sample(pseudo_labels, args.num_clusters, seed))
+    batches = sampled.split(args.batch_size)
+
+    # A fresh top layer, because cluster numbers mean something else in every phase
+    runtime.seed_everything(derived_seed(args.seed, "top layer", epoch, phase))
+    model.renew_top_layer()
+    ranks.as_on_first_rank(model.top_layer_class.weight.detach())
+    ranks.seed_own_dropout(args.seed, epoch, phase)
+
+    model.train()
+    optimizers = [learner.sgd, learner.top_sgd, *([learner.adam] if phase else [])]
+    losses = torch.zeros(len(batches), 2, device=device)  # cross-entropy and CCC loss
+    own = [batch[ranks.own_share(len(batch))] for batch in batches]
+    bar = tqdm(rows.batches(own), title, len(batches), unit="batch", leave=False, disable=None)
+    for number, x in enumerate(bar):  # x: (B, D), the rank's share of the batch
+        batch = batches[number]
+        joint = targets is not None and len(batch) > 1  # the CCC of a single utterance has no gradient
+
+        # Forward
+        with runtime.autocast(device, args.precision):
+            logits, attribute = learner.network(x, clusters_only=not joint)  # (B, K), (B,)
+        loss = cluster_loss = cross_entropy(logits.float(), pseudo_labels[own[number]], reduction="sum") / len(batch)
+        if joint:
+            attribute_loss = ccc_loss(ranks.whole_batch(attribute.float(), len(batch)), targets[batch])
+            loss = cluster_loss + attribute_loss
+            losses[number, 1] = attribute_loss.detach()
+        losses[number, 0] = cluster_loss.detach()
+
+        # Backward and step; over ranks gradients are averaged, while the loss is the sum of their parts
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        (loss * num_ranks()).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    losses[:, 0] = ranks.sum_over_ranks(losses[:, 0])
+    losses = losses.cpu()  # the only wait for the device in this phase
+    run_log.refuse_divergence(losses, batches, names, title)
+    record = {"cluster_loss": run_log.weighted_mean(losses[:, 0], batches), "non_empty": clusters.non_empty}
+    record |= {"sizes": sorted(clusters.sizes.tolist(), reverse=True), "kmeans_objective": clusters.objective}
+    if targets is not None:
+        record["ccc_loss"] = run_log.weighted_mean(losses[:, 1], batches, smallest=2)
+        record["joint_loss"] = record["cluster_loss"] + record["ccc_loss"]
+    return clusters.assignment, record
 
 
-def validation_loss(learner: Learner, part: Part) -> float:
-    """1 - CCC over the whole validation set at once."""
-    from deepmi.batches import in_batches
-    from deepmi.ccc import concordance_cc
-
-    model = learner.model
-    predictions = in_batches(model, model.predict_attribute, part.rows, learner.precision)
-    return ranks.from_first_rank(lambda: 1 - concordance_cc(part.targets.cpu().numpy(), predictions[0].cpu().numpy()))
+def validation_loss(learner: Learner, rows: Rows, targets, args: argparse.Namespace) -> float:
+    """1 - CCC over the whole validation split at once; targets are its z-normalised labels, (N,)."""
+    (predictions,) = in_batches(learner.model, learner.model.predict_attribute, rows, args.precision)
+    return 1 - concordance_cc(targets, predictions.cpu().numpy())
 
 
-def load_parts(args: argparse.Namespace, device) -> tuple[dict[str, Part], dict[str, str], dict]:
-    """The Train, Validation and (unless its size is 0) unlabeled parts, digests of them, facts for the checkpoint."""
-    import torch
-
-    import utils
-    from deepmi import features
-    from deepmi.batches import Rows
-
+def load_sets(args: argparse.Namespace) -> tuple[dict, dict]:
+    """Train, Validation and (unless its size is 0) the unlabeled set, and facts for the checkpoint."""
     if args.unlabeled_size and args.unlabeled is None:
         raise UserError(utils.NO_UNLABELED)
     corpus = utils.open_corpus(args)
-    parts, keys, facts = {}, {}, corpus.facts()
-    for split, data in (("Train", corpus.load("Train")), ("Validation", corpus.load_validation())):
-        rows = Rows(data.rows, device, args.precision)
-        parts[split] = Part(rows, data.names, torch.from_numpy(data.targets).to(device))
-        keys[split] = data.key
+    facts = corpus.facts()
+    sets = {"Train": corpus.load("Train"), "Validation": corpus.load_validation()}
     if args.unlabeled_size:
         paths = utils.draw_unlabeled(args.unlabeled, args.unlabeled_size, args.unlabeled_seed)
         facts["feature_set"] = features.common_feature_set(
             {args.norm_dir: corpus.feature_set, paths.folder: features.read_feature_set(paths.folder)}
         )
-        packed = features.pack_features(
+        sets["unlabeled"] = features.pack_features(
             paths.folder, paths.names, *corpus.feature_norm, args.cache_dir, args.workers, "unlabeled"
         )
-        corpus.warn_of_tested(packed.names, paths.folder)
-        parts["unlabeled"] = Part(Rows(packed.rows, device, args.precision), packed.names)
-        keys["unlabeled"] = packed.key
-    for name in ("Train", "unlabeled"):
-        if name in parts and args.num_clusters > len(parts[name].names):
-            raise UserError(
-                f"-nc {args.num_clusters}: more clusters than the {len(parts[name].names)} utterances of {name}; ask "
-                "for fewer."
-            )
-    return parts, keys, facts
-
-
-def train_epoch(learner: Learner, parts: dict[str, Part], args: argparse.Namespace, epoch: int, previous) -> tuple:
-    """Both stages and the validation.
-
-    Args:
-        previous: assignment of Train in the epoch before, or None.
-    Returns:
-        (assignment of Train, record for the log).
-    """
-    from deepmi import clustering
-
-    begin = time.monotonic()
-    record = {"epoch": epoch}
-    if "unlabeled" in parts:
-        title = f"epoch {epoch}, unlabeled"
-        _, record["unlabeled"] = run_stage(
-            learner, parts["unlabeled"], args.num_clusters, args.seed, (epoch, UNLABELED), title
-        )
-    clusters, record["labeled"] = run_stage(
-        learner, parts["Train"], args.num_clusters, args.seed, (epoch, LABELED), f"epoch {epoch}, labeled"
-    )
-    record["nmi"] = None if previous is None else clustering.nmi(clusters.assignment, previous)
-    record["validation_ccc_loss"] = validation_loss(learner, parts["Validation"])
-    record["seconds"] = round(time.monotonic() - begin, 3)
-    return clusters.assignment, record
+        corpus.warn_of_tested(sets["unlabeled"].names, paths.folder)
+    for name, data in sets.items():
+        if name != "Validation" and args.num_clusters > len(data.names):
+            raise UserError(f"-nc {args.num_clusters}: more clusters than the {len(data.names)} utterances of {name}.")
+    return sets, facts
 
 
 def describe(record: dict) -> str:
-    """One console line an epoch."""
+    """One console line per epoch."""
     labeled = record["labeled"]
     nmi = "  -  " if record["nmi"] is None else f"{record['nmi']:.3f}"
     return (
@@ -278,21 +181,19 @@ def describe(record: dict) -> str:
     )
 
 
+@ranks.on_every_rank
 def main(args: argparse.Namespace) -> None:
-    """Train, keeping the best checkpoint."""
-    from tqdm import tqdm
-
-    import utils
-    from deepmi import plots
-    from model import DenseResNet, save_ssl_checkpoint
-
+    """Train and keep the best checkpoint."""
     device = runtime.choose_device(args.device)
     args.precision = runtime.choose_precision(device, args.precision)
+    if args.compile:
+        runtime.check_compile(device)
     checkpoint = utils.ssl_checkpoint(args.model_dir, args.epoch, args.batch_size, args.num_clusters, args.emo_attr)
     utils.make_output_folders(args.model_dir, args.cache_dir)
     with ranks.first_rank_first():
-        parts, keys, facts = load_parts(args, device)
-        counts = {name: len(part.names) for name, part in parts.items()}
+        sets, facts = load_sets(args)
+        counts = {name: len(data.names) for name, data in sets.items()}
+        keys = {name: data.key for name, data in sets.items()}
         details = {"corpus": str(args.corpus), "counts": counts, "device": str(device), "ranks": num_ranks()}
         run = run_log.TrainingRun(checkpoint, cli.chosen(args, "num_clusters"), keys, details, args.resume)
         finished = run.is_finished()
@@ -301,38 +202,40 @@ def main(args: argparse.Namespace) -> None:
     if finished:
         return
 
+    train, validation = sets["Train"], sets["Validation"]
+    rows = {name: Rows(data.rows, device, args.precision) for name, data in sets.items()}
+    targets = torch.from_numpy(train.targets).to(device)
     runtime.seed_everything(derived_seed(args.seed, "DeepEmoCluster"))
-    num_features = parts["Train"].rows.num_features
-    model = DenseResNet(num_features, args.num_clusters)
-    learner = Learner(model, device, args.precision, args.batch_size)
-    first, assignment = len(run.history), None
+    learner, assignment = Learner(rows["Train"].num_features, args, device), None
     if state is not None:
         with run.reading_state():
-            model.load_state_dict(state["weights"])
+            learner.model.load_state_dict(state["weights"])
             runtime.load_optimizer(learner.adam, state["adam"])
             (assignment,) = state["assignment"].long().split(counts["Train"])
     sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
-    print(f"{sizes} utterances of {num_features} features, on {device}")
+    print(f"{sizes} utterances of {rows['Train'].num_features} features, on {device}")
 
     def write_outputs() -> None:
         save_ssl_checkpoint(checkpoint, run.best["weights"], run.facts() | facts)
         plots.draw_ssl_run(run.history, run.picture, checkpoint.name)
 
-    def make_state() -> dict:
-        return {
-            "weights": learner.model.state_dict(),
-            "adam": runtime.optimizer_state(learner.adam),
-            "assignment": assignment.cpu(),
-        }
-
+    first = len(run.history)
     for epoch in tqdm(range(first, args.epoch), initial=first, total=args.epoch, unit="epoch", disable=None):
-        assignment, record = train_epoch(learner, parts, args, epoch, assignment)
-        run.end_epoch(record)
-        run.keep_if_best(record["validation_ccc_loss"], epoch, learner.model.state_dict())
+        begin, record, previous = time.monotonic(), {"epoch": epoch}, assignment
+        if "unlabeled" in sets:
+            _, record["unlabeled"] = train_phase(learner, rows["unlabeled"], sets["unlabeled"].names, None, epoch, args)
+        assignment, record["labeled"] = train_phase(learner, rows["Train"], train.names, targets, epoch, args)
+        record["nmi"] = None if previous is None else clustering.nmi(assignment, previous)
+        record["validation_ccc_loss"] = validation_loss(learner, rows["Validation"], validation.targets, args)
+        record["seconds"] = round(time.monotonic() - begin, 3)
+
+        run.end_epoch(record, learner.model.state_dict())
         tqdm.write(describe(record))
-        run.save_if_due(make_state, write_outputs)
+        if run.save_is_due():
+            state = {"weights": learner.model.state_dict(), "adam": runtime.optimizer_state(learner.adam)}
+            run.save(state | {"assignment": assignment.cpu()}, write_outputs)
     run.finish(write_outputs)
 
 
 if __name__ == "__main__":
-    cli.run(main, get_args_parser(), with_ranks=True)
+    cli.run(main, ARGS)

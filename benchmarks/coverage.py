@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from benchmarks.real_speech import machine, replace_section, split_section
+from benchmarks.sections import machine, replace_section, split_section
 from deepmi import cli
 from deepmi.ccc import (
     bootstrap_cccs,
@@ -57,6 +57,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=31, metavar="N", help="seed of corpora and bootstrap")
     parser.add_argument("--results", type=Path, metavar="FILE", help="Markdown file whose section is replaced")
     return parser
+
+
+if __name__ == "__main__":
+    ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
+
+from tqdm import tqdm
 
 
 @dataclass
@@ -231,8 +237,6 @@ def simulate_differences(args: argparse.Namespace, speakers: int, mean: int, bar
 
 def tables(args: argparse.Namespace) -> str:
     """The Markdown section."""
-    from tqdm import tqdm
-
     settings = [(*size, equal) for size in SIZES for equal in (True, False)]
     runs = len(EFFECTS) * (len(settings) + len(DIFFERENCE_SIZES)) + len(NO_SPEAKERS)
     begin = time.monotonic()
@@ -277,4 +281,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, get_args_parser())
+    cli.run(main, ARGS)

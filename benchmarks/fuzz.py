@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from benchmarks.real_speech import machine, replace_section, split_section
+from benchmarks.sections import machine, replace_section, split_section
 from deepmi import cli, matfile, run_log
 from deepmi.process import UserError
 
@@ -218,7 +218,7 @@ def _resumes() -> list[bytes]:
         run = _run_of(Path(folder) / "x.pt.tar")
         run.history, weights = [{"epoch": 0}], {"a": torch.ones(3)}
         run.best = {"loss": 0.5, "epoch": 0, "weights": weights}
-        run.save_if_due(lambda: {"weights": weights}, lambda: None)
+        run.save({"weights": weights}, lambda: None)
         return [run.resume_file.read_bytes()]
 
 
@@ -226,7 +226,7 @@ def _log(path: Path) -> None:
     run = _run_of(path.with_name("input.pt.tar"))
     run.checkpoint.touch()
     expect(run.is_finished() in (True, False), "neither finished nor not")
-    run._tell_what_is_replaced()
+    run._note_replaced_run()
 
 
 def _logs() -> list[bytes]:
@@ -590,4 +590,4 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, get_args_parser())
+    cli.run(main, cli.parse(get_args_parser()))

@@ -23,7 +23,7 @@ def concordance_cc(truth: ArrayLike, prediction: ArrayLike) -> float:
         A value in [-1, 1]; NaN if both are constant and equal, where it is not defined.
     Raises:
         ValueError: different lengths, or no samples.
-    Source: L. I. Lin, Biometrics 45 (1989); 1/N moments, see the README, difference 6.
+    Source: L. I. Lin, Biometrics 45 (1989); 1/N moments, see docs/differences.md, difference 6.
     """
     x = np.asarray(truth, dtype=np.float64)
     y = np.asarray(prediction, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""k-means pseudo-labels, draws that are uniform over clusters, and how much a clustering changes."""
+"""k-means pseudo-labels, sampling that is uniform over clusters, and the similarity of two clusterings."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch  # torch before faiss, everywhere: each brings an OpenMP, and this order is the tested one
+import torch  # always before faiss: each brings its own OpenMP, and only this order is tested
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from deepmi.process import UserError
+import faiss  # isort: skip
+from deepmi.metric import entropy, information_of_cells, joint_probability
+from deepmi.process import UserError, num_ranks
+from deepmi.ranks import own_share, sum_over_ranks, whole_of_shares
 
 ITERATIONS = 20
-MAX_POINTS_PER_CENTROID = 10_000_000  # faiss would subsample at 256 a centroid
-BLOCK_ROWS = 65_536  # points whose distances are in memory at a time, in `_kmeans_torch`
-SPLIT_SEED = 1234  # faiss' own, whatever the seed of the clustering
-SPLIT_STEP = 1 / 1024  # how far, relatively, the halves of a split cluster move apart
+MAX_POINTS_PER_CENTROID = 10_000_000  # faiss would subsample at 256 per centroid
+BLOCK_ROWS = 65_536  # points whose distances are in memory at a time
+SPLIT_STEP = 1 / 1024  # relative distance of the two halves of a split cluster from its centroid
 
 
 @dataclass
@@ -25,9 +27,9 @@ class Clustering:
     """Pseudo-labels of N utterances.
 
     Attributes:
-        assignment: cluster of each utterance, int64, shape (N,), on the device of the features.
+        assignment: cluster of each utterance, int64, shape (N,).
         sizes: utterances in each cluster, int64, shape (K,).
-        objective: mean squared distance to the centroids at the last iteration.
+        objective: mean squared distance to the nearest centroid in the last iteration.
     """
 
     assignment: Tensor
@@ -36,15 +38,13 @@ class Clustering:
 
     @property
     def non_empty(self) -> int:
-        """Number of clusters that have a member."""
+        """Number of clusters with at least one utterance."""
         return int((self.sizes > 0).sum())
 
 
 @contextlib.contextmanager
 def on_one_thread() -> Iterator[None]:
-    """Torch and faiss compute on one thread of the CPU meanwhile, as when many small trainings run side by side."""
-    import faiss
-
+    """Within the block, torch and faiss use one CPU thread: for many small trainings in parallel."""
     threads = torch.get_num_threads(), faiss.omp_get_max_threads()
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
@@ -56,183 +56,119 @@ def on_one_thread() -> Iterator[None]:
 
 
 def kmeans(
-    features: Tensor | NDArray[np.float32], num_clusters: int, seed: int, device: torch.device | None = None
+    own: Tensor, num_clusters: int, seed: int, count: int | None = None, device: torch.device | None = None
 ) -> Clustering:
-    """Cluster by faiss' k-means: squared L2, 20 iterations, one start, every point used.
+    """k-means with squared Euclidean distance, 20 iterations, one start, and all points.
 
-    faiss computes it, except on a CUDA GPU that the installed faiss can't use; there torch does, by the same rules.
+    faiss computes it for a single process on a CPU, or on a CUDA GPU if faiss was built for GPUs. In all other cases,
+    among them several ranks, torch does.
 
     Args:
-        features: float32, shape (N, 256).
+        own: this rank's share of the features, float32, shape (size of `own_share(count)`, D).
         num_clusters: K.
-        seed: of the initial centroids.
-        device: compute there; by default, where the features are.
+        seed: seed of the initial centroids.
+        count: N, the number of utterances over all ranks; by default all are in `own`.
+        device: where to compute; by default the device of the features.
     Returns:
-        `Clustering`. A cluster may end up empty.
+        `Clustering` of all N utterances, on every rank and on this device. A cluster may be empty.
     Raises:
-        UserError: K is larger than N, or a feature is not finite.
+        UserError: K is larger than N, or a feature is NaN or infinite.
     Source: Lin, Sridhar & Busso (2021), after Caron et al., ECCV 2018.
     """
-    import faiss
-
-    features = torch.as_tensor(features).detach()
-    if num_clusters > len(features):
-        raise UserError(
-            f"-nc {num_clusters}: more clusters than the {len(features)} utterances to cluster; ask for fewer."
-        )
-    points = features.to(device or features.device, torch.float32)
-    if not torch.stack(points.aminmax()).isfinite().all():  # either end is NaN where a point is
-        raise UserError("the network's features are not finite any more: training diverged. Try --precision fp32.")
-    on_gpu = points.device.type == "cuda"
-    if on_gpu and faiss.get_num_gpus() == 0:
-        found = _kmeans_torch(points, num_clusters, seed)
-    else:
-        found = _kmeans_faiss(points.cpu().numpy(), num_clusters, seed, on_gpu)
-    found.assignment = found.assignment.to(features.device)
-    return found
+    count, device = len(own) if count is None else count, device or own.device
+    if num_clusters > count:
+        raise UserError(f"-nc {num_clusters}: more clusters than the {count} utterances to cluster.")
+    points = own.detach().to(device, torch.float32)
+    if not sum_over_ranks(points.sum()).isfinite():
+        raise UserError("the features of the network are NaN or infinite: training diverged. Try --precision fp32.")
+    on_gpu = device.type == "cuda" and faiss.get_num_gpus() > 0
+    if num_ranks() == 1 and (on_gpu or device.type == "cpu"):
+        return _kmeans_faiss(points, num_clusters, seed, on_gpu)
+    return _kmeans_torch(points, count, num_clusters, seed)
 
 
-def _kmeans_faiss(points: NDArray[np.float32], k: int, seed: int, on_gpu: bool) -> Clustering:
-    """`kmeans` of finite points (N, D) by faiss, on all its GPUs or on the CPU."""
-    import faiss
-
-    points = np.ascontiguousarray(points)
+def _kmeans_faiss(points: Tensor, k: int, seed: int, on_gpu: bool) -> Clustering:
+    """`kmeans` of points (N, D) by faiss."""
+    array = np.ascontiguousarray(points.cpu().numpy())
     trainer = faiss.Kmeans(
-        points.shape[1],
+        array.shape[1],
         k,
         niter=ITERATIONS,
-        nredo=1,
         seed=seed,
         gpu=on_gpu,
-        min_points_per_centroid=1,  # small corpora are the user's choice; no warning an epoch
+        min_points_per_centroid=1,  # no warning for small corpora
         max_points_per_centroid=MAX_POINTS_PER_CENTROID,
     )
-    trainer.train(points)
-    _, nearest = trainer.index.search(points, 1)
+    trainer.train(array)
+    _, nearest = trainer.index.search(array, 1)
     assignment = nearest.ravel().astype(np.int64)
     sizes = np.bincount(assignment, minlength=k)
-    return Clustering(torch.from_numpy(assignment), sizes, float(trainer.obj[-1]) / len(points))
+    return Clustering(torch.from_numpy(assignment).to(points.device), sizes, float(trainer.obj[-1]) / len(array))
 
 
-def _kmeans_torch(points: Tensor, k: int, seed: int) -> Clustering:
-    """`kmeans` of finite points (N, D) by matrix products on their device, as faiss 1.15.1 computes it.
+def _kmeans_torch(own: Tensor, count: int, k: int, seed: int) -> Clustering:
+    """`kmeans` by Lloyd's algorithm. Each rank assigns its own points; sums and sizes are added up over the ranks.
 
-    Equal to faiss but for the order of float32 sums, which may move a point that lies between two centroids. It waits
-    for the device once an iteration.
+    The initial centroids are points drawn by the seed. An empty cluster takes half of the largest one.
+    Source: the distributed k-means of `main_deepclusterv2.py` in facebookresearch/swav.
     """
-    n = len(points)
-    with _full_precision():
-        squared_norms = torch.cat([block.square().sum(dim=1) for block in points.split(BLOCK_ROWS)])  # (N,)
-        centroids, iterations = _initial_centroids(points, k, seed), ITERATIONS
-        objective = squared_norms.new_zeros((), dtype=torch.float64)
-        if k == n:  # faiss, too, then takes the points for the centroids and leaves it at that
-            centroids, iterations = points, 0
-        for _ in range(iterations):
-            _, sums, sizes, objective = _assign(points, squared_norms, centroids)
-            centroids = sums * (1 / sizes.clamp(min=1).float())[:, None]
-            for empty, donor in _donors_of_empty_clusters(sizes.cpu().numpy(), n):
-                _split(centroids, empty, donor)
-        assignment, _, sizes, _ = _assign(points, squared_norms, centroids)
-    return Clustering(assignment, sizes.cpu().numpy(), float(objective) / n)
+    share = own_share(count)
+    drawn = torch.from_numpy(np.random.default_rng(seed).choice(count, k, replace=False)).to(own.device)
+    mine = (drawn >= share.start) & (drawn < share.stop)
+    centroids = own.new_zeros(k, own.shape[1])  # (K, D)
+    centroids[mine] = own[drawn[mine] - share.start]
+    centroids = sum_over_ranks(centroids)
+    step = SPLIT_STEP * torch.tensor([1.0, -1.0], device=own.device).repeat(own.shape[1] // 2 + 1)[: own.shape[1]]
+    for _ in range(ITERATIONS):
+        _, *totals = _assign(own, centroids)
+        sums, sizes, objective = map(sum_over_ranks, totals)
+        centroids = sums / sizes.clamp(min=1)[:, None]
+        for empty in (sizes == 0).nonzero():
+            largest = sizes.argmax()
+            centroids[empty] = centroids[largest] * (1 + step)
+            centroids[largest] *= 1 - step
+            sizes[empty] = sizes[largest] = sizes[largest] / 2
+    assignment, _, sizes, _ = _assign(own, centroids)
+    sizes = sum_over_ranks(sizes).long().cpu().numpy()
+    return Clustering(whole_of_shares(assignment, count), sizes, float(objective) / count)
 
 
-@contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
-    """float32 matrix products without TF32, which a container or a caller may have allowed for the network."""
-    settings = torch.backends.cuda.matmul
-    before = settings.fp32_precision
-    settings.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
+def _assign(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Assign points (n, D) to the nearest centroids (K, D).
 
-
-def _initial_centroids(points: Tensor, k: int, seed: int) -> Tensor:
-    """(K, D): the points that faiss' permutation puts first."""
-    import faiss
-
-    order = np.empty(len(points), np.int32)
-    faiss.rand_perm(faiss.swig_ptr(order), len(points), seed + 1)  # + 1 for the first of its starts
-    return points[torch.from_numpy(order[:k]).to(points.device, torch.int64)]
-
-
-def _assign(points: Tensor, squared_norms: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The nearest centroid of each point, the lower number where two are as near.
-
-    Args:
-        points: (N, D).
-        squared_norms: of the points, (N,).
-        centroids: (K, D).
     Returns:
-        Assignment (N,), int64; sums of the clusters' points (K, D); sizes (K,), int64; sum of squared distances.
+        Nearest centroid (n,); per cluster the sum of its points (K, D) and its size (K,); sum of squared distances.
     """
-    assignment = torch.empty(len(points), dtype=torch.int64, device=points.device)
-    sums = torch.zeros_like(centroids)
-    sizes = torch.zeros(len(centroids), dtype=torch.int64, device=points.device)
-    objective = torch.zeros((), dtype=torch.float64, device=points.device)
-    centroid_norms = centroids.square().sum(dim=1)
-    for block, norms, nearest in zip(*(x.split(BLOCK_ROWS) for x in (points, squared_norms, assignment))):
-        distances = torch.addmm(centroid_norms, block, centroids.T, alpha=-2)  # (B, K), each row short of its norm
-        smallest, nearest[:] = distances.min(dim=1)
-        objective += (smallest + norms).clamp_(min=0).sum(dtype=torch.float64)
-        # A matrix product adds the same way every time; index_add_ on CUDA doesn't. The distances are done with.
-        members = distances.zero_().scatter_(1, nearest[:, None], 1)
+    nearest = torch.empty(len(points), dtype=torch.int64, device=points.device)
+    sums, sizes = torch.zeros_like(centroids), centroids.new_zeros(len(centroids))
+    objective, norms = centroids.new_zeros(()), centroids.square().sum(dim=1)
+    for block, found in zip(points.split(BLOCK_ROWS), nearest.split(BLOCK_ROWS)):
+        distances = torch.addmm(norms, block, centroids.T, alpha=-2)  # (B, K), without the norm of the point
+        smallest, found[:] = distances.min(dim=1)
+        objective += (smallest + block.square().sum(dim=1)).clamp_(min=0).sum()
+        members = torch.zeros_like(distances).scatter_(1, found[:, None], 1)  # deterministic on CUDA; index_add_ is not
         sums.addmm_(members.T, block)
-        sizes += members.sum(dim=0).long()
-    return assignment, sums, sizes, objective
-
-
-def _donors_of_empty_clusters(sizes: NDArray[np.int64], n: int) -> list[tuple[int, int]]:
-    """Which cluster each empty one gets half of, by faiss' rule: larger clusters more often, in float32.
-
-    Args:
-        sizes: of the clusters, (K,), K < n.
-        n: number of points.
-    Returns:
-        (empty, donor) in the order in which to split; a cluster just filled may be a donor.
-    """
-    import faiss
-
-    k = len(sizes)
-    sizes = sizes.astype(np.float32)
-    draws = faiss.RandomGenerator(SPLIT_SEED)
-    pairs = []
-    for empty in np.flatnonzero(sizes == 0).tolist():
-        donor = 0
-        while draws.rand_float() >= np.float32((float(sizes[donor]) - 1) / (n - k)):
-            donor = (donor + 1) % k
-        sizes[empty] = sizes[donor] / 2
-        sizes[donor] -= sizes[empty]
-        pairs.append((empty, donor))
-    return pairs
-
-
-def _split(centroids: Tensor, empty: int, donor: int) -> None:
-    """Put two centroids (of (K, D), changed in place) close to the donor's: coordinates alternately grow and shrink."""
-    factors = torch.full_like(centroids[donor], 1 - SPLIT_STEP)
-    factors[::2] = 1 + SPLIT_STEP
-    centroids[empty] = centroids[donor] * factors
-    centroids[donor] *= 2 - factors
+        sizes += members.sum(dim=0)
+    return nearest, sums, sizes, objective
 
 
 def uniform_sample(assignment: Tensor, num_clusters: int, seed: int) -> Tensor:
-    """As many draws as utterances, the same number from each non-empty cluster, shuffled.
+    """Sample N of N utterances, the same number from each non-empty cluster, in random order.
 
-    A cluster smaller than its share is drawn from with replacement, a larger one without. Where N does not divide
-    evenly, some clusters (drawn at random) give one more. Computed on the assignment's device, without waiting for it.
+    A cluster smaller than its share is sampled with replacement, a larger one without. If N cannot be divided evenly,
+    some random clusters give one more. All is computed on the device of the assignment, without waiting for it.
 
     Args:
         assignment: cluster of each utterance, int64, shape (N,).
         num_clusters: K.
-        seed: of the draws.
+        seed: seed of the sample.
     Returns:
         Positions 0..N-1, int64, shape (N,).
-    Source: Caron et al., ECCV 2018, section 3.3; README, difference 2.
+    Source: Caron et al., ECCV 2018, section 3.3; docs/differences.md, difference 2.
     """
     n, device = len(assignment), assignment.device
     generator = torch.Generator(device).manual_seed(seed)
-    # Members of each cluster side by side, in random order. randperm is fair for any N; float32 keys would tie.
+    # Members of each cluster next to each other, in random order; random float32 keys would have ties.
     shuffled = torch.randperm(n, generator=generator, device=device)
     clusters, order = assignment[shuffled].sort(stable=True)
     members = shuffled[order]
@@ -242,27 +178,29 @@ def uniform_sample(assignment: Tensor, num_clusters: int, seed: int) -> Tensor:
 
     slots = torch.arange(n, device=device)
     share_ends = shares.cumsum(dim=0)
-    drawn_from = torch.searchsorted(share_ends, slots, right=True)  # right: passes over the empty clusters
+    drawn_from = torch.searchsorted(share_ends, slots, right=True)  # right: skips empty clusters
     size, share = sizes[drawn_from], shares[drawn_from]
     without = slots - share_ends[drawn_from] + share
-    # Integers, since not every device has float64. Against 2**62 the bias of % is nothing.
+    # Integers, because not every device has float64. The bias of % is negligible.
     replaced = torch.randint(2**62, (n,), generator=generator, device=device) % size
     drawn = members[ends[drawn_from] - size + torch.where(share > size, replaced, without)]
     return drawn[torch.randperm(n, generator=generator, device=device)]
 
 
 def _shares(sizes: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """How many of n draws each cluster gives, int64, (K,): none if empty, else equal numbers to within one."""
-    lottery = torch.randperm(len(sizes), generator=generator, device=sizes.device)
-    taking_part = (sizes[lottery] > 0).long()
-    count = taking_part.sum()
-    gives_one_more = taking_part.cumsum(dim=0) <= n % count
-    return torch.empty_like(sizes).scatter_(0, lottery, taking_part * (n // count + gives_one_more))
+    """Split n evenly over the non-empty clusters, the remainder at random: int64, (K,)."""
+    shuffled = torch.randperm(len(sizes), generator=generator, device=sizes.device)
+    non_empty = (sizes[shuffled] > 0).long()
+    count = non_empty.sum()
+    gives_one_more = non_empty.cumsum(dim=0) <= n % count
+    return torch.empty_like(sizes).scatter_(0, shuffled, non_empty * (n // count + gives_one_more))
 
 
 def nmi(first: ArrayLike | Tensor, second: ArrayLike | Tensor) -> float:
-    """Normalised mutual information of two clusterings of the same utterances, 0..1 (arithmetic mean of entropies)."""
-    from sklearn.metrics import normalized_mutual_info_score
-
-    first, second = (x.cpu().numpy() if isinstance(x, Tensor) else x for x in (first, second))
-    return float(normalized_mutual_info_score(first, second))
+    """Normalised mutual information of two clusterings of N utterances, 0 to 1 (arithmetic mean of entropies)."""
+    first, second = (
+        np.unique(np.asarray(x.cpu() if isinstance(x, Tensor) else x), return_inverse=True)[1] for x in (first, second)
+    )
+    joint = joint_probability(first, second, first.max() + 1, second.max() + 1)
+    mean = (entropy(joint.sum(axis=0)) + entropy(joint.sum(axis=1))) / 2
+    return float(information_of_cells(joint).sum() / mean) if mean > 0 else 1.0

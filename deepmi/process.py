@@ -1,4 +1,4 @@
-"""This process: what it tells the user, its rank under torchrun, and which signals it hears."""
+"""This process: its messages to the user, its rank under torchrun, and how it stops on a signal."""
 
 from __future__ import annotations
 
@@ -8,59 +8,113 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
+from types import FrameType
 
-# What does something else on a terminal or a page than to be read: control characters, line ends, changes of direction
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_PATIENCE = 5.0  # seconds that a training has from a signal to the end of its epoch
+
+# Control characters, line ends and changes of direction, which would garble a terminal or a page
 UNPRINTABLE = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 
 
 def one_line(text: str) -> str:
-    """The text as one line of readable length, whatever a file name or a label that it cites holds."""
+    """The text as one line of readable length, even if a file name or label in it has line ends."""
     text = re.sub(f"[{UNPRINTABLE}]", lambda found: ascii(found[0])[1:-1], text)
     return text if len(text) <= 1000 else f"{text[:700]} [...] {text[-250:]}"
 
 
 def notify(text: str) -> None:
-    """A note or warning to the user, one line on standard error."""
+    """Print a note or warning as one line on standard error."""
     print(one_line(text), file=sys.stderr)
 
 
 class UserError(Exception):
-    """Something the user can mend. The message says which file, what was found, what was expected and what to do."""
+    """Something that the user can mend: which file, what was found, what was expected, and what to do."""
 
     def __init__(self, message: str):
         super().__init__(one_line(message))
 
 
 def num_ranks() -> int:
-    """Processes of this run."""
+    """Number of processes of this run."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def rank() -> int:
-    """Number of this process, 0 the one that writes."""
+    """Number of this process; rank 0 writes the files."""
     return int(os.environ.get("RANK", 0)) if num_ranks() > 1 else 0
 
 
-@contextlib.contextmanager
-def workers_without_interrupt() -> Iterator[None]:
-    """Processes that joblib starts within the block leave Ctrl-C, which a terminal sends to all, to this one."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    from multiprocessing import resource_tracker
+class Stopped(BaseException):
+    """SIGINT (Ctrl-C), or SIGTERM, which a cluster sends to a job whose time is up."""
 
-    from joblib.externals.loky.backend import resource_tracker as tracker_of_joblib
 
-    # Before the block: starting them within it would let the signal through again.
-    resource_tracker.ensure_running()
-    tracker_of_joblib.ensure_running()
-    with signals_blocked(signal.SIGINT):
-        yield
+class StopRequest:
+    """What the first signal asks for.
+
+    A training saves the epoch that is running and then stops, if the epoch ends within STOP_PATIENCE seconds. Anything
+    else stops at once, and so does a training at a second signal. `Stopped` is raised again every STOP_PATIENCE
+    seconds, because a library can lose an exception that is raised within its callback.
+
+    Attributes:
+        signal: the first signal, or None.
+        importing: whether heavy modules are being imported; an exception in torch's import would abort the process.
+        saves_epochs: whether a training is running that looks at `raise_if_asked` at the end of each epoch.
+        advice: tells the user what the same command would do next.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget an earlier request; this process may run several commands in turn (tests, comparisons)."""
+        self.signal: int | None = None
+        self.importing = False
+        self.saves_epochs = False
+        self.advice = "No file is half written; run the same command to do the rest."
+
+    def listen(self) -> None:
+        """Take the signals; SIGINT stays ignored where a shell runs this process in its background."""
+        self.reset()
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._hear)
+        if hasattr(signal, "setitimer"):  # not on Windows
+            signal.signal(signal.SIGALRM, self._hear)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        at_epoch_end = self.saves_epochs and self.signal is None
+        self.signal = self.signal or number
+        if self.importing:
+            return
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, STOP_PATIENCE, STOP_PATIENCE)
+        if not at_epoch_end:
+            raise Stopped
+
+    def hold_timer(self) -> None:
+        """The epoch has ended in time and is being saved, however long that takes."""
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def raise_if_asked(self) -> None:
+        """Raise `Stopped` after a signal."""
+        if self.signal:
+            raise Stopped
+
+    def ignore_further_signals(self) -> None:
+        """For the time in which this process ends."""
+        self.hold_timer()
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+stop = StopRequest()
 
 
 @contextlib.contextmanager
 def signals_blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Within the block this thread, and processes that it starts, do not hear these signals; it hears them after it."""
+    """Within the block, signals do not reach this thread or processes that it starts; they reach it afterwards."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -69,3 +123,21 @@ def signals_blocked(*signals: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore_interrupts() -> None:
+    """Initializer of worker processes: Ctrl-C, which a terminal sends to all of them, is left to the main process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def workers_without_interrupt() -> Iterator[None]:
+    """Processes that joblib starts within the block leave Ctrl-C, which a terminal sends to all, to this one."""
+    from multiprocessing import resource_tracker
+
+    from joblib.externals.loky.backend import resource_tracker as tracker_of_joblib
+
+    resource_tracker.ensure_running()
+    tracker_of_joblib.ensure_running()
+    with signals_blocked(signal.SIGINT):
+        yield

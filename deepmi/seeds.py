@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 
+SEED = 31  # the default of --seed everywhere
 UNLABELED_SEED = 99  # the original's for the draw of the unlabeled set, the same for every run
 
 
@@ -20,6 +21,5 @@ def derived_seed(seed: int, *place: int | str) -> int:
     Returns:
         An int in [0, 2**31), the range that faiss, numpy and torch all accept.
     """
-
     key = tuple(zlib.crc32(part.encode()) if isinstance(part, str) else part for part in place)
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0] >> 1)

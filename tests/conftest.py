@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import model
 import utils
-from deepmi import cli, features, matfile
+from deepmi import cli, features, matfile, plots
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -83,6 +84,17 @@ def signals_as_before():
         signal.signal(number, handler)
 
 
+@pytest.fixture(autouse=True)
+def small_and_without_pictures(request, monkeypatch):
+    """Narrow networks and empty pictures, but for tests that are marked `as_published`."""
+    if request.node.get_closest_marker("as_published"):
+        return
+    monkeypatch.setattr(model, "TRUNK_WIDTHS", (32, 24, 16))
+    monkeypatch.setattr(model, "REGRESSOR_WIDTH", 16)
+    for name in ("draw_ssl_run", "draw_curriculum_run"):
+        monkeypatch.setattr(plots, name, lambda history, path, title: path.write_bytes(b"a picture"))
+
+
 @pytest.fixture(scope="session")
 def pristine_corpus(tmp_path_factory) -> Path:
     """A corpus nobody changes."""
@@ -126,7 +138,7 @@ class Bench:
         parser = module.get_args_parser()
         self.capsys.readouterr()
         with pytest.raises(SystemExit) as leaving:
-            cli.run(module.main, parser, [str(argument) for argument in argv])
+            cli.run(module.main, cli.parse(parser, [str(argument) for argument in argv]))
         out, err = self.capsys.readouterr()
         return leaving.value.code, out, err
 
@@ -188,12 +200,13 @@ def trained_here(bench) -> Bench:
 def trained(bench, outputs) -> Bench:
     """A bench with what stages 0 to 3 write; they have run on a copy of the same corpus."""
     folders = ("NormTerm", "curriculum_metric", "Models")
-    if not (outputs / folders[-1]).exists():
+    kept = outputs / f"width {model.TRUNK_WIDTHS[0]}"
+    if not kept.exists():
         train(bench)
         for folder in folders:
-            shutil.copytree(bench.folder / folder, outputs / folder)
+            shutil.copytree(bench.folder / folder, kept / folder)
     else:
-        shutil.copytree(outputs, bench.folder, dirs_exist_ok=True)
+        shutil.copytree(kept, bench.folder, dirs_exist_ok=True)
     return bench
 
 

@@ -1,5 +1,6 @@
 """The stages as a user runs them: the seed commands, resume, determinism, orders."""
 
+import argparse
 import importlib
 import json
 import os
@@ -16,15 +17,16 @@ import torch
 from conftest import ROOT, read_rows, run_script
 from scipy.io import loadmat
 
+import model
 import training_DeepEmoCluster as ssl_stage
 import utils
-from deepmi import batches, cli, features, matfile, run_log, runtime
+from deepmi import batches, cli, features, matfile, process, run_log, runtime
 from deepmi.ccc import concordance_cc
-from deepmi.layers import Dropout
 from deepmi.metric import read_metric
 from deepmi.process import UserError
 
 SCRIPTS = ("norm_para", "training_DeepEmoCluster", "extract_DeepMI", "training_Curriculum", "testing_Curriculum")
+HEAVY = ("torch", "pandas", "scipy", "faiss", "matplotlib", "sklearn", "altair", "transformers")
 TOOLS = (
     "tools.extract_features",
     "tools.prepare_corpus",
@@ -72,20 +74,18 @@ def test_the_seed_commands_run_with_only_the_two_environment_variables(bench):
 
 
 @pytest.mark.parametrize("script", [f"{name}.py" for name in SCRIPTS] + list(TOOLS))
-def test_help_explains_every_flag(script, tmp_path):
-    done = run_script(script, "--help", cwd=tmp_path)
+def test_help_explains_every_flag_and_needs_no_heavy_import(script):
+    target = f"run_module({script!r}" if script.startswith("tools.") else f"run_path({str(ROOT / script)!r}"
+    code = f"import sys, runpy\nsys.argv = ['x', '--help']\ntry: runpy.{target}, run_name='__main__')\n"
+    code += f"except SystemExit: pass\nprint([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]", "help waits for heavy imports"
     assert "python " in done.stdout, "the command is not in the help"
+    assert "None" not in done.stdout, "a default that is none"
     parser = importlib.import_module(script.removesuffix(".py")).get_args_parser()
     for action in parser._actions:
         assert action.help and len(action.help) > 5, f"{action.option_strings or action.dest} is not explained"
-    assert "None" not in done.stdout, "a default that is none"
-    heavy = "import sys, runpy\nsys.argv = ['x', '--help']\n"
-    target = f"run_module({script!r}" if script.startswith("tools.") else f"run_path({str(ROOT / script)!r}"
-    heavy += f"try: runpy.{target}, run_name='__main__')\nexcept SystemExit: pass\n"
-    heavy += "print([m for m in ('torch', 'pandas', 'scipy', 'faiss', 'matplotlib', 'sklearn') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", heavy], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines()[-1] == "[]", "help waits for heavy imports"
 
 
 def test_norm_terms_are_numpys(bench):
@@ -161,65 +161,56 @@ def test_the_checkpoint_kept_is_the_best(trained):
     assert loss == pytest.approx(min(losses), abs=1e-5) and info["best_epoch"] == int(np.argmin(losses))
 
 
+def phase(learner, rows, targets=None, epoch=0, **settings):
+    """Train DeepEmoCluster for one phase on random features."""
+    args = argparse.Namespace(num_clusters=3, batch_size=8, precision="fp32", seed=0, **settings)
+    names = [str(number) for number in range(len(rows))]
+    return ssl_stage.train_phase(learner, on_cpu(rows), names, targets, epoch, args)
+
+
+def new_learner(num_features=12):
+    runtime.seed_everything(0)
+    return ssl_stage.Learner(num_features, argparse.Namespace(num_clusters=3, compile=False), torch.device("cpu"))
+
+
 def on_cpu(rows: torch.Tensor) -> batches.Rows:
     return batches.Rows(rows.numpy(), torch.device("cpu"), "fp32")
 
 
-def test_unlabeled_stage_leaves_the_regressor_and_the_joint_stage_trains_it():
-    runtime.seed_everything(0)
-    from model import DenseResNet
-
-    network = DenseResNet(12, 3)
-    learner = ssl_stage.Learner(network, torch.device("cpu"), "fp32", 8)
-    rows, draws, pseudo = torch.randn(20, 12), torch.arange(20), torch.arange(20) % 3
-    before = {key: value.clone() for key, value in network.state_dict().items()}
+def test_the_unlabeled_phase_leaves_the_regressor_and_the_labeled_phase_trains_it():
+    learner, rows = new_learner(), torch.randn(20, 12)
+    before = {key: value.clone() for key, value in learner.model.state_dict().items()}
 
     def changed():
-        return {key.split(".")[0] for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
+        state = learner.model.state_dict()
+        return {key.split(".")[0] for key, value in state.items() if not torch.equal(value, before[key])}
 
-    names = [str(i) for i in range(20)]
-    learner.train_on(ssl_stage.Part(on_cpu(rows), names), pseudo, draws, "unlabeled")
+    phase(learner, rows)
     assert changed() == {"dnn_features", "classifier", "top_layer_class"}
-    learner.train_on(ssl_stage.Part(on_cpu(rows), names, torch.randn(20)), pseudo, draws, "labeled")
+    phase(learner, rows, torch.randn(20))
     assert changed() == {"dnn_features", "classifier", "top_layer_class", "emo_regressor"}
 
 
 def test_a_joint_step_is_sgd_and_adam_on_one_gradient():
-    """Against the update rules written out, for a weight of the regressor (no dropout behind it in the last layer)."""
-    from model import DenseResNet
-
-    runtime.seed_everything(0)
-    network = DenseResNet(12, 3)
-    for module in network.modules():
-        if isinstance(module, Dropout):
-            module.rate = 0.0
-    learner = ssl_stage.Learner(network, torch.device("cpu"), "fp32", 20)
-    rows, targets, pseudo = torch.randn(20, 12), torch.randn(20), torch.arange(20) % 3
-    weight = network.emo_regressor[2].weight
+    """Against the update rules written out, for the last layer of the regressor and the bias of the fresh top layer."""
+    learner, rows = new_learner(), torch.randn(8, 12)
+    weight = learner.model.emo_regressor[2].weight
     before = weight.detach().clone()
-    top_before = network.top_layer_class.weight.detach().clone()
-    learner.train_on(ssl_stage.Part(on_cpu(rows), [""] * 20, targets), pseudo, torch.arange(20), "labeled")
+    phase(learner, rows, torch.randn(8))
     gradient = weight.grad
     adam = 1e-4 * gradient / (gradient.abs() + 1e-8)  # Adam's first step with its bias correction
     assert torch.allclose(weight, before - 1e-3 * gradient - adam, atol=1e-8)
-    top = network.top_layer_class.weight
-    assert torch.allclose(top, top_before - 1e-2 * top.grad, atol=1e-8)
+    bias = learner.model.top_layer_class.bias
+    assert torch.allclose(bias, -1e-2 * bias.grad, atol=1e-8)
 
 
-def test_a_loss_that_is_not_finite_stops_the_training_and_names_the_files():
-    from model import DenseResNet
-
-    learner = ssl_stage.Learner(DenseResNet(12, 3), torch.device("cpu"), "fp32", 4)
-    rows = torch.randn(8, 12)
-    rows[5] = float("nan")
-    names = [f"u{i}.wav" for i in range(8)]
+def test_a_loss_that_is_not_finite_names_the_batch_and_its_files():
+    names, parts = [f"u{i}.wav" for i in range(8)], torch.arange(8).split(4)
     with pytest.raises(UserError, match=r"epoch 7: the loss of batch 1 is not finite .*u5\.wav"):
-        learner.train_on(ssl_stage.Part(on_cpu(rows), names), torch.arange(8) % 3, torch.arange(8), "epoch 7")
+        run_log.refuse_divergence(torch.tensor([[1.0], [float("nan")]]), parts, names, "epoch 7")
 
 
 def test_a_curriculum_loss_that_is_not_finite_names_the_files_too(trained, monkeypatch):
-    from deepmi import features
-
     pack = features.pack_features
 
     def pack_infinite(*arguments):
@@ -281,6 +272,39 @@ def test_alpha_overrides_the_papers_weight(trained):
     assert trained.metric.read_bytes() == by_default
 
 
+def test_clusters_by_kmeans_are_averaged_over_restarts(trained):
+    runs = {}
+    for restarts in (1, 3):
+        code, out, _ = trained.stage(2, "--clusters", "kmeans", "--restarts", restarts)
+        assert code == 0 and "k-means of the 256-d features" in out
+        runs[restarts] = np.array(list(read_metric(trained.metric).values()))
+    assert len(set(runs[3].tolist())) > len(set(runs[1].tolist()))
+    trained.refuses(trained.stage(2, "--restarts", 3), "--restarts", "--clusters kmeans")
+
+
+def test_a_cluster_head_that_has_collapsed_is_reported(trained, monkeypatch):
+    monkeypatch.setattr(
+        model.DenseResNet, "forward", lambda self, x: (torch.eye(5)[torch.zeros(len(x), dtype=int)], x[:, 0])
+    )
+    code, _, err = trained.stage(2)
+    assert code == 0 and "uses 1 of 5 clusters" in err and "--clusters kmeans" in err
+
+
+def test_a_share_of_every_level_and_another_schedule(trained):
+    argv = ["--no-resume", "--keep", 0.5, "--rate-decay", "late", "--bins", 2, "--epochs-per-bin", 3]
+    code, out, err = trained.stage(3, *argv)
+    assert code == 0 and "--keep 0.5: 3" in out and "replaces" not in err
+    lines = [
+        json.loads(line)
+        for line in trained.regressor.with_name("SimpleEmoRegressor_DeepMI@_Val.log.jsonl").read_text().splitlines()
+    ]
+    assert lines[0]["run"]["arguments"]["rate_decay"] == "late"
+    sizes = [line["utterances"] for line in lines[1:-1]]
+    assert sizes[:3] == [sizes[-1] // 2] * 3 and sizes[3] == sizes[-1] < 40
+    assert [line["lr"] for line in lines[1:-1]] == [1e-3] * 6 + [5e-4] * 2
+    trained.refuses(trained.stage(3, "--order", "none", "--metric", trained.metric), "--metric", "no effect")
+
+
 def test_results_hold_the_printed_ccc(trained):
     code, out, _ = trained.stage(4)
     assert code == 0
@@ -299,9 +323,9 @@ def test_results_hold_the_printed_ccc(trained):
 
 def test_an_unfinished_training_is_told_where_its_checkpoint_is_used(trained):
     for number, file in ((2, trained.ssl_checkpoint), (4, trained.regressor)):
-        assert "has not ended" not in trained.stage(number)[2]
+        assert "has not finished" not in trained.stage(number)[2]
         file.with_name(file.name + ".resume").touch()
-        assert "has not ended" in trained.stage(number)[2]
+        assert "has not finished" in trained.stage(number)[2]
 
 
 def test_other_splits_and_scales(trained):
@@ -375,17 +399,17 @@ def test_a_run_killed_after_every_epoch_ends_with_the_same_bytes(trained_here, m
         file.unlink()
     if number == 3:
         assert trained_here.stage(2)[0] == 2  # the checkpoint is gone, the metric stays
-    original = run_log.TrainingRun.save_if_due
+    save = run_log.TrainingRun.save
     kills = 0
 
     def save_then_die(self, *args):
         nonlocal kills
         kills += 1
         if kills % 2:
-            original(self, *args)  # every other kill comes before the state is saved
+            save(self, *args)  # every other kill comes before the state is saved
         raise Killed
 
-    monkeypatch.setattr(run_log.TrainingRun, "save_if_due", save_then_die)
+    monkeypatch.setattr(run_log.TrainingRun, "save", save_then_die)
     script = SCRIPTS[number]
     module = sys.modules.get(script) or __import__(script)
     more = ["--unlabeled", f"{trained_here.corpus}_unlabeled"] if number == 1 else []
@@ -437,26 +461,25 @@ def test_sigkill_and_the_same_command_again_end_with_the_same_bytes(bench):
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     done = run_script("training_DeepEmoCluster.py", *argv, "--model-dir", "parts", cwd=bench.folder)
-    assert done.returncode == 0 and "going on after" in done.stdout
+    assert done.returncode == 0 and "resuming after" in done.stdout
     name = "ResNetDeepEmoCluster_epoch6_batch8_5clusters_Val.pth.tar"
     assert (bench.folder / "parts" / name).read_bytes() == (bench.folder / "whole" / name).read_bytes()
     assert not list((bench.folder / "parts").glob(".*"))
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_run_with_one_line(bench, number, status):
+def test_a_signal_ends_a_run_with_one_line(bench):
     bench.stage(0)
     argv = ["--corpus", bench.corpus, "-ep", 5000, "-batch", 8, "-nc", 5, "--unlabeled-size", 0]
     command = [sys.executable, str(ROOT / "training_DeepEmoCluster.py"), *map(str, argv)]
     process = subprocess.Popen(command, cwd=bench.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (line := process.stdout.readline()).startswith("epoch   3"):
         assert line, process.stderr.read()
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == status
+    assert process.returncode == 130
     (line,) = err.strip().splitlines()
     last = int(out.strip().splitlines()[-1].split(":")[0].split()[1]) if out.strip() else 3
-    assert line.endswith(f"stopped. The same command goes on after {last + 1} epochs.")
+    assert line.endswith(f"stopped. The same command continues after {last + 1} epochs.")
 
 
 def test_a_signal_that_a_library_swallows_still_ends_the_run(monkeypatch, capsys):
@@ -466,9 +489,9 @@ def test_a_signal_that_a_library_swallows_still_ends_the_run(monkeypatch, capsys
         except BaseException:
             time.sleep(20)  # as if nothing had happened
 
-    monkeypatch.setattr(cli, "STOP_AGAIN", 0.1)
+    monkeypatch.setattr(process, "STOP_PATIENCE", 0.1)
     with pytest.raises(SystemExit) as leaving:
-        cli.run(main, cli.new_parser("some stage"), [])
+        cli.run(main, cli.parse(cli.new_parser("some stage"), []))
     assert leaving.value.code == 143
     assert "stopped" in capsys.readouterr().err
 
@@ -495,7 +518,7 @@ def test_the_results_name_the_metric(trained):
 def test_a_finished_run_is_not_trained_again(trained):
     for number in (1, 3):
         code, out, _ = trained.stage(number)
-        assert code == 0 and "trained already" in out
+        assert code == 0 and "already trained" in out
 
 
 def test_an_unfinished_run_of_another_seed_is_not_overwritten(bench, monkeypatch):

@@ -1,7 +1,7 @@
 """Signals at awkward moments: within an import, to worker processes, twice."""
 
+import os
 import signal
-import sys
 import threading
 import time
 
@@ -9,7 +9,7 @@ import pytest
 from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor
 
-from deepmi import cli, run_log
+from deepmi import cli, process, run_log
 from deepmi.process import workers_without_interrupt
 from tools import trials
 
@@ -19,23 +19,12 @@ def blocked_signals():
     return signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
-def test_a_stop_waits_until_an_import_has_ended(tmp_path, monkeypatch, capsys):
-    (tmp_path / "slowly_imported.py").write_text(
-        "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(0.3)\nwhole = True\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def main(args):
-        import slowly_imported  # noqa: F401
-
-        time.sleep(20)
-
-    begin = time.monotonic()
+def test_a_stop_waits_until_the_imports_of_a_script_have_ended(capsys):
+    args = cli.parse(cli.new_parser("x"), [])
+    os.kill(os.getpid(), signal.SIGTERM)  # as while torch is imported
     with pytest.raises(SystemExit) as leaving:
-        cli.run(main, cli.new_parser("x"), [])
+        cli.run(lambda _: time.sleep(20), args)
     assert leaving.value.code == 143 and "stopped." in capsys.readouterr().err
-    assert sys.modules.pop("slowly_imported").whole
-    assert time.monotonic() - begin < 10
 
 
 def test_a_second_signal_changes_nothing(capsys):
@@ -43,19 +32,16 @@ def test_a_second_signal_changes_nothing(capsys):
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(SystemExit) as leaving:
-        cli.run(main, cli.new_parser("x"), [])
+        cli.run(main, cli.parse(cli.new_parser("x"), []))
     signal.raise_signal(signal.SIGINT)
     assert leaving.value.code == 130
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("seconds", "signals", "saved"),
-    [(0.1, 1, 4), (0.1, 2, 1), (60.0, 1, 1)],
-    ids=["short epochs", "a second signal", "long epochs"],
-)
-def test_a_stopped_training_saves_the_epoch_that_is_soon_at_its_end(tmp_path, capsys, seconds, signals, saved):
+@pytest.mark.parametrize(("signals", "patience", "saved"), [(1, 5.0, 4), (2, 5.0, 1), (1, 0.1, 1)])
+def test_a_stopped_training_saves_the_epoch_that_ends_soon(tmp_path, capsys, monkeypatch, signals, patience, saved):
     checkpoint = tmp_path / "x.pt.tar"
+    monkeypatch.setattr(process, "STOP_PATIENCE", patience)
 
     def training(args):
         run = run_log.TrainingRun(checkpoint, {}, {}, {}, True)
@@ -64,22 +50,20 @@ def test_a_stopped_training_saves_the_epoch_that_is_soon_at_its_end(tmp_path, ca
             if epoch == 3:
                 for _ in range(signals):
                     signal.raise_signal(signal.SIGTERM)
-            run.end_epoch({"epoch": epoch, "seconds": seconds})
-            run.keep_if_best(1.0, epoch, {})
-            run.save_if_due(dict, checkpoint.touch)
+                time.sleep(0.3)
+            run.end_epoch({"epoch": epoch, "validation_ccc_loss": 1.0}, {})
+            if run.save_is_due():
+                run.save({}, checkpoint.touch)
             run._save_cost = 1000.0  # so no other save is due
 
-    parser = cli.new_parser("x")
-    parser.set_defaults(resume=True)
     with pytest.raises(SystemExit) as leaving:
-        cli.run(training, parser, [])
+        cli.run(training, cli.parse(cli.new_parser("x"), []))
     assert leaving.value.code == 143
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.endswith(f"The same command goes on after {saved} epochs.")
+    assert line.endswith(f"The same command continues after {saved} epochs.")
     again = run_log.TrainingRun(checkpoint, {}, {}, {}, True)
     again.start()
     assert len(again.history) == saved
-    run_log.TrainingRun.release_files()
 
 
 def test_workers_leave_interrupts_to_the_process_that_started_them():

@@ -58,8 +58,8 @@ def repeated(rows, columns, kind=torch.float32):
         (torch.zeros(4, 4, device="meta"), "meta_tensor_no_storage"),
         (torch.zeros(4, 4).to_sparse(), "_rebuild_sparse_tensor"),
         (torch.zeros(4, 4, dtype=torch.complex64), "odd kind"),
-        (torch.zeros(4, 4, dtype=torch.int8), "no tensor of fractions"),
-        ("weights", "no tensor of fractions"),
+        (torch.zeros(4, 4, dtype=torch.int8), "not a floating-point tensor"),
+        ("weights", "not a floating-point tensor"),
         ({1, 2}, "could run code"),
     ],
 )
@@ -85,7 +85,7 @@ def test_what_a_checkpoint_says_of_its_training_is_plain_or_refused(regressor):
     ):
         weights._metadata = {"": {"deepmi": facts}}
         torch.save(weights, path)
-        refuses(path, "what it says of its training")
+        refuses(path, "notes on its training")
     weights._metadata = {"": {"deepmi": {"epoch": endless}}}
     torch.save(weights, path)
     refuses(path, "more than its")

@@ -32,11 +32,9 @@ import itertools
 import math
 from pathlib import Path
 
-import testing_Curriculum
-from deepmi import cli, storage
+from deepmi import cli, curriculum
 from deepmi.process import UserError
 from deepmi.seeds import derived_seed
-from tools import trials
 
 CONTROLS = ("random", "none")  # what the other orders are compared with
 
@@ -60,12 +58,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--orders",
         nargs="+",
-        choices=trials.ORDERS,
+        choices=curriculum.COMPARED,
         default=["deepmi", "deepmi-balanced", "reverse", "random", "none", "ridge"],
         metavar="ORDER",
-        help="what to compare: " + ", ".join(trials.ORDERS),
+        help="what to compare: " + ", ".join(curriculum.COMPARED),
     )
-    cli.add_pacing_argument(parser)
+    cli.add_schedule_arguments(parser)
     parser.add_argument(
         "--label-noise",
         type=share,
@@ -98,7 +96,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="CORPUS",
         help="other corpora to test on, whole, for mismatched conditions; their features must be of the same set",
     )
-    testing_Curriculum.add_label_scale_argument(parser, " of the --testing corpora")
+    cli.add_label_scale_argument(parser, " of the --testing corpora")
     cli.add_corpus_arguments(parser)
     parser.add_argument(
         "--ssl-epochs",
@@ -107,10 +105,22 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="train a DeepEmoCluster of N epochs for each seed, and take its DeepMI",
     )
     cli.add_unlabeled_arguments(parser)
-    trials.add_trial_arguments(parser)
+    cli.add_trial_arguments(parser)
     cli.add_compute_arguments(parser, "the first seed; each seeds weights, batches, dropout, order and noise")
     return parser
 
+
+if __name__ == "__main__":
+    ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+import testing_Curriculum
+from deepmi import storage
+from deepmi.ccc import RESAMPLES, concordance_cc, widened_cccs, widening, widest_interval
+from tools import comparison_plots, trials
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Training
@@ -118,8 +128,6 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def by_deepemocluster(args: argparse.Namespace) -> list[str]:
     """Those of the orders that go by what DeepEmoCluster gives."""
-    from deepmi import curriculum
-
     return [order for order in args.orders if order in (*curriculum.METRIC_ORDERS, "prediction")]
 
 
@@ -165,7 +173,7 @@ def run_trials(args: argparse.Namespace) -> list[dict]:
             task.scores = scores
     tasks = []
     for task, order in itertools.product(by_seed, args.orders):
-        if order == trials.RIDGE and not args.label_noise and task.seed != args.seed:
+        if order == curriculum.RIDGE and not args.label_noise and task.seed != args.seed:
             continue  # the same for all seeds
         tasks.append(trials.with_changes(task, order=order))
     return [result for _, result in trials.side_by_side(trials.run_trial, tasks, args.jobs, "regressors")]
@@ -195,9 +203,6 @@ def paired_p(differences, test: str) -> float:
         differences: shape (S,).
         test: `t` (paired t) or `wilcoxon` (signed ranks; six seeds at least, or no result can be below .05).
     """
-    import numpy as np
-    from scipy import stats
-
     if len(differences) < 2 or np.ptp(differences) == 0:
         return float("nan")
     if test == "t":
@@ -218,9 +223,6 @@ def order_means(samples, cccs, seed: int):
         Shape (resamples, orders). A sample has the same utterances and seeds for all orders, so that differences
         between its columns are paired.
     """
-    import numpy as np
-
-    from deepmi.ccc import widening
 
     resamples, _, seeds = samples.shape
     # A random stream separate from that of the speakers, so that equal numbers of both are not drawn alike.
@@ -239,10 +241,6 @@ def compare(args: argparse.Namespace, test: str, data, results: dict[tuple[str, 
     Returns:
         (table, one row per order; what the bootstrap resamples, in words).
     """
-    import numpy as np
-    import pandas as pd
-
-    from deepmi.ccc import concordance_cc, widened_cccs, widest_interval
 
     seeds = seeds_of(args)
     predictions = [
@@ -326,6 +324,13 @@ def markdown(table, controls: list[str]) -> list[str]:
     return cli.markdown_table(rows)
 
 
+def describe_schedule(args: argparse.Namespace) -> str:
+    """Pacing and learning rate in words, with the bins where they are not the paper's."""
+    bins = f" of {args.bins} bins, {args.epochs_per_bin} epochs each"
+    is_papers = (args.bins, args.epochs_per_bin) == (curriculum.NUM_BINS, curriculum.EPOCHS_PER_BIN)
+    return f"pacing {args.pacing}{'' if is_papers else bins}, rate decay {args.rate_decay}"
+
+
 def describe(args: argparse.Namespace, train: int, validation: int, drawn: dict[str, str]) -> list[str]:
     """What was compared, for whoever finds the table without its command.
 
@@ -333,9 +338,6 @@ def describe(args: argparse.Namespace, train: int, validation: int, drawn: dict[
         train, validation: number of utterances.
         drawn: by test set, what the bootstrap resamples.
     """
-    from deepmi import curriculum
-    from deepmi.ccc import RESAMPLES
-
     noise = f", {100 * args.label_noise:g} % of the Train labels drawn anew" if args.label_noise else ""
     metric = (
         f", DeepEmoCluster of {args.ssl_epochs} epochs for each seed" if args.ssl_epochs else ", one DeepMI for all"
@@ -344,7 +346,7 @@ def describe(args: argparse.Namespace, train: int, validation: int, drawn: dict[
     names = {"t": "paired t test", "wilcoxon": "Wilcoxon signed-rank test"}
     lines = [
         f"{args.emo_attr}: {train} Train, {validation} Validation utterances{noise}; -ep {args.epoch} -batch "
-        f"{args.batch_size} -nc {args.num_clusters}, pacing {args.pacing}{metric}, seeds {args.seed} to "
+        f"{args.batch_size} -nc {args.num_clusters}, {describe_schedule(args)}{metric}, seeds {args.seed} to "
         f"{args.seed + args.seeds - 1}.",
     ]
     lines += [f"{test}: bootstrap over seeds and {words}." for test, words in drawn.items()]
@@ -356,20 +358,22 @@ def describe(args: argparse.Namespace, train: int, validation: int, drawn: dict[
         )
     else:
         lines.append("One seed says nothing of how far seeds differ: no p.")
-    if args.epoch <= curriculum.FULL_EPOCH:
-        last = curriculum.training_size("deepmi", args.epoch - 1, train, args.pacing)
+    schedule = cli.schedule(args)
+    if args.epoch <= schedule.full_epoch:
+        last = schedule.size("deepmi", args.epoch - 1, train)
         lines.append(
             f"warning: -ep {args.epoch} ends within the curriculum, at {last} of {train} Train utterances; none, ridge "
-            f"and the folds of selftaught have had all of theirs. From -ep {curriculum.FULL_EPOCH + 1} on all have."
+            f"and the folds of selftaught have had all of theirs. From -ep {schedule.full_epoch + 1} on all have."
         )
     return lines
 
 
 def output_stem(args: argparse.Namespace) -> Path:
-    """results/compare_Val, with noise and pacing in the name; other settings replace the files before."""
+    """results/compare_Val, with noise, pacing and rate decay in the name; other settings replace the files."""
     noise = f"_noise{100 * args.label_noise:g}" if args.label_noise else ""
     pacing = f"_{args.pacing}" if args.pacing != "paper" else ""
-    return args.results_dir / f"compare_{args.emo_attr}{noise}{pacing}"
+    decay = f"_{args.rate_decay}" if args.rate_decay != "paper" else ""
+    return args.results_dir / f"compare_{args.emo_attr}{noise}{pacing}{decay}"
 
 
 def look_at_input(args: argparse.Namespace) -> tuple[dict, tuple[int, int]]:
@@ -379,7 +383,7 @@ def look_at_input(args: argparse.Namespace) -> tuple[dict, tuple[int, int]]:
         UserError: something that an order goes by is missing; hours of training are not needed to find that.
     """
     data = trials.load_data(args)
-    made_here = {trials.RIDGE, "selftaught", *(by_deepemocluster(args) if args.ssl_epochs else ())}
+    made_here = {curriculum.RIDGE, "selftaught", *(by_deepemocluster(args) if args.ssl_epochs else ())}
     with contextlib.redirect_stdout(io.StringIO()):
         for order in args.orders:
             if order not in made_here:
@@ -390,9 +394,6 @@ def look_at_input(args: argparse.Namespace) -> tuple[dict, tuple[int, int]]:
 
 def main(args: argparse.Namespace) -> None:
     """Train, compare, write table and pictures."""
-    import pandas as pd
-
-    from deepmi import plots
 
     check_arguments(args)
     trials.prepare(args)
@@ -400,8 +401,8 @@ def main(args: argparse.Namespace) -> None:
     tests, sizes = look_at_input(args)
     results = {(result["order"], result["seed"]): result for result in run_trials(args)}
     for seed in seeds_of(args):
-        if trials.RIDGE in args.orders:
-            results.setdefault((trials.RIDGE, seed), results[trials.RIDGE, args.seed])
+        if curriculum.RIDGE in args.orders:
+            results.setdefault((curriculum.RIDGE, seed), results[curriculum.RIDGE, args.seed])
 
     tables, drawn, lines = {}, {}, []
     controls = [control for control in CONTROLS if control in args.orders]
@@ -419,15 +420,15 @@ def main(args: argparse.Namespace) -> None:
     curves = {
         order: [results[order, seed]["curve"] for seed in seeds_of(args)]
         for order in args.orders
-        if order != trials.RIDGE
+        if order != curriculum.RIDGE
     }
     title = f"{args.emo_attr}, {args.seeds} seeds" + (
         f", {args.label_noise:.0%} label noise" if args.label_noise else ""
     )
-    plots.draw_validation_curves(curves, files[2], title)
-    plots.draw_orders(tables, files[3], title)
+    comparison_plots.draw_validation_curves(curves, files[2], title)
+    comparison_plots.draw_orders(tables, files[3], title)
     print("\n".join(f"wrote {file}" for file in files))
 
 
 if __name__ == "__main__":
-    cli.run(main, get_args_parser())
+    cli.run(main, ARGS)

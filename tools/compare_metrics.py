@@ -21,7 +21,6 @@ from pathlib import Path
 
 from deepmi import cli, curriculum, storage
 from deepmi.process import UserError, notify
-from tools import trials
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -38,7 +37,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--seeds", type=cli.positive_int, metavar="N", help="number of seeds, at least 2, counted from --seed"
     )
-    trials.add_trial_arguments(group)
+    cli.add_trial_arguments(group)
     cli.add_training_arguments(group, epochs=200)
     cli.add_clusters_argument(group, "numbers of clusters to compare", several=True)
     cli.add_unlabeled_arguments(parser, several=True)
@@ -46,6 +45,20 @@ def get_args_parser() -> argparse.ArgumentParser:
     cli.add_compute_arguments(parser, "the first seed")
     return parser
 
+
+if __name__ == "__main__":
+    ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
+
+import warnings
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from scipy.stats import rankdata
+
+import utils
+from deepmi.metric import read_metric
+from tools import trials
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Agreement
@@ -57,8 +70,6 @@ def joined(first: dict[str, float], second: dict[str, float]) -> tuple:
     Raises:
         UserError: they have fewer than two in common.
     """
-    import numpy as np
-
     names = sorted(first.keys() & second.keys())
     if len(names) < 2:
         raise UserError(f"the files have {len(names)} utterances in common; expected DeepMI of one corpus.")
@@ -67,9 +78,6 @@ def joined(first: dict[str, float], second: dict[str, float]) -> tuple:
 
 def rank_correlation(first, second) -> float:
     """Spearman's correlation, ties with their mean rank; NaN where all values of one are the same."""
-    import warnings
-
-    from scipy import stats
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.ConstantInputWarning)
@@ -92,15 +100,11 @@ def bin_overlap(names: list[str], first, second) -> list[float]:
 
 def percentiles(values):
     """Rank of each value as a share of all, ties with their mean; 0 is the lowest, 1 the highest, shape (N,)."""
-    from scipy.stats import rankdata
-
     return (rankdata(values) - 1) / (len(values) - 1)
 
 
 def moved_most(names: list[str], first, second, count: int) -> list[tuple]:
     """(name, value and percentile in the first file, the same in the second) of those that moved most."""
-    import numpy as np
-
     before, after = percentiles(first), percentiles(second)
     order = np.lexsort((names, -np.abs(after - before)))[:count]
     return [(names[i], first[i], before[i], second[i], after[i]) for i in order]
@@ -146,8 +150,6 @@ def stability_rows(metrics: dict[str, dict[int, dict[str, float]]]) -> list[list
         Header and rows. Two settings are compared by files of different seeds, so that their rows say what another
         setting changes on top of another seed.
     """
-    import numpy as np
-
     shown = (1, 3, 5)
     header = ["DeepMI of", "and of", "pairs", "Spearman, mean", "lowest .. highest"]
     rows = [header + [f"bin {level} in common (by chance {level / 10:.1f})" for level in shown]]
@@ -165,8 +167,6 @@ def stability_rows(metrics: dict[str, dict[int, dict[str, float]]]) -> list[list
 
 def without_equal_sizes(tasks: list[argparse.Namespace]) -> list[argparse.Namespace]:
     """The tasks without those whose unlabeled size draws the same utterances as a smaller one; says which sizes."""
-    import utils
-
     sizes = sorted({task.unlabeled_size for task in tasks})
     if max(sizes) == 0 or tasks[0].unlabeled is None:
         return tasks
@@ -179,8 +179,6 @@ def without_equal_sizes(tasks: list[argparse.Namespace]) -> list[argparse.Namesp
 
 def measure_stability(args: argparse.Namespace) -> list[str]:
     """Train for every seed and setting; the table, with what it compares."""
-    from deepmi.metric import read_metric
-
     if args.seeds < 2:
         raise UserError("--seeds 1: expected at least 2, to compare them.")
     trials.prepare(args)
@@ -208,8 +206,6 @@ def measure_stability(args: argparse.Namespace) -> list[str]:
 
 def main(args: argparse.Namespace) -> None:
     """Compare files, or train and compare."""
-    from deepmi.metric import read_metric
-
     if args.seeds:
         if args.files or args.out:
             raise UserError("--seeds makes the DeepMI files itself; leave out files and --out.")
@@ -235,8 +231,6 @@ def main(args: argparse.Namespace) -> None:
 
 def write_values(target: Path, metrics: dict[str, dict[str, float]]) -> None:
     """A CSV with a row an utterance: its value and percentile in each file, empty where it is not there."""
-    import pandas as pd
-
     columns = {}
     for title, metric in metrics.items():
         values = pd.Series(metric)
@@ -246,4 +240,4 @@ def write_values(target: Path, metrics: dict[str, dict[str, float]]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, get_args_parser())
+    cli.run(main, ARGS)

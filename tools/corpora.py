@@ -22,13 +22,9 @@ from deepmi.process import UserError, notify
 from deepmi.seeds import derived_seed
 from deepmi.storage import read_text
 from tools.recordings import Recordings, first_few, plain_names, plural
+from utils import SPLITS, split_name
 
 ATTRIBUTE_COLUMNS = ("EmoAct", "EmoVal", "EmoDom")
-SPLITS = {  # how tables write the splits, in any case; other names are kept
-    "Train": ("train", "training"),
-    "Validation": ("validation", "valid", "val", "development", "devel", "dev"),
-    "Test1": ("test1", "test", "testing", "evaluation", "eval"),
-}
 MOST_OUTSIDE = 10  # labels outside the scale, or one in a hundred if that is more
 ROOM, ROOM_OF_RATINGS = 1 / 8, 1 / 4  # of the scale's width, beyond its ends; IEMOCAP's 5.5 are means of 5 and 6
 SCALE_OF_FIVE = (1.0, 5.0)  # of IEMOCAP and MSP-IMPROV
@@ -83,13 +79,6 @@ def complete(table: pd.DataFrame) -> pd.DataFrame:
     table["Split_Set"] = table["Split_Set"].map(split_name)
     table.loc[table["SpkrID"] == "", "SpkrID"] = utils.UNKNOWN_SPEAKER
     return table
-
-
-def split_name(name: str) -> str:
-    """MSP-Podcast's name of a split, including Test2, test-2 and so on; unknown names are kept."""
-    if numbered := re.fullmatch(r"test[ _-]?(\d+)", name.casefold()):
-        return f"Test{numbered[1]}"
-    return next((split for split, synonyms in SPLITS.items() if name.casefold() in synonyms), name)
 
 
 def leave_out_unsplit(table: pd.DataFrame, source: object) -> pd.DataFrame:

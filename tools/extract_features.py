@@ -24,9 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepmi import cli, matfile
-from deepmi.process import UserError, notify
-from deepmi.storage import prepare_folder
+from deepmi import cli
 
 if TYPE_CHECKING:
     from tools.feature_sets import Clip
@@ -79,6 +77,19 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
+if __name__ == "__main__":
+    ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
+
+from joblib import Parallel, delayed, parallel_config
+from tqdm import tqdm
+
+from deepmi import features, matfile
+from deepmi.process import UserError, notify
+from deepmi.storage import prepare_folder
+from tools.feature_sets import MOST_THREADS, Clip, features_of, in_parallel, open_set
+from tools.recordings import find_recordings, without_features
+
+
 def extract_some(
     clips: Sequence[Clip], targets: Sequence[Path | None], feature_set: str, device: str
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
@@ -95,9 +106,6 @@ def extract_some(
     Raises:
         UserError, OSError: no such set, or the output folder fails; that is no fault of a recording.
     """
-    from deepmi import features
-    from tools.feature_sets import features_of
-
     failed, doubtful = [], []
     for clip, target, (vector, remark) in zip(clips, targets, features_of(clips, feature_set, device)):
         if target is None:
@@ -111,8 +119,6 @@ def extract_some(
 
 def _claim_folder(feature_dir: Path, name: str, width: int) -> None:
     """Have a folder say which set it is of, and refuse one that has files of another."""
-    from deepmi import features
-
     present = next((path for path in sorted(feature_dir.glob("*.mat")) if not path.name.startswith(".")), None)
     if present is None:
         features.write_feature_set(feature_dir, name)
@@ -135,14 +141,11 @@ def on_cluster(tasks: Sequence[tuple], address: str) -> Iterator:
         from dask import distributed
     except ImportError:
         raise UserError("--scheduler needs the package distributed: `pip install distributed`.") from None
-    from joblib import Parallel, delayed, parallel_config
 
     root = str(Path(__file__).resolve().parents[1])
 
     # Defined here, so that it is sent whole, and given plain tuples: the scheduler knows no module of this program.
     def work(clips: list[tuple], *rest):
-        import sys
-
         if root not in sys.path:
             sys.path.insert(0, root)
         from tools import extract_features, feature_sets
@@ -186,10 +189,6 @@ def extract_folder(
     Raises:
         UserError: no recordings, no such set, a folder that can't be written or that holds another set.
     """
-    from tqdm import tqdm
-
-    from tools.feature_sets import MOST_THREADS, Clip, in_parallel, open_set
-    from tools.recordings import find_recordings, without_features
 
     if scheduler:  # its machines know nothing of the folder that this one is in
         audio_dir, feature_dir = Path(audio_dir).absolute(), Path(feature_dir).absolute()
@@ -265,4 +264,4 @@ if __name__ == "__main__":
     # By its own name, not as __main__: what worker processes keep for the next task belongs to a module they import.
     from tools import extract_features
 
-    cli.run(extract_features.main, get_args_parser())
+    cli.run(extract_features.main, ARGS)

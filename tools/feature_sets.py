@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import soundfile
+import torch
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from deepmi.process import UserError, workers_without_interrupt
@@ -75,7 +78,6 @@ def read_signal(clip: Clip, remarks: list[str] | None = None) -> NDArray[np.floa
         UserError: unreadable or empty, in words fit for a list.
     """
     import audresample
-    import soundfile
 
     remarks = [] if remarks is None else remarks
     try:
@@ -112,8 +114,6 @@ def _opened(recording: Path, remarks: list[str]) -> Iterator:
         UserError: it is empty, or its header can't be true, or it is no speech.
         soundfile.LibsndfileError, RuntimeError, OSError: it can't be read.
     """
-    import soundfile
-
     size = recording.stat().st_size
     if size == 0:  # before it is opened: a pipe would wait for its writer
         raise UserError("empty file (0 bytes)")
@@ -164,8 +164,6 @@ def _read_mono(stream, frames: int) -> tuple[NDArray[np.float32], float]:
 
 def seconds_of(recording: Path) -> float:
     """Length of a recording; 0 where it can't be read, which `features_of` reports when its turn comes."""
-    import soundfile
-
     try:
         with _opened(recording, []) as stream:
             return stream.frames / stream.samplerate
@@ -303,7 +301,6 @@ class EncoderSet:
         # Encoders with a group norm (wav2vec2-base) know no mask: silence beside a clip would change its features.
         if not self._prepare.return_attention_mask and len({len(signal) for signal in signals}) > 1:
             return [self._pool([signal])[0] for signal in signals]
-        import torch
 
         lengths = torch.tensor([len(signal) for signal in signals])
         frames = self._model._get_feat_extract_output_lengths(lengths).tolist()
@@ -335,7 +332,6 @@ def _check_config(file: Path) -> None:
 
 def _check_size(folder: Path, config) -> None:
     """Raise `UserError` where a network of this configuration has more weights than the folder has bytes of them."""
-    import torch
     import transformers
 
     with torch.device("meta"):  # without memory
@@ -445,8 +441,6 @@ def in_parallel(work: Callable, tasks: Sequence[tuple], workers: int) -> Iterato
         workers: tasks at a time; up to MOST_THREADS in threads, above in processes.
     """
     if workers > MOST_THREADS:
-        from joblib import Parallel, delayed
-
         pool = Parallel(n_jobs=min(workers, len(tasks)), return_as="generator")
         with workers_without_interrupt():
             results = pool(delayed(work)(*task) for task in tasks)

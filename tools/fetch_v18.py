@@ -52,6 +52,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
+if __name__ == "__main__":
+    ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
+
+
 def local_path(name: str) -> Path:
     """Where a file of the repository belongs here: its norm terms get a folder of their own beside yours."""
     path = Path(name)
@@ -131,4 +135,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, get_args_parser())
+    cli.run(main, ARGS)

@@ -21,16 +21,21 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from deepmi import cli, run_log, runtime, storage
-from deepmi.process import UserError, notify
-
-if TYPE_CHECKING:
-    from tools.feature_sets import Clip
+from deepmi import cli
 
 SHORTEST_SEGMENT = 0.1  # seconds; openSMILE needs about half of it
 BLOCK = 256  # clips that pass through the networks together, and that a killed run loses at most
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= SHORTEST_SEGMENT):
+        raise argparse.ArgumentTypeError(f"expected a number of seconds, at least {SHORTEST_SEGMENT}, found {text}")
+    return value
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -82,15 +87,22 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value >= SHORTEST_SEGMENT):
-        raise argparse.ArgumentTypeError(f"expected a number of seconds, at least {SHORTEST_SEGMENT}, found {text}")
-    return value
+if __name__ == "__main__":
+    ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
 
+import csv
+
+import numpy as np
+from tqdm import tqdm
+
+import utils
+from deepmi import features, run_log, runtime, storage
+from deepmi.batches import Rows, in_batches
+from deepmi.process import UserError, notify
+from model import load_regressor
+from tools import extract_features
+from tools.feature_sets import Clip, features_of, in_parallel, is_opensmile_set, open_set, seconds_of
+from tools.recordings import list_recordings
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What to predict
@@ -108,9 +120,6 @@ def find_clips(inputs: list[Path], segment: float | None) -> dict[Clip, str]:
     Raises:
         UserError: an input is not there, or a folder has no recordings.
     """
-    from tools.feature_sets import Clip
-    from tools.recordings import list_recordings
-
     names: dict[Path, str] = {}
     for given in inputs:
         if given.is_dir():
@@ -128,8 +137,6 @@ def find_clips(inputs: list[Path], segment: float | None) -> dict[Clip, str]:
 
 def cut(recording: Path, segment: float) -> list[Clip]:
     """A recording in pieces of `segment` seconds; the last is from half to one and a half times as long."""
-    from tools.feature_sets import Clip, seconds_of
-
     length = seconds_of(recording)
     count = max(1, math.floor(length / segment + 0.5))
     stops = [(number + 1) * segment for number in range(count - 1)]
@@ -170,11 +177,6 @@ class Predictor:
         Returns:
             Attribute -> float64, shape (number of clips,).
         """
-        import numpy as np
-
-        import utils
-        from deepmi import features
-        from deepmi.batches import Rows, in_batches
 
         rows = Rows(features.normalise(np.concatenate(vectors), *self.feature_norm), self.device, "fp32")
         found = {}
@@ -203,11 +205,6 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     Raises:
         UserError: one is missing, damaged, or of another feature set than the rest; two are of one attribute.
     """
-    import utils
-    from deepmi import features
-    from model import load_regressor
-    from tools.feature_sets import is_opensmile_set, open_set
-
     device = runtime.choose_device(args.device)
     feature_norm = utils.read_feature_norm(args.norm_dir)
     sets = {args.norm_dir: features.read_feature_set(args.norm_dir)}
@@ -251,8 +248,6 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
 
 def predict_block(predictor: Predictor, clips: list[Clip], args: argparse.Namespace, bar) -> tuple[dict, dict]:
     """(clip -> its labels in the order of the predictor's attributes, clip -> its remark, as `Features` has it)."""
-    from tools.feature_sets import features_of, in_parallel, open_set
-
     kind = open_set(predictor.feature_set, args.device)
     batches = kind.batches(clips, 1)
     tasks = [(batch, predictor.feature_set, args.device) for batch in batches]
@@ -309,8 +304,6 @@ def predict(
         For each block `rows`, as text, `faults`, (where, reason) each, and `doubtful`, (recording, remark) each of
         those that are in the rows.
     """
-    from tqdm import tqdm
-
     todo = list(clips)
     with tqdm(total=len(todo), desc="predictions", unit="clip", disable=None) as bar:
         for start in range(0, len(todo), BLOCK):
@@ -349,9 +342,6 @@ def _where(clip: Clip) -> str:
 
 def main(args: argparse.Namespace) -> int:
     """Predict, write, name what could not be used."""
-    import csv
-
-    from tools import extract_features
 
     clips = find_clips(args.inputs, args.segment)
     table = None if args.out == "-" else storage.output_file(args.out)
@@ -392,4 +382,4 @@ if __name__ == "__main__":
     # By its own name, not as __main__: worker processes import what they are sent.
     from tools import predict as this
 
-    cli.run(this.main, get_args_parser())
+    cli.run(this.main, ARGS)

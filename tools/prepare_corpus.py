@@ -21,20 +21,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-from tqdm import tqdm
-
-import norm_para
-import utils
-from deepmi import cli, features
-from deepmi.metric import LEVEL_EDGES, NUM_LEVELS, emotion_levels
-from deepmi.process import UserError, one_line
-from deepmi.storage import prepare_folder, read_json_object, write_atomically, write_text
-from tools import corpora
-from tools.extract_features import extract_folder, print_summary
-from tools.feature_sets import open_set, seconds_of
-from tools.recordings import Recordings, find_recordings, first_few, plural, without_features
+from deepmi import cli
 
 # Flags that do not change the labels
 OTHER_FLAGS = (
@@ -112,6 +99,25 @@ def _add_flags(parser: argparse.ArgumentParser, kind: str) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading
+
+
+if __name__ == "__main__":
+    ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+import norm_para
+import utils
+from deepmi import features
+from deepmi.metric import LEVEL_EDGES, NUM_LEVELS, emotion_levels
+from deepmi.process import UserError, one_line
+from deepmi.storage import prepare_folder, read_json_object, write_atomically, write_text
+from tools import corpora
+from tools.extract_features import extract_folder, print_summary
+from tools.feature_sets import open_set, seconds_of
+from tools.recordings import Recordings, find_recordings, first_few, plural, without_features
 
 
 def read_source(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame | None, tuple[float, float]]:
@@ -338,4 +344,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, get_args_parser())
+    cli.run(main, ARGS)

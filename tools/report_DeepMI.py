@@ -1,23 +1,21 @@
 """A report on DeepMI: what the values are, what they follow, and which utterances have them, as one page.
 
     python -m tools.report_DeepMI -emo Val -nc 50 --corpus /data/MSP-PODCAST-Publish-1.8
+    python -m tools.report_DeepMI --metric curriculum_metric_v1.8/DeepMI_50clusters@_Val.json
 
-reads curriculum_metric/DeepMI_50clusters@_Val.json and the corpus' label file, and writes
-results/DeepMI_report_Val.html, which needs no network, and each of its pictures as results/DeepMI_report_Val_*.png.
-Where the checkpoint that the values came from is there too (with its features and norm terms), clusters, information
-and acoustic features are added: by -ep, -batch and -nc, or by --checkpoint.
+The first reads curriculum_metric/DeepMI_50clusters@_Val.json and the label file of the corpus, and writes
+results/DeepMI_report_Val.html, which needs no network, and each of its charts as results/DeepMI_report_Val_*.png.
+With the checkpoint that the values came from (-ep, -batch and -nc, or --checkpoint), its features and normalization
+statistics, clusters, information and acoustic features are added. The second needs no corpus: it shows the
+distribution, the ties, the bins of the curriculum, and the attributes in that folder against each other.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
-from deepmi import cli, storage
-from deepmi.process import UserError, notify, one_line
-
-TRUTH = "demo_truth.csv"  # of the demo corpus: which clips it made disputed
+from deepmi import cli
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -27,7 +25,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     cli.add_clusters_argument(parser)
     cli.add_metric_dir_argument(parser)
     parser.add_argument(
-        "--metric", type=Path, metavar="FILE", help="DeepMI file to report on, whatever -nc and --metric-dir say"
+        "--metric",
+        type=Path,
+        metavar="FILE",
+        help="DeepMI file to report on, instead of the one of -nc (default: 50) and -emo (default: Val) in "
+        "--metric-dir; unless given, -nc and -emo follow its name",
     )
     parser.add_argument(
         "--checkpoint",
@@ -43,226 +45,50 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="URL_OR_DIR",
         help="where the page finds the recordings: a URL, or a folder instead of the corpus' Audios",
     )
-    parser.add_argument(
-        "--results-dir", type=Path, default=Path("results"), metavar="DIR", help="folder of the page and its pictures"
-    )
-    cli.add_compute_arguments(parser, "seed of the bootstrap, of the random order and of what a picture samples")
+    cli.add_results_dir_argument(parser, "folder of the page and its charts")
+    cli.add_compute_arguments(parser, "seed of the bootstrap, of the random order and of the samples in charts")
+    parser.set_defaults(emo_attr=None, num_clusters=None)  # see main
     return parser
 
 
-def read_truth(labels: Path):
-    """Which clips the demo corpus made disputed, bool by file name; None where the corpus is another one."""
-    import pandas as pd
+if __name__ == "__main__":
+    ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
 
-    import utils
+import re
 
-    file = labels.with_name(TRUTH)
-    if not file.is_file():
-        return None
-    truth = utils.read_csv(file, ("FileName", "HighDisagreement"))
-    if truth["FileName"].duplicated().any():
-        notify(f"warning: {file}: file names stand there twice, so it is not used.")
-        return None
-    return pd.Series((truth["HighDisagreement"] == "1").to_numpy(), index=truth["FileName"])
-
-
-def read_spread(root: Path | None, emo_attr: str):
-    """How far the raters are apart, by file name; None, with a line that says why, where it can't be known."""
-    import utils
-
-    file = utils.find_detailed_file(root) if root else None
-    if file is None:
-        print("note: no labels_detailed beside the labels: rater disagreement is left out.")
-        return None
-    try:
-        return utils.rater_spread(file, emo_attr)
-    except UserError as error:
-        notify(f"warning: {error} Rater disagreement is left out.")
-        return None
-
-
-def read_others(args: argparse.Namespace, folder: Path) -> dict:
-    """DeepMI of the other attributes of the same -nc, attribute -> series by file name, where there is a file."""
-    import pandas as pd
-
-    import utils
-    from deepmi.metric import read_metric
-
-    files = {
-        attribute: utils.metric_file(folder, args.num_clusters, attribute)
-        for attribute in cli.ATTRIBUTES
-        if attribute != args.emo_attr
-    }
-    found = {}
-    for attribute, file in files.items():
-        if file.is_file():
-            try:
-                found[attribute] = pd.Series(read_metric(file))
-            except UserError as error:
-                notify(f"warning: {error} It is left out.")
-    return found
-
-
-def run_network(args: argparse.Namespace, checkpoint: Path):
-    """(training utterances that have features, `report_panels.Network` over them)."""
-    import torch
-
-    import utils
-    from deepmi.batches import in_batches
-    from deepmi.metric import ALPHA, deepmi_values, emotion_levels
-    from extract_DeepMI import open_network
-    from tools import feature_sets
-    from tools.report_panels import Network, standardised_differences
-
-    model, _, corpus, train, rows, precision = open_network(args, checkpoint)
-
-    def outputs(rows: torch.Tensor) -> tuple:
-        return (*model(rows), model.cluster_features(rows))
-
-    logits, prediction, features = in_batches(model, outputs, rows, precision)
-    clusters = logits.argmax(dim=1).cpu().numpy()
-    predicted = emotion_levels(utils.denormalise(prediction.cpu().numpy(), corpus.label_norm, checkpoint))
-    values, information = deepmi_values(
-        clusters,
-        emotion_levels(train.labels),
-        predicted,
-        args.num_clusters,
-        ALPHA[args.emo_attr],
-    )
-    # MSP-Podcast's own features carry no note; their folder is called after their set.
-    is_default = corpus.corpus.features.parts[-3:] == utils.FEATURE_FOLDER.parts
-    names = feature_sets.feature_names(corpus.feature_set or ("IS13" if is_default else ""), corpus.num_features)
-    network = Network(
-        checkpoint.name,
-        clusters,
-        predicted,
-        values,
-        information,
-        features.cpu().numpy(),
-        standardised_differences(train.rows, clusters, args.num_clusters),
-        names,
-    )
-    return train.names, network
-
-
-def find_network(args: argparse.Namespace):
-    """As `run_network`, or (None, None) with a line that says what is missing: it was not asked for by name."""
-    import utils
-
-    if args.checkpoint:
-        return run_network(args, args.checkpoint)
-    checkpoint = utils.ssl_checkpoint(args.model_dir, args.epoch, args.batch_size, args.num_clusters, args.emo_attr)
-    if not checkpoint.is_file():
-        print(
-            f"note: no {checkpoint}; that checkpoint (by -ep, -batch, -nc, --model-dir, or --checkpoint FILE) would "
-            "add clusters, information and features."
-        )
-        return None, None
-    try:
-        return run_network(args, checkpoint)
-    except UserError as error:
-        notify(f"warning: {checkpoint} is left out: {error}")
-        return None, None
-
-
-def other_labels(table, emo_attr: str, label_file: Path) -> list:
-    """Labels of each split besides Train, for the table of the page; a split whose labels are hidden is left out."""
-    import utils
-
-    found = []
-    for _, rows in table.groupby("Split_Set"):
-        if utils.has_labels(rows, emo_attr):
-            try:
-                found.append(utils.attribute_labels(rows, emo_attr, label_file))
-            except UserError as error:
-                notify(f"note: {error} That split is left out of the table.")
-    return found
-
-
-def gather(args: argparse.Namespace, metric_file: Path, label_file: Path):
-    """Read everything: `report_panels.Evidence`.
-
-    Raises:
-        UserError: labels, DeepMI file or an explicit checkpoint are missing or damaged, or not of one Train split.
-    """
-    import numpy as np
-    import pandas as pd
-
-    import utils
-    from deepmi import curriculum
-    from deepmi.metric import read_metric
-    from tools import report_panels
-
-    metric = read_metric(metric_file)
-    table = utils.read_labels(label_file)
-    in_train = utils.select_split(table, "Train", label_file)
-    train = utils.attribute_labels(in_train, args.emo_attr, label_file)
-    labels = pd.concat([train, *other_labels(table.drop(in_train.index), args.emo_attr, label_file)])
-    with_features, network = find_network(args)
-    names = sorted(train.index) if network is None else with_features
-    if args.skip_missing:
-        kept = np.array([name in metric for name in names])
-        if not kept.all():
-            notify(f"warning: {(~kept).sum()} training utterances have no DeepMI; left out.")
-            if network is not None:
-                notify("warning: the checkpoint's pictures are of all training utterances; left out.")
-                network = None
-        names = [name for name in names if name in metric]
-    values = curriculum.match_metric(metric, names, metric_file, in_train["FileName"].tolist())
-    spread = read_spread(args.corpus, args.emo_attr)
-    marked, marked_by = read_truth(label_file), f"the clips that {TRUTH} calls so"
-    if marked is None and spread is not None:
-        ours = spread[spread.index.isin(names)]
-        marked = report_panels.most_disputed(ours)
-        marked_by = f"the {100 * report_panels.DISPUTED_SHARE:.0f} % whose raters are furthest apart"
-    table = table.set_index("FileName").loc[labels.index]
-    return report_panels.Evidence(
-        emo_attr=args.emo_attr,
-        num_clusters=args.num_clusters,
-        seed=args.seed,
-        names=names,
-        values=values,
-        labels=train.loc[names].to_numpy(),
-        table=table.assign(label=labels),
-        others=read_others(args, metric_file.parent),
-        spread=spread,
-        marked=marked,
-        marked_by=marked_by,
-        network=network,
-    )
+import utils
+from deepmi import storage
+from deepmi.process import UserError, one_line
+from tools.report import charts, page, panels
+from tools.report.evidence import gather
 
 
 def main(args: argparse.Namespace) -> None:
     """Gather, draw and write."""
-    import utils
-    from deepmi import plots
-    from tools import report_page, report_panels
-    from tools.report_render import matplotlib_figure
-
-    if args.corpus is None and args.labels is None:
-        raise UserError(utils.NO_CORPUS)
+    alone = args.corpus is None and args.labels is None
+    if alone and (args.metric is None or args.checkpoint):
+        raise UserError(f"{utils.NO_CORPUS} Without a corpus, only --metric FILE can be reported on.")
     if args.corpus is not None and not args.corpus.is_dir():
         raise UserError(f"{args.corpus}: no such folder; --corpus (or DEEPMI_CORPUS) names a corpus.")
+    named = re.search(r"DeepMI_(\d{1,6})clusters@_(Act|Dom|Val)\b", args.metric.name if args.metric else "")
+    args.num_clusters = args.num_clusters or int(named[1] if named else 50)
+    args.emo_attr = args.emo_attr or (named[2] if named else "Val")
     metric_file = args.metric or utils.metric_file(args.metric_dir, args.num_clusters, args.emo_attr)
-    label_file = args.labels or utils.find_label_file(args.corpus)
-    audio = report_page.find_audio(args.corpus, args.audio_base, args.results_dir)
+    label_file = None if alone else args.labels or utils.find_label_file(args.corpus)
+    recordings = page.find_recordings(args.corpus, args.audio_base, args.results_dir)
     utils.make_output_folders(args.results_dir)
-    found = gather(args, metric_file, label_file)
-    report = report_panels.build(found)
-    corpus_name = one_line(args.corpus.resolve().name if args.corpus else label_file.stem)
-    page = args.results_dir / f"DeepMI_report_{args.emo_attr}.html"
-    written = []
-    for panel in report.panels:
-        written.append(page.with_name(f"{page.stem}_{panel.name}.png"))
-        plots.save(matplotlib_figure(panel), written[-1])
-    other = re.search(r"@_(Act|Dom|Val)\b", metric_file.name)
-    if other and other[1] != args.emo_attr:
-        report.warnings.append(f"{metric_file.name} is by its name a file of {other[1]}, not of {args.emo_attr}.")
-    storage.write_text(page, report_page.page(found, report, corpus_name, metric_file.name, audio))
+    report = panels.build(gather(args, metric_file, label_file))
+    if named and named[2] != args.emo_attr:
+        report.warnings.append(f"{metric_file.name} is by its name a file of {named[2]}, not of {args.emo_attr}.")
+    target = args.results_dir / f"DeepMI_report_{args.emo_attr}.html"
+    for name, chart in report.charts.items():
+        charts.write_png(chart, target.with_name(f"{target.stem}_{name}.png"))
+    corpus = "" if alone else one_line(args.corpus.resolve().name if args.corpus else label_file.stem)
+    storage.write_text(target, page.render(report, corpus, metric_file.name, recordings))
     for line in (*(f"warning: {text}" for text in report.warnings), *report.findings):
         print(line)
-    print(f"wrote {page} and, beside it, {len(written)} pictures, {page.stem}_*.png")
+    print(f"wrote {target} and {len(report.charts)} charts, {target.stem}_*.png")
 
 
 if __name__ == "__main__":
-    cli.run(main, get_args_parser())
+    cli.run(main, ARGS)

@@ -22,37 +22,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from joblib import Parallel, delayed
+from joblib.externals.loky import get_reusable_executor
 from numpy.typing import NDArray
+from sklearn.linear_model import RidgeCV
+from tqdm import tqdm
 
-from deepmi import __version__, cli, curriculum, run_log, runtime, storage
+import extract_DeepMI
+import testing_Curriculum
+import training_Curriculum
+import training_DeepEmoCluster
+import utils
+from deepmi import __version__, cli, clustering, curriculum, run_log, runtime, storage
+from deepmi.batches import Rows, in_batches
+from deepmi.metric import read_metric, write_metric
 from deepmi.process import UserError, workers_without_interrupt
 from deepmi.seeds import derived_seed
+from model import load_ssl_checkpoint
 
 FOLDS = 5  # of the self-taught scores
-RIDGE = "ridge"  # no order: scikit-learn's regression in place of the network
 RESULT_KEYS = {"order", "seed", "best_epoch", "curve", "tests"}
-ORDERS = (*curriculum.ORDERS, *curriculum.RIVAL_ORDERS, RIDGE)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Side by side
-
-
-def add_trial_arguments(parser: argparse.ArgumentParser) -> None:
-    """--jobs and --results-dir, for tools that train many times."""
-    parser.add_argument(
-        "--jobs",
-        type=cli.positive_int,
-        metavar="N",
-        help="trainings at a time, each on one thread of a CPU; by default as many as cores, and one on a GPU",
-    )
-    parser.add_argument(
-        "--results-dir",
-        type=Path,
-        default=Path("results"),
-        metavar="DIR",
-        help="folder of tables and pictures; finished trainings are kept in its folder trials and not run again",
-    )
 
 
 def side_by_side(work: Callable, tasks: Sequence[argparse.Namespace], jobs: int, title: str) -> Iterator[tuple]:
@@ -64,10 +58,6 @@ def side_by_side(work: Callable, tasks: Sequence[argparse.Namespace], jobs: int,
         jobs: how many at a time, each in a process of its own where there are several.
         title: of the progress bar.
     """
-    from joblib import Parallel, delayed
-    from joblib.externals.loky import get_reusable_executor
-    from tqdm import tqdm
-
     pool = Parallel(n_jobs=min(jobs, max(len(tasks), 1)), return_as="generator_unordered", batch_size=1)
     started_by = os.getpid(), Path.cwd()
     with workers_without_interrupt():
@@ -85,9 +75,6 @@ def side_by_side(work: Callable, tasks: Sequence[argparse.Namespace], jobs: int,
 
 def _alone(work: Callable, task: argparse.Namespace, number: int, starter: int, folder: Path) -> tuple:
     """(number, what `work` returns), on one thread where it computes on a CPU, and silently."""
-    from tqdm import tqdm
-
-    from deepmi import clustering
 
     if os.getpid() != starter:
         _end_with(starter)
@@ -120,8 +107,6 @@ def with_changes(args: argparse.Namespace, **changes: object) -> argparse.Namesp
 
 def prepare(args: argparse.Namespace) -> None:
     """Settle device, precision and number of jobs, and make the folders."""
-    import utils
-
     device = runtime.choose_device(args.device)
     args.precision = runtime.choose_precision(device, args.precision)
     args.jobs = args.jobs or (cli.cpu_count() if device.type == "cpu" else 1)
@@ -148,11 +133,8 @@ def make_metric(args: argparse.Namespace) -> Path:
     Raises:
         UserError: as the stages.
     """
-    import extract_DeepMI
-    import training_DeepEmoCluster
-    import utils
-
-    stage = with_changes(args, epoch=args.ssl_epochs, alpha=None, resume=True, workers=1)
+    stage = with_changes(args, epoch=args.ssl_epochs, alpha=None, resume=True, workers=1, compile=False)
+    stage.clusters, stage.restarts = "head", 1
     stage.model_dir = stage.metric_dir = args.metric_folder
     training_DeepEmoCluster.main(stage)
     extract_DeepMI.main(stage)
@@ -161,14 +143,10 @@ def make_metric(args: argparse.Namespace) -> Path:
 
 def make_metrics(tasks: Sequence[argparse.Namespace], jobs: int) -> None:
     """`make_metric` for every task; each then has its metric (the DeepMI file), checkpoint and num_unlabeled."""
-    import torch
-
-    import training_DeepEmoCluster
-    import utils
-
     for task in tasks:  # what is wrong with the input comes to light here, and all cores pack
-        parts, keys, _ = training_DeepEmoCluster.load_parts(task, torch.device("cpu"))
-        task.num_unlabeled = len(parts["unlabeled"].names) if "unlabeled" in parts else 0
+        sets, _ = training_DeepEmoCluster.load_sets(task)
+        keys = {name: data.key for name, data in sets.items()}
+        task.num_unlabeled = len(sets["unlabeled"].names) if "unlabeled" in sets else 0
         identity = storage.digest(_settings(with_changes(task, epoch=task.ssl_epochs)), task.num_clusters, keys)
         task.metric_folder = trial_folder(task) / f"{task.emo_attr}_seed{task.seed}_{identity[:12]}"
     for task, task.metric in side_by_side(make_metric, tasks, jobs, "DeepEmoCluster"):
@@ -186,8 +164,6 @@ def noisy_labels(args: argparse.Namespace) -> Path:
     Raises:
         UserError: as `utils.read_labels`, or no Train labels.
     """
-    import utils
-
     source = args.labels or utils.find_label_file(args.corpus)
     table = utils.read_labels(source)
     labels = utils.attribute_labels(utils.select_split(table, "Train", source), args.emo_attr, source)
@@ -245,10 +221,6 @@ DATA_ARGUMENTS = (
 
 @functools.lru_cache(maxsize=1)
 def _load_data(*values: object) -> Data:
-    import testing_Curriculum
-    import utils
-    from deepmi.batches import Rows
-
     args = argparse.Namespace(**dict(zip(DATA_ARGUMENTS, values)))
     device = runtime.choose_device(args.device)
 
@@ -276,7 +248,7 @@ def fit(args: argparse.Namespace, data: Data, order: NDArray[np.int64]) -> tuple
     """Train a regressor as training_Curriculum.py does.
 
     Args:
-        args: epoch, batch_size, seed, order, pacing, precision, device.
+        args: epoch, batch_size, seed, order, precision, device, and those of the schedule.
         data: what to train and validate on.
         order: positions in Train, the first to be trained first; the others are left out.
     Returns:
@@ -284,27 +256,26 @@ def fit(args: argparse.Namespace, data: Data, order: NDArray[np.int64]) -> tuple
     Raises:
         UserError: a loss is not finite.
     """
-    import training_Curriculum
-    from model import DenseNet
 
+    device = runtime.choose_device(args.device)
     runtime.seed_everything(derived_seed(args.seed, "regressor"))
-    model = DenseNet(data.corpus.num_features)
-    learner = training_Curriculum.Learner(model, runtime.choose_device(args.device), args)
+    learner = training_Curriculum.Learner(data.corpus.num_features, device)
     train, validation = data.train, data.validation
-    best, curve = run_log.NO_BEST, []
-    for record in training_Curriculum.train_epochs(
-        learner, train.rows, train.data, validation.rows, validation.data, order, args
-    ):
-        best = run_log.better_of(best, record["validation_ccc_loss"], record["epoch"], model.state_dict())
-        curve.append(1 - record["validation_ccc_loss"])
-    model.load_state_dict(best["weights"])
-    return model, best["epoch"], curve
+    targets, order = torch.from_numpy(train.data.targets).to(device), torch.from_numpy(order).to(device)
+    best, curve, schedule = run_log.NO_BEST, [], cli.schedule(args)
+    for epoch in range(args.epoch):
+        subset = order[: schedule.size(args.order, epoch, len(order))]
+        rate = schedule.learning_rate(epoch)
+        training_Curriculum.train_epoch(learner, train.rows, train.data.names, targets, subset, rate, epoch, args)
+        loss = training_Curriculum.validation_loss(learner, validation.rows, validation.data.targets, args.precision)
+        best = run_log.better_of(best, loss, epoch, learner.model.state_dict())
+        curve.append(1 - loss)
+    learner.model.load_state_dict(best["weights"])
+    return learner.model, best["epoch"], curve
 
 
 def predict(model, rows, precision: str) -> NDArray[np.float32]:
     """The regressor's z-normed predictions, shape (N,)."""
-    from deepmi.batches import in_batches
-
     return in_batches(model, model, rows, precision)[0].cpu().numpy()
 
 
@@ -318,8 +289,6 @@ def folds_by_speaker(speakers: Sequence[str], names: Sequence[str], seed: int) -
     Returns:
         Folds 0..FOLDS-1, fewer where there are fewer speakers, int64, shape (N,). A single speaker is cut through.
     """
-    import utils
-
     groups = [name if who == utils.UNKNOWN_SPEAKER else f"speaker {who}" for who, name in zip(speakers, names)]
     groups = groups if len(set(groups)) > 1 else list(names)
     sizes = Counter(groups)
@@ -344,8 +313,6 @@ def self_taught(args: argparse.Namespace) -> Path:
     Source: Hacohen & Weinshall, ICML 2019; cross-fitted so that no utterance is scored by what has learned it, or has
         heard its speaker.
     """
-    from deepmi.metric import write_metric
-
     data = load_data(args)
     train = data.train.data
     identity = storage.digest(_settings(args), train.key, data.validation.data.key)
@@ -379,14 +346,12 @@ def order_of(args: argparse.Namespace, data: Data) -> NDArray[np.int64]:
     Raises:
         UserError: what the order goes by is missing or unreadable.
     """
-    import training_Curriculum
-    import utils
-    from deepmi.metric import read_metric
-
     train = data.train.data
     if args.order in curriculum.ORDERS:
         # Every order of a comparison trains on the same utterances, so a metric that covers a part of Train is refused.
-        return training_Curriculum.load_order(with_changes(args, skip_missing=False), data.corpus, train)[0]
+        metric = args.metric if args.order in curriculum.METRIC_ORDERS else None
+        stage = with_changes(args, metric=metric, skip_missing=False, keep=1)
+        return training_Curriculum.load_order(stage, data.corpus, train)[0]
     if args.order == "agreement":
         file = utils.find_detailed_file(args.corpus) if args.corpus else None
         if file is None:
@@ -406,9 +371,6 @@ def order_of(args: argparse.Namespace, data: Data) -> NDArray[np.int64]:
 
 def _cluster_predictions(args: argparse.Namespace, data: Data) -> NDArray[np.float32]:
     """What the regressor of the DeepEmoCluster checkpoint predicts for Train, z-normed, shape (N,)."""
-    from deepmi.batches import in_batches
-    from model import load_ssl_checkpoint
-
     model, info = load_ssl_checkpoint(
         args.checkpoint, data.corpus.num_features, args.num_clusters, args.emo_attr, data.corpus.feature_set
     )
@@ -427,8 +389,6 @@ def ridge_predictions(train_rows: NDArray, labels: NDArray, *test_rows: NDArray)
     Returns:
         Predictions for each set, shape (M,).
     """
-    from sklearn.linear_model import RidgeCV
-
     model = RidgeCV(alphas=np.logspace(0, 6, 25)).fit(train_rows, labels)
     return [model.predict(rows) for rows in test_rows]
 
@@ -457,23 +417,21 @@ def run_trial(args: argparse.Namespace) -> dict:
     Raises:
         UserError: as the stages.
     """
-    import utils
-
     data = load_data(args)
     parts = {"train": data.train, "validation": data.validation, **data.tests}
     keys = {name: part.data.key for name, part in parts.items()}
     train = data.train.data
-    if args.order == RIDGE:  # depends on nothing but the data
-        settings, order = {"order": RIDGE, "version": __version__}, np.arange(len(train.names))
+    if args.order == curriculum.RIDGE:  # depends on nothing but the data
+        settings, order = {"order": curriculum.RIDGE, "version": __version__}, np.arange(len(train.names))
     else:
-        settings = _settings(args) | {"order": args.order, "pacing": args.pacing}
+        settings = _settings(args) | {"order": args.order, "schedule": vars(cli.schedule(args))}
         order = order_of(args, data)
     identity = storage.digest(settings, keys, order.tobytes())
     target = trial_folder(args) / f"{args.emo_attr}_{args.order}_seed{args.seed}_{identity[:12]}.json"
     if kept := _kept(target, data):
         return kept
     result = {"order": args.order, "seed": args.seed, "best_epoch": None, "curve": None}
-    if args.order == RIDGE:
+    if args.order == curriculum.RIDGE:
         found = ridge_predictions(train.rows, train.labels, *(part.data.rows for part in data.tests.values()))
     else:
         model, result["best_epoch"], result["curve"] = fit(args, data, order)

@@ -1,0 +1,1 @@
+"""The DeepMI report: `evidence` reads, `measures` computes, `charts` draws, `sections` explains, `page` writes."""
