@@ -22,7 +22,6 @@ from deepmi.process import UserError, notify
 from deepmi.seeds import derived_seed
 from deepmi.storage import read_text
 from tools.recordings import Recordings, first_few, plain_names, plural
-from utils import SPLITS, split_name
 
 ATTRIBUTE_COLUMNS = ("EmoAct", "EmoVal", "EmoDom")
 MOST_OUTSIDE = 10  # labels outside the scale, or one in a hundred if that is more
@@ -76,7 +75,7 @@ def complete(table: pd.DataFrame) -> pd.DataFrame:
     for column in ("EmoClass", "SpkrID", "Gender", "Split_Set"):
         words = utils.UNKNOWN if column in ("SpkrID", "Split_Set") else utils.EMPTY
         table[column] = utils.without_words(table[column], words)
-    table["Split_Set"] = table["Split_Set"].map(split_name)
+    table["Split_Set"] = table["Split_Set"].map(utils.split_name)
     table.loc[table["SpkrID"] == "", "SpkrID"] = utils.UNKNOWN_SPEAKER
     return table
 
@@ -170,7 +169,7 @@ def split_by_speaker(table: pd.DataFrame, fractions: Sequence[float], seed: int,
     first, second = (np.random.RandomState(seed).permutation(count) for count in (len(speakers), rest))
     held_out = speakers[first[:rest]][second]
     parts = (speakers[first[rest:]], held_out[test:], held_out[:test])
-    splits = {speaker: split for split, part in zip(SPLITS, parts) for speaker in part}
+    splits = {speaker: split for split, part in zip(utils.SPLITS, parts) for speaker in part}
     return [splits[speaker] for speaker in table["SpkrID"]]
 
 
@@ -239,7 +238,7 @@ def read_podcast(root: Path, in_place: bool = False) -> tuple[pd.DataFrame, pd.D
     file, detailed = utils.find_label_file(root), utils.find_detailed_file(root)
     print(f"labels: {file}\nlabels of each rater: {detailed or 'none'}")
     table = utils.read_labels(file, needs_split=False)
-    table["Split_Set"] = table["Split_Set"].map(split_name)
+    table["Split_Set"] = table["Split_Set"].map(utils.split_name)
     for path in sorted(path for path in root.rglob("*.txt") if path.stem.casefold() == "partitions")[:1]:
         theirs = table["FileName"].map(read_partitions(path)).fillna("")
         lacking = table["Split_Set"] == ""
@@ -281,7 +280,7 @@ def read_partitions(path: Path) -> dict[str, str]:
         names = [field for field in fields if field not in files]
         if len(files) != 1 or len(names) != 1:
             raise UserError(f"{path}: line {number} is {line[:60]!r}; expected a file and its split.")
-        split = split_name(names[0])
+        split = utils.split_name(names[0])
         if splits.setdefault(files[0], split) != split:
             raise UserError(f"{path}: {files[0]} is in {splits[files[0]]} and in {split}; expected one split.")
     return splits
