@@ -22,7 +22,6 @@ from deepmi.process import UserError, notify
 from deepmi.seeds import derived_seed
 from deepmi.storage import read_text
 from tools.recordings import Recordings, first_few, plain_names, plural
-from utils import SPLITS, split_name
 
 ATTRIBUTE_COLUMNS = ("EmoAct", "EmoVal", "EmoDom")
 MOST_OUTSIDE = 10  # labels outside the scale, or one in a hundred if that is more
@@ -76,7 +75,7 @@ def complete(table: pd.DataFrame) -> pd.DataFrame:
     for column in ("EmoClass", "SpkrID", "Gender", "Split_Set"):
         words = utils.UNKNOWN if column in ("SpkrID", "Split_Set") else utils.EMPTY
         table[column] = utils.without_words(table[column], words)
-    table["Split_Set"] = table["Split_Set"].map(split_name)
+    table["Split_Set"] = table["Split_Set"].map(utils.split_name)
     table.loc[table["SpkrID"] == "", "SpkrID"] = utils.UNKNOWN_SPEAKER
     return table
 
@@ -103,7 +102,7 @@ def clip_to_scale(table: pd.DataFrame, scale: tuple[float, float], source: objec
         table: consensus labels or ratings.
         scale: lowest and highest possible label.
         source: the file, for messages.
-        room: how far outside the scale a label may be, as a fraction of the scale's width.
+        room: how far outside a label may be, as a fraction of the scale's width.
     Raises:
         UserError: a label is farther outside, or so many are outside that the scale must be wrong.
     """
@@ -168,7 +167,7 @@ def split_by_speaker(table: pd.DataFrame, fractions: Sequence[float], seed: int,
     seed = seed if seed < 2**32 else derived_seed(seed)  # scikit-learn takes no larger one
     train, rest_speakers = train_test_split(speakers, test_size=rest, random_state=seed)
     parts = (train, *train_test_split(rest_speakers, test_size=test, random_state=seed))
-    splits = {speaker: split for split, part in zip(SPLITS, parts) for speaker in part}
+    splits = {speaker: split for split, part in zip(utils.SPLITS, parts) for speaker in part}
     return [splits[speaker] for speaker in table["SpkrID"]]
 
 
@@ -206,17 +205,13 @@ def consensus_of(ratings: pd.DataFrame) -> pd.DataFrame:
     EmoClass is the class that most raters chose first, X if there is a tie.
     """
     groups = ratings.groupby("FileName")
-    table = groups["EmoClass_Major"].agg(_plurality).to_frame("EmoClass")
+    modes = groups["EmoClass_Major"].agg(lambda classes: classes[classes != ""].mode().tolist())
+    table = modes.map(lambda mode: "X" if len(mode) > 1 else "".join(mode)).to_frame("EmoClass")
     for column in ATTRIBUTE_COLUMNS:
         table[column] = groups[column].mean()
         table[f"{column}_n"] = groups[column].count()
         table[f"{column}_std"] = groups[column].std(ddof=0)
     return table.reset_index()
-
-
-def _plurality(classes: pd.Series) -> str:
-    most = classes[classes != ""].mode()
-    return "X" if len(most) > 1 else "".join(most)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -241,7 +236,7 @@ def read_podcast(root: Path, in_place: bool = False) -> tuple[pd.DataFrame, pd.D
     file, detailed = utils.find_label_file(root), utils.find_detailed_file(root)
     print(f"labels: {file}\nlabels of each rater: {detailed or 'none'}")
     table = utils.read_labels(file, needs_split=False)
-    table["Split_Set"] = table["Split_Set"].map(split_name)
+    table["Split_Set"] = table["Split_Set"].map(utils.split_name)
     for path in sorted(path for path in root.rglob("*.txt") if path.stem.casefold() == "partitions")[:1]:
         theirs = table["FileName"].map(read_partitions(path)).fillna("")
         lacking = table["Split_Set"] == ""
@@ -283,7 +278,7 @@ def read_partitions(path: Path) -> dict[str, str]:
         names = [field for field in fields if field not in files]
         if len(files) != 1 or len(names) != 1:
             raise UserError(f"{path}: line {number} is {line[:60]!r}; expected a file and its split.")
-        split = split_name(names[0])
+        split = utils.split_name(names[0])
         if splits.setdefault(files[0], split) != split:
             raise UserError(f"{path}: {files[0]} is in {splits[files[0]]} and in {split}; expected one split.")
     return splits

@@ -67,7 +67,7 @@ def _add_flags(parser: argparse.ArgumentParser, kind: str) -> None:
         flag("--out", required=True, help="folder for the prepared corpus", **folder)
         flag("--flip-arousal", action="store_true", help="reverse arousal, if the corpus stores it from high to low")
     if kind in ("csv", "raters"):
-        flag("--audio", help="folder of the recordings, searched recursively; default: that of the table", **folder)
+        flag("--audio", help="folder of the recordings, searched recursively; by default that of the table", **folder)
         what = "lowest and highest possible label; labels slightly outside are set to the end of the scale"
         flag("--label-scale", type=float, nargs=2, required=True, metavar=("LOW", "HIGH"), help=what)
     if kind == "raters":
@@ -97,10 +97,6 @@ def _add_flags(parser: argparse.ArgumentParser, kind: str) -> None:
     flag("--norm-dir", help="also write the norm terms of the Train split, as norm_para.py does, here", **folder)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading
-
-
 if __name__ == "__main__":
     ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
 
@@ -118,6 +114,9 @@ from tools import corpora
 from tools.extract_features import extract_folder, print_summary
 from tools.feature_sets import open_set, seconds_of
 from tools.recordings import Recordings, find_recordings, first_few, plural, without_features
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
 
 
 def read_source(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame | None, tuple[float, float]]:
@@ -271,7 +270,7 @@ def summary(table: pd.DataFrame) -> list[str]:
         f"{plural(len(table), 'utterance')}, {plural(speakers.nunique(), 'speaker')} ({unknown} of unknown ones), "
         f"{sum(seconds) / 3600:.2f} hours{unreadable}"
     ]
-    order = {name: number for number, name in enumerate(corpora.SPLITS)}
+    order = {name: number for number, name in enumerate(utils.SPLITS)}
     splits = table["Split_Set"]
     for split in sorted(set(splits), key=lambda name: (order.get(name, len(order)), name)):
         there = speakers[splits == split]
