@@ -416,7 +416,7 @@ def bench_opensmile(root: Path) -> Iterator[list[str]]:
     from model import DenseNet
     from tools.extract_features import extract_folder
     from tools.feature_sets import Clip
-    from tools.predict import Predictor, Progress, predict
+    from tools.predict import Predictor, Regressor, predict
 
     cores, clips = cli.cpu_count(), 64 * cli.cpu_count()
     (root / "audio").mkdir()
@@ -424,9 +424,8 @@ def bench_opensmile(root: Path) -> Iterator[list[str]]:
     for number in range(clips):
         soundfile.write(root / f"audio/clip_{number:04d}.wav", rng.normal(0, 0.1, 48000).astype(np.float32), 16000)
     terms = np.zeros(WIDTH), np.ones(WIDTH)
-    regressors = {attribute: DenseNet(WIDTH) for attribute in cli.ATTRIBUTES}
-    units = dict.fromkeys(regressors, (4.0, 1.0))
-    predictor = Predictor(regressors, dict.fromkeys(regressors, root), units, terms, "IS13", torch.device("cpu"), "")
+    regressors = {attribute: Regressor(DenseNet(WIDTH), root, (4.0, 1.0)) for attribute in cli.ATTRIBUTES}
+    predictor = Predictor(regressors, terms, "IS13", torch.device("cpu"), "")
     settings = argparse.Namespace(segment=None, workers=cores, device="cpu")
     named = {Clip(path): path.name for path in sorted((root / "audio").iterdir())}
     seconds: dict[int, list[float]] = {1: [], cores: []}
@@ -437,7 +436,7 @@ def bench_opensmile(root: Path) -> Iterator[list[str]]:
             extract_folder(root / "audio", root / f"features_{workers}_{turn}", workers=workers)
             times.append(time.perf_counter() - begin)
         begin = time.perf_counter()
-        list(predict(predictor, named, settings, Progress(None)))
+        list(predict(predictor, named, settings))
         predicting.append(time.perf_counter() - begin)
     one, all_ = middle_turn(seconds[1], seconds[cores])
     yield [

@@ -88,14 +88,6 @@ def test_a_folder_becomes_a_table_of_labels(models):
     assert not list(models.folder.glob(".*"))
 
 
-def test_standard_output_holds_the_table_and_nothing_else(models):
-    code, out, err = run(models, "clips/1.wav", "clips/sub/deep.flac", attributes=("Val",), more=("--out", "-"))
-    assert code == 0 and "2 rows" in err
-    rows = list(csv.DictReader(io.StringIO(out)))
-    assert [list(row) for row in rows] == [["FileName", "EmoVal"]] * 2
-    assert [row["FileName"] for row in rows] == ["1.wav", "deep.flac"]
-
-
 def test_what_cannot_be_used_is_named_and_the_rest_is_predicted(models):
     bad = models.folder / "clips"
     (bad / "text.wav").write_text("no sound")
@@ -152,19 +144,23 @@ def test_segments_cover_all_of_an_mp3_whose_header_counts_its_first_part_only(mo
     assert [row["start"] for row in read(models.folder / "predictions.csv")] == ["0.000", "1.000", "2.000", "3.000"]
 
 
-def test_a_table_on_standard_output_is_utf_8_in_any_terminal(models):
+def test_standard_output_holds_the_table_in_utf_8_and_nothing_else(models, monkeypatch):
     name = "\u597d\xe9.wav"
     (models.folder / "clips/1.wav").rename(models.folder / name)
-    file = utils.regressor_checkpoint(models.folder / "Models", "deepmi", "Val")
-    argv = (name, "--model", file, "--device", "cpu", "--workers", 1, "--out", "-")
-    done = run_script("tools.predict", *argv, cwd=models.folder, PYTHONIOENCODING="ascii")
-    assert done.returncode == 0 and next(csv.DictReader(io.StringIO(done.stdout)))["FileName"] == name
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    code, _, err = run(models, name, "clips/sub/deep.flac", attributes=("Val",), more=("--out", "-"))
+    assert code == 0 and "2 rows" in err
+    rows = list(csv.DictReader(io.StringIO(stream.buffer.getvalue().decode())))
+    assert [list(row) for row in rows] == [["FileName", "EmoVal"]] * 2
+    assert [row["FileName"] for row in rows] == [name, "deep.flac"]
 
 
-def test_a_killed_run_goes_on(models, monkeypatch):
+def test_a_killed_run_continues(models, monkeypatch):
+    (models.folder / ".predictions.csv.unfinished").write_text('{"key": "cut')  # by a run killed in its first block
     run(models, "clips", more=("--out", "whole.csv"))
     monkeypatch.setattr(tool, "BLOCK", 2)
-    seen = []
+    seen, whole = [], tool.extract_block
 
     def fails_later(predictor, clips, args, bar):
         seen.append(len(clips))
@@ -172,45 +168,31 @@ def test_a_killed_run_goes_on(models, monkeypatch):
             raise KeyboardInterrupt
         return whole(predictor, clips, args, bar)
 
-    whole = tool.predict_block
-    monkeypatch.setattr(tool, "predict_block", fails_later)
+    monkeypatch.setattr(tool, "extract_block", fails_later)
     code, _, err = run(models, "clips")
     assert code == 130 and "same command" in err and not (models.folder / "predictions.csv").exists()
     with (models.folder / ".predictions.csv.unfinished").open("a") as stream:
         stream.write('{"rows": [["half')
-    assert run(models, "clips")[0] == 0
-    assert seen == [2, 2, 2, 2]  # two blocks before, the third again
+    os.utime(models.folder / "clips/0.wav")  # its block is not used
+    run(models, "clips")
+    assert seen == [2, 2, 2, 2, 2]  # the first again, not the second, the third again
     assert (models.folder / "predictions.csv").read_bytes() == (models.folder / "whole.csv").read_bytes()
     assert not (models.folder / ".predictions.csv.unfinished").exists()
 
 
-def test_another_recording_of_one_size_and_time_is_predicted_anew(models):
+def test_unfinished_blocks_of_other_recordings_or_regressors_are_not_used(models, monkeypatch):
     for folder, pitch in (("first", 120), ("second", 210)):
         (models.folder / folder).mkdir()
         soundfile.write(models.folder / folder / "x.wav", voice(pitch=pitch), RATE)
-        os.utime(models.folder / folder / "x.wav", (1e9, 1e9))
-    run(models, "second", more=("--out", "expected.csv"))
-    done = tool.Progress.end
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tool.Progress, "end", lambda self: None)  # as if it had been killed just before
-        run(models, "first")
-    assert tool.Progress.end is done and (models.folder / ".predictions.csv.unfinished").exists()
-    run(models, "second")
-    assert (models.folder / "predictions.csv").read_bytes() == (models.folder / "expected.csv").read_bytes()
-
-
-def test_a_first_block_cut_off_does_not_spoil_the_next(models):
-    (models.folder / ".p.csv.unfinished").write_text('{"key": "cut')
-    progress = tool.Progress(models.folder / "p.csv")
-    progress.add({"key": "k", "rows": [], "faults": []})
-    assert list(tool.Progress(models.folder / "p.csv").done) == ["k"]
-
-
-def test_what_another_run_left_is_not_taken(models):
-    run(models, "clips", attributes=("Val",), more=("--out", "whole.csv"))
-    (models.folder / ".predictions.csv.unfinished").write_text('{"key": "x", "rows": [["x", "1"]], "faults": []}\n')
-    run(models, "clips", attributes=("Val",))
-    assert (models.folder / "predictions.csv").read_bytes() == (models.folder / "whole.csv").read_bytes()
+        os.utime(models.folder / folder / "x.wav", (1e9, 1e9))  # same name, size and time
+    run(models, "second", attributes=("Val",), more=("--out", "expected.csv"))
+    unfinished = models.folder / ".predictions.csv.unfinished"
+    for folder, attribute in (("first", "Val"), ("second", "Act")):
+        with monkeypatch.context() as patch, pytest.raises(AssertionError):
+            patch.setattr(tool, "warn_of_doubtful", None)
+            patch.setattr(tool.Path, "unlink", lambda *_, **__: 1 / 0)
+            raise AssertionError
+    assert not unfinished.exists()
 
 
 def test_names_that_two_folders_share_become_paths(models):
