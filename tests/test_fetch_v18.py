@@ -63,15 +63,15 @@ def test_files_of_the_pinned_commit_come_to_their_places(remote, tmp_path, monke
 
 def test_what_differs_or_is_missing_is_refused_and_nothing_is_written(remote, tmp_path, bench):
     folder, commit = remote
-    url, newest = folder.as_uri(), git(folder, "rev-parse", "HEAD")
-    for url, commit, blobs, words in (
-        (url, newest, BLOBS, r"act_norm_means\.mat is not the published file"),
-        (url, commit, {**BLOBS, "NormTerm/none.mat": "0" * 40}, r"none\.mat"),
-        (url, "0" * 40, BLOBS, "git: .*--url"),
+    here, newest = folder.as_uri(), git(folder, "rev-parse", "HEAD")
+    for url, wanted, blobs, words in (
+        (here, newest, BLOBS, r"act_norm_means\.mat is not the published file"),
+        (here, commit, {**BLOBS, "NormTerm/none.mat": "0" * 40}, r"none\.mat"),
+        (here, "0" * 40, BLOBS, "git: .*--url"),
         ("file:///no/such/repository", commit, BLOBS, "git: .*--url"),
     ):
         with pytest.raises(UserError, match=f"{words}.*othing was written"):
-            fetch_v18.fetch(url, commit, blobs, tmp_path / "here")
+            fetch_v18.fetch(url, wanted, blobs, tmp_path / "here")
     assert not list((tmp_path / "here").iterdir())
     bench.refuses(bench.run("tools.fetch_v18", "--url", "file:///no/such/repository"), "--url")
 
