@@ -24,10 +24,24 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="A",
         help="weight of the predicted level, 0 to 1; by default the paper's: 0.5 for Val, 0 for Act and Dom",
     )
+    parser.add_argument(
+        "--clusters",
+        choices=("head", "kmeans"),
+        default="head",
+        help="where the clusters come from: the cluster head (the paper's), or k-means on the 256-d features of Train, "
+        "which uses all clusters even on a small corpus",
+    )
+    parser.add_argument(
+        "--restarts",
+        type=cli.positive_int,
+        default=1,
+        metavar="R",
+        help="with --clusters kmeans: number of clusterings over which DeepMI is averaged; 20 give fewer ties",
+    )
     cli.add_corpus_arguments(parser)
     cli.add_model_dir_argument(parser)
     cli.add_metric_dir_argument(parser)
-    cli.add_compute_arguments(parser, "accepted as by every stage; the extraction is not random")
+    cli.add_compute_arguments(parser, "seed of k-means; the cluster head is not random")
     return parser
 
 
@@ -35,18 +49,53 @@ if __name__ == "__main__":
     ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
 
 import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 import utils
-from deepmi import ranks, run_log, runtime
+from deepmi import clustering, ranks, run_log, runtime
 from deepmi.batches import Rows, in_batches
-from deepmi.metric import ALPHA, deepmi_values, emotion_levels, warn_if_flat, write_metric
-from deepmi.process import UserError, rank
+from deepmi.metric import ALPHA, DECIMALS, deepmi_values, emotion_levels, warn_if_flat, write_metric
+from deepmi.process import UserError, notify, rank
+from deepmi.seeds import derived_seed
 from model import load_ssl_checkpoint
+
+
+def clusterings(points: torch.Tensor, args: argparse.Namespace) -> Iterator[NDArray[np.int64]]:
+    """X, the cluster of each utterance, shape (N,), once or for each restart.
+
+    Args:
+        points: logits of the cluster head (N, K), or features (N, 256).
+        args: clusters, restarts, num_clusters, seed.
+    """
+    if args.clusters == "head":
+        yield points.argmax(dim=1).cpu().numpy()
+        return
+    own, count = points[ranks.own_share(len(points))], len(points)
+    for restart in range(args.restarts):
+        seed = derived_seed(args.seed, "k-means of Train", restart)
+        yield clustering.kmeans(own, args.num_clusters, seed, count).assignment.cpu().numpy()
+
+
+def warn_if_head_collapsed(clusters: NDArray[np.int64], entropy: float, args: argparse.Namespace) -> None:
+    """Warn where the cluster head uses fewer than half of the clusters, or its entropy H(X) is under half of ln K."""
+    used, most = len(np.unique(clusters)), math.log(args.num_clusters)
+    if used < args.num_clusters / 2 or entropy < most / 2:
+        notify(
+            f"warning: the cluster head uses {used} of {args.num_clusters} clusters (H(X) {entropy:.2f} of {most:.2f} "
+            "nats), so DeepMI has few distinct values. --clusters kmeans --restarts 20 uses all of them; or train "
+            "DeepEmoCluster for more epochs."
+        )
 
 
 @ranks.on_every_rank
 def main(args: argparse.Namespace) -> None:
     """Extract and write the DeepMI values."""
+    if args.clusters == "head" and args.restarts > 1:
+        raise UserError("--restarts: has no effect on the cluster head; add --clusters kmeans.")
     device = runtime.choose_device(args.device)
     precision = runtime.choose_precision(device, args.precision)
     corpus = utils.open_corpus(args)
@@ -61,31 +110,38 @@ def main(args: argparse.Namespace) -> None:
     with ranks.first_rank_first():
         train = corpus.load("Train")
 
+    def features_and_prediction(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return model.cluster_features(x), model.predict_attribute(x)
+
     model = model.to(device)
-    logits, prediction = in_batches(model, model, Rows(train.rows, device, precision), precision)  # (N, K), (N,)
-    if not logits.isfinite().all():
-        raise UserError(
-            f"{checkpoint}: the cluster head outputs NaN or infinity; download or train the checkpoint again."
-        )
-    clusters = logits.argmax(dim=1).cpu().numpy()  # X, (N,)
+    function = model if args.clusters == "head" else features_and_prediction
+    points, prediction = in_batches(model, function, Rows(train.rows, device, precision), precision)
+    if not points.isfinite().all():
+        raise UserError(f"{checkpoint}: the network outputs NaN or infinity; download or train the checkpoint again.")
     levels = emotion_levels(train.labels)  # Y, (N,)
-    predicted = utils.denormalise(prediction.cpu().numpy(), corpus.label_norm, checkpoint)
+    predicted = emotion_levels(utils.denormalise(prediction.cpu().numpy(), corpus.label_norm, checkpoint))  # Y', (N,)
     alpha = ALPHA[args.emo_attr] if args.alpha is None else args.alpha
-    values, information = deepmi_values(clusters, levels, emotion_levels(predicted), args.num_clusters, alpha)
+    found = list(clusterings(points, args))
     if rank() > 0:
         return
+    values, information = zip(*(deepmi_values(x, levels, predicted, args.num_clusters, alpha) for x in found))
+    values = np.array([round(value, DECIMALS) + 0.0 for value in np.mean(values, axis=0).tolist()])
+    information = {key: np.mean([of[key] for of in information]) for key in information[0]}
     target = utils.metric_file(args.metric_dir, args.num_clusters, args.emo_attr)
     write_metric(target, dict(zip(train.names, values.tolist())))
 
-    print(
-        f"{len(values)} training utterances, checkpoint {checkpoint} (best epoch {info.get('best_epoch', 'unknown')})"
-    )
+    epoch = info.get("best_epoch", "unknown")
+    print(f"{len(values)} training utterances, checkpoint {checkpoint} (best epoch {epoch})")
+    kind = "cluster head" if args.clusters == "head" else "k-means of the 256-d features"
+    print(f"clusters: {kind}" + (f", mean of {args.restarts} clusterings" if args.restarts > 1 else ""))
     print(f"I(X;Y)  = {information['I(X;Y)']:.5f} nats, clusters and levels")
     print(f"I(Y';Y) = {information['I(Yp;Y)']:.5f} nats, predicted levels and levels")
     most = math.log(args.num_clusters)
     print(f"H(X)    = {information['H(X)']:.5f} nats, clusters; {most:.5f} if all had the same size")
     print(f"alpha {alpha:g}; {len(set(values.tolist()))} distinct values from {values.min():g} to {values.max():g}")
     print(f"wrote {target}")
+    if args.clusters == "head":
+        warn_if_head_collapsed(found[0], information["H(X)"], args)
     warn_if_flat(values, target)
 
 

@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
     if not labels:
         raise UserError(f"{corpus.labels}: no attribute has labels; expected EmoAct, EmoDom or EmoVal.")
 
-    mean, std = features.feature_moments(features.feature_paths(corpus.features, sorted(names)), args.workers)
+    mean, std = features.feature_moments(corpus.features, sorted(names), args.workers)
     label_norms = {attribute: (values.mean(), values.std()) for attribute, values in labels.items()}
     written = utils.write_norm_stats(args.norm_dir, (mean, std), label_norms, feature_set)
     print(f"{len(names)} training utterances of {mean.size} features, {int((std == 0).sum())} of them constant.")

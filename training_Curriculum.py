@@ -35,7 +35,14 @@ def get_args_parser() -> argparse.ArgumentParser:
         "bin (deepmi-balanced), for metrics whose first bins hold few levels; or as controls random, low DeepMI first "
         "(reverse), all at once (none)",
     )
-    cli.add_pacing_argument(parser)
+    parser.add_argument(
+        "--keep",
+        type=cli.positive_share,
+        default=1.0,
+        metavar="SHARE",
+        help="train only on this share of the utterances, those of highest DeepMI in each emotion level",
+    )
+    cli.add_schedule_arguments(parser)
     cli.add_corpus_arguments(parser)
     cli.add_model_dir_argument(parser)
     seed_help = (
@@ -80,6 +87,7 @@ def train_epoch(
     names: list[str],
     targets: torch.Tensor,
     subset: torch.Tensor,
+    rate: float,
     epoch: int,
     args: argparse.Namespace,
 ) -> float:
@@ -91,6 +99,7 @@ def train_epoch(
         names: its file names, for messages.
         targets: its z-normalised labels, (N,).
         subset: positions that the epoch trains on.
+        rate: learning rate.
         epoch: counted from 0.
         args: batch_size, seed, precision.
     Returns:
@@ -99,7 +108,7 @@ def train_epoch(
     Raises:
         UserError: a loss is not finite.
     """
-    runtime.set_rate(learner.adam, curriculum.learning_rate(epoch))
+    runtime.set_rate(learner.adam, rate)
     runtime.seed_everything(derived_seed(args.seed, "batches", epoch))
     shuffled = subset[ranks.as_on_first_rank(torch.randperm(len(subset), device=rows.device))]
     batches = [batch for batch in shuffled.split(args.batch_size) if len(batch) > 1]
@@ -132,7 +141,7 @@ def load_order(
 ) -> tuple[np.ndarray, str | None, str | None]:
     """Positions of the training set, first those to train on first; name and digest of the metric, None without one."""
     levels = emotion_levels(train.labels)
-    if args.order not in curriculum.METRIC_ORDERS:
+    if args.order not in curriculum.METRIC_ORDERS and args.keep == 1:
         if args.metric:
             raise UserError(f"--metric: has no effect with --order {args.order}; leave one of them out.")
         print(f"order {args.order}, no DeepMI used")
@@ -144,8 +153,26 @@ def load_order(
         raise UserError(f"{file}: covers fewer than two of the utterances to train on.")
     print(f"order {args.order} by {file}")
     warn_if_flat(values[~np.isnan(values)], file)
+    if args.keep < 1:
+        values = curriculum.keep_highest(values, levels, train.names, args.keep)
+        kept = np.isfinite(values).sum()
+        print(f"--keep {args.keep:g}: {kept} of {len(values)} utterances, the highest of each emotion level")
     order = curriculum.training_order(args.order, train.names, values, args.seed, levels)
     return order, file.name, storage.digest(values.tobytes())
+
+
+def note_if_too_short(schedule: curriculum.Schedule, total: int, args: argparse.Namespace) -> None:
+    """Print a note if training ends before all `total` utterances are in, or before it can learn from them."""
+    last = schedule.size(args.order, args.epoch - 1, total)
+    if last < total:
+        print(f"note: -ep {args.epoch} ends within the curriculum, at {last} of {total} Train utterances.")
+    steps = schedule.steps_before_spent(args.order, total, args.batch_size, args.epoch)
+    spent = schedule.learning_rate(args.epoch - 1) < curriculum.SPENT_RATE
+    if spent and steps < curriculum.FEW_STEPS:
+        print(
+            f"note: only {steps} training steps before the learning rate falls below {curriculum.SPENT_RATE:g}, too "
+            "few for the utterances that come later. --rate-decay late keeps it until all are in."
+        )
 
 
 @ranks.on_every_rank
@@ -153,6 +180,9 @@ def main(args: argparse.Namespace) -> None:
     """Train and keep the best regressor."""
     device = runtime.choose_device(args.device)
     args.precision = runtime.choose_precision(device, args.precision)
+    if args.compile:
+        runtime.check_compile(device)
+    schedule = cli.schedule(args)
     target = utils.regressor_checkpoint(args.model_dir, args.order, args.emo_attr)
     utils.make_output_folders(args.model_dir, args.cache_dir)
     with ranks.first_rank_first():
@@ -163,7 +193,8 @@ def main(args: argparse.Namespace) -> None:
         counts = {"Train": len(order), "Validation": len(validation.names)}
         details = {"corpus": str(args.corpus), "counts": counts, "device": str(device), "metric": metric}
         details["ranks"] = num_ranks()
-        run = run_log.TrainingRun(target, cli.chosen(args, "order", "pacing"), keys, details, args.resume)
+        chosen = cli.chosen(args, "order", "keep", "pacing", "rate_decay", "bins", "epochs_per_bin")
+        run = run_log.TrainingRun(target, chosen, keys, details, args.resume)
         finished = run.is_finished()
         state = None if finished else run.start()
     run.refuse_unlike_ranks(finished)
@@ -180,9 +211,7 @@ def main(args: argparse.Namespace) -> None:
     targets, order = torch.from_numpy(train.targets).to(device), torch.from_numpy(order).to(device)
     sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
     print(f"{sizes} utterances of {corpus.num_features} features, on {device}")
-    last = curriculum.training_size(args.order, args.epoch - 1, len(order), args.pacing)
-    if last < len(order):
-        print(f"note: -ep {args.epoch} ends within the curriculum, at {last} of {len(order)} Train utterances.")
+    note_if_too_short(schedule, len(order), args)
 
     def write_outputs() -> None:
         save_regressor(target, run.best["weights"], run.facts() | corpus.facts() | {"metric": metric})
@@ -190,10 +219,10 @@ def main(args: argparse.Namespace) -> None:
 
     first = len(run.history)
     for epoch in tqdm(range(first, args.epoch), initial=first, total=args.epoch, unit="epoch", disable=None):
-        begin, record = time.monotonic(), {"epoch": epoch, "lr": curriculum.learning_rate(epoch)}
-        record["utterances"] = curriculum.training_size(args.order, epoch, len(order), args.pacing)
-        subset = order[: record["utterances"]]
-        record["ccc_loss"] = train_epoch(learner, rows, train.names, targets, subset, epoch, args)
+        begin, rate = time.monotonic(), schedule.learning_rate(epoch)
+        subset = order[: schedule.size(args.order, epoch, len(order))]
+        record = {"epoch": epoch, "lr": rate, "utterances": len(subset)}
+        record["ccc_loss"] = train_epoch(learner, rows, train.names, targets, subset, rate, epoch, args)
         record["validation_ccc_loss"] = validation_loss(learner, validation_rows, validation.targets, args.precision)
         record["seconds"] = round(time.monotonic() - begin, 3)
 

@@ -186,6 +186,8 @@ def main(args: argparse.Namespace) -> None:
     """Train and keep the best checkpoint."""
     device = runtime.choose_device(args.device)
     args.precision = runtime.choose_precision(device, args.precision)
+    if args.compile:
+        runtime.check_compile(device)
     checkpoint = utils.ssl_checkpoint(args.model_dir, args.epoch, args.batch_size, args.num_clusters, args.emo_attr)
     utils.make_output_folders(args.model_dir, args.cache_dir)
     with ranks.first_rank_first():

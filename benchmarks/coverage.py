@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from benchmarks.real_speech import machine, replace_section, split_section
+from benchmarks.sections import machine, replace_section, split_section
 from deepmi import cli
 from deepmi.ccc import (
     bootstrap_cccs,

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from benchmarks.real_speech import machine, replace_section, split_section
+from benchmarks.sections import machine, replace_section, split_section
 from deepmi import cli, matfile, run_log
 from deepmi.process import UserError
 

@@ -1,11 +1,10 @@
-"""Is anything lost where a run is killed? Each stage and eight tools, killed at random moments and started again.
+"""Check that nothing is lost when a run is killed: every stage and eight tools, killed at random and started again.
 
     python -m benchmarks.kill_test --results benchmarks/RESULTS.md
 
-runs a chain on a part of the demo corpus twice: once undisturbed, and once with each step killed (SIGKILL, its workers
-too) at random moments of its running time and started again, until that many kills are counted. After every kill each
-output is read; in the end all are compared with those of the undisturbed chain, byte by byte, logs but for their times.
-The demo corpus that is made under kills is a small one, and the v1.8 files are fetched from a repository of others.
+The steps run twice on a small demo corpus: undisturbed, and with each step killed (SIGKILL, including its workers) at
+random moments and started again, until it has been killed often enough. Every output is read after each kill. In the
+end all files are compared with those of the undisturbed run, byte by byte; times in logs are ignored.
 """
 
 from __future__ import annotations
@@ -25,12 +24,18 @@ import wave
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.real_speech import ROOT, demo_corpus, machine, replace_section, split_section
-from deepmi import cli, matfile, tensors
+import matplotlib.image
+import numpy as np
+from tqdm import tqdm
+
+import utils
+from benchmarks.sections import ROOT, machine, replace_section, split_section
+from deepmi import cli, features, matfile, tensors
 from deepmi.process import UserError
+from tools import fetch_v18
+from tools.make_demo_corpus import make_corpus
 from tools.recordings import RECORD_FILE
 
-CLIPS = {"Train": 60, "Development": 24, "Test1": 24, "Unlabeled": 40}
 TRAINING = ("-batch", "16", "-emo", "Val")
 CORPUS = ("--corpus", "corpus", "--workers", "2")
 SSL = ("-ep", "4", "-nc", "4", *TRAINING, *CORPUS)
@@ -40,7 +45,7 @@ STEPS = {
     "make_demo_corpus": (
         "-c",
         "from pathlib import Path; from tools.make_demo_corpus import make_corpus; "
-        "make_corpus(Path('made'), workers=2, clips={'Train': 40, 'Development': 8, 'Test1': 8}, unlabeled_clips=8)",
+        "make_corpus(Path('made'), workers=2, clips={'Train': 40, 'Development': 8, 'Test1': 8, 'Unlabeled': 8})",
     ),
     "fetch_v18": (
         "-c",
@@ -54,7 +59,7 @@ STEPS = {
         *("--speaker-column", "SpkrID", "--label-scale", "1", "7", "--norm-dir", "prepared_norm", "--workers", "2"),
     ),
     "norm_para": ("norm_para.py", *CORPUS),
-    "training_DeepEmoCluster": ("training_DeepEmoCluster.py", *SSL, "--unlabeled", "unlabeled"),
+    "training_DeepEmoCluster": ("training_DeepEmoCluster.py", *SSL, "--unlabeled", "corpus/Unlabeled"),
     "extract_DeepMI": ("extract_DeepMI.py", *SSL),
     "training_Curriculum": ("training_Curriculum.py", "-nc", "4", *CURRICULUM),
     "testing_Curriculum": ("testing_Curriculum.py", *CURRICULUM),
@@ -74,31 +79,17 @@ STEPS = {
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this benchmark."""
     parser = cli.new_parser(__doc__)
-    parser.add_argument("--kills", type=cli.positive_int, default=50, metavar="N", help="kills of each step")
-    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), help="which of them to kill")
+    parser.add_argument("--kills", type=cli.positive_int, default=50, metavar="N", help="kills per step")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), help="steps to kill")
     parser.add_argument("--seed", type=cli.non_negative_int, default=1, metavar="N", help="seed of the moments")
-    parser.add_argument("--demo", type=Path, metavar="DIR", help="a demo corpus, in place of a new one")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="folder for what is made, in place of a temporary one")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="folder for all outputs instead of a temporary one")
     parser.add_argument("--results", type=Path, metavar="FILE", help="Markdown file whose section is replaced")
     return parser
 
 
-if __name__ == "__main__":
-    ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
-
-import matplotlib.image
-import numpy as np
-import torch
-from tqdm import tqdm
-
-import utils
-from deepmi import features
-from tools import fetch_v18
-
-
 @dataclass
 class Count:
-    """What was seen of a step: its undisturbed seconds, kills, outputs read after them, and faults."""
+    """What was seen of a step: undisturbed seconds, kills, outputs read after them, and incomplete outputs."""
 
     seconds: float
     kills: int = 0
@@ -106,60 +97,46 @@ class Count:
     faults: int = 0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# A corpus and the undisturbed chain
-
-
-def make_corpus(demo: Path, folder: Path) -> None:
-    """The first clips of each split of the demo corpus, as corpus, unlabeled and ratings.csv below `folder`."""
-    with (demo / "Labels/labels_consensus.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    chosen = [row for split, count in CLIPS.items() for row in [r for r in rows if r["Split_Set"] == split][:count]]
-    (folder / "corpus/Labels").mkdir(parents=True)
-    for target in (folder / "corpus/Labels/labels_consensus.csv", folder / "ratings.csv"):
-        with target.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, rows[0])
-            writer.writeheader()
-            writer.writerows(chosen)
-    for kind in (Path("Audios"), utils.FEATURE_FOLDER):
-        stems = {Path(row["FileName"]).stem for row in chosen}
-        (folder / "corpus" / kind).mkdir(parents=True)
-        for file in sorted((demo / kind).iterdir()):
-            if file.stem in stems:
-                shutil.copy2(file, folder / "corpus" / kind)
-    (folder / "unlabeled").mkdir()
-    pool = sorted((demo / "Unlabeled" / utils.FEATURE_FOLDER).glob("*.mat"))[: CLIPS["Unlabeled"]]
-    for file in pool:
-        shutil.copy2(file, folder / "unlabeled")
-
-
 def publish(folder: Path) -> None:
-    """A git repository with files of the published names, and published.json: the arguments that fetch them."""
-
-    rng = np.random.default_rng(0)
+    """Make a git repository with .mat files of the published names, and published.json: the arguments of `fetch`."""
     repository, blobs = folder / "published", {}
-    for name in fetch_v18.BLOBS:
+    for number, name in enumerate(name for name in fetch_v18.BLOBS if name.endswith(".mat")):
         file = repository / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        if file.suffix == ".mat":
-            matfile.write_mat(file, utils.NORM_KEY, rng.random((1, 6373)))
-        elif file.suffix == ".json":
-            file.write_text(json.dumps({f"{number}.wav": value for number, value in enumerate(rng.random(40_000))}))
-        else:
-            tensors.save_tensors({"weight": torch.from_numpy(rng.random((2000, 256)))}, file)
+        matfile.write_mat(file, utils.NORM_KEY, np.full((1, 6373), float(number)))
         blobs[name] = fetch_v18.blob_id(file.read_bytes())
     git = ("git", "-C", str(repository), "-c", "user.name=kill_test", "-c", "user.email=kill_test")
-    as_public_ones_do = ("config", "uploadpack.allowFilter", "true")
-    for command in (("init", "-q"), as_public_ones_do, ("add", "-A"), ("commit", "-q", "--no-gpg-sign", "-m", "files")):
+    allow_partial_clones = ("config", "uploadpack.allowFilter", "true")
+    commit = ("commit", "-q", "--no-gpg-sign", "-m", "files")
+    for command in (("init", "-q"), allow_partial_clones, ("add", "-A"), commit):
         subprocess.run([*git, *command], check=True)
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    published = {"url": repository.as_uri(), "commit": commit, "blobs": blobs}
-    (folder / "published.json").write_text(json.dumps(published))
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    (folder / "published.json").write_text(json.dumps({"url": repository.as_uri(), "commit": head, "blobs": blobs}))
 
 
-def start(step: str, folder: Path) -> subprocess.Popen:
-    """Start a step in a process group of its own."""
-    return subprocess.Popen(
+def files_of(folder: Path) -> set[Path]:
+    """Every file in a folder and its subfolders, as a relative path."""
+    return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+
+
+def remove(folder: Path, files: set[Path]) -> None:
+    """Remove files, given relative to a folder, and the subfolders that are empty then."""
+    for file in files:
+        (folder / file).unlink(missing_ok=True)
+        for parent in file.parents[:-1]:
+            with contextlib.suppress(OSError):
+                (folder / parent).rmdir()
+
+
+def run_step(step: str, folder: Path, kill_after: float | None = None) -> bool:
+    """Run a step in a process group of its own, and kill the group after so many seconds.
+
+    Returns:
+        Whether the step ended before it was killed.
+    Raises:
+        UserError: the step failed.
+    """
+    process = subprocess.Popen(
         [sys.executable, *(str(ROOT / part) if part.endswith(".py") else part for part in STEPS[step])],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -168,115 +145,69 @@ def start(step: str, folder: Path) -> subprocess.Popen:
         text=True,
         start_new_session=True,
     )
-
-
-def files_of(folder: Path) -> set[Path]:
-    """Every file below a folder, by its relative path."""
-    return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
-
-
-def take_away(folder: Path, files: set[Path]) -> None:
-    """Remove files, given relative to a folder, and the folders below it that are empty then."""
-    for file in files:
-        (folder / file).unlink(missing_ok=True)
-        for parent in file.parents[:-1]:
-            with contextlib.suppress(OSError):
-                (folder / parent).rmdir()
-
-
-def run_whole(step: str, folder: Path) -> float:
-    """Run a step undisturbed; seconds.
-
-    Raises:
-        UserError: it fails.
-    """
-    begin = time.monotonic()
-    process = start(step, folder)
-    _, errors = process.communicate()
+    try:
+        _, errors = process.communicate(timeout=kill_after)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return False
     if process.returncode:
         raise UserError(f"{step} ended with status {process.returncode}: {errors.strip()[-300:]}")
-    return time.monotonic() - begin
+    return True
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Kills
-
-
-def fault_of(path: Path) -> str:
-    """What is wrong with an output, empty where it can be read from its first byte to its last."""
-
-    try:
-        ending = path.suffix
-        if ending == ".json":
+def read_whole(path: Path) -> None:
+    """Read an output from its first to its last byte; raises an exception if it is incomplete."""
+    match path.suffix:
+        case ".json":
             json.loads(path.read_text())
-        elif ending == ".jsonl":
+        case ".jsonl":
             [json.loads(line) for line in path.read_text().splitlines()]
-        elif ending == ".csv":
+        case ".csv":
             with path.open(newline="") as stream:
                 widths = {len(row) for row in csv.reader(stream, strict=True)}
             if len(widths) != 1 or not path.read_text().endswith("\n"):
                 raise ValueError("rows of different lengths")
-        elif ending == ".npy":
+        case ".npy":
             if not np.load(path, mmap_mode="r", allow_pickle=False)[-1].any():
-                raise ValueError("its last row is empty")
-        elif ending == ".mat":
-            key = features.FEATURE_KEY if "_norm_" not in path.name else utils.NORM_KEY
-            matfile.read_mat(path, key)
-        elif ending in (".tar", ".resume"):
+                raise ValueError("the last row is empty")
+        case ".mat":
+            matfile.read_mat(path, utils.NORM_KEY if "_norm_" in path.name else features.FEATURE_KEY)
+        case ".tar" | ".resume":
             tensors.load_tensors(path)
-        elif ending == ".wav":
+        case ".wav":
             with wave.open(str(path)) as stream:
                 expected = stream.getnframes() * stream.getsampwidth() * stream.getnchannels()
                 if len(stream.readframes(stream.getnframes())) != expected:
-                    raise ValueError("its end is missing")
-        elif ending == ".png":
+                    raise ValueError("the end is missing")
+        case ".png":
             matplotlib.image.imread(path)
-        elif ending == ".html" and not path.read_text().rstrip().endswith("</html>"):
-            raise ValueError("its end is missing")
-    except Exception as error:
-        return f"{path}: {type(error).__name__}: {error}"
-    return ""
+        case ".html":
+            if not path.read_text().rstrip().endswith("</html>"):
+                raise ValueError("the end is missing")
 
 
-def kill_often(step: str, folder: Path, outputs: set[Path], count: Count, kills: int, rng) -> None:
-    """Start a step and kill it, until that many kills; then let it end.
-
-    Args:
-        step: its name.
-        folder: where it works.
-        outputs: the files it writes, relative to the folder.
-        count: of the step; what is seen is added.
-        kills: how many.
-        rng: numpy generator of the moments.
-    Raises:
-        UserError: the step fails by itself.
-    """
+def kill_often(step: str, folder: Path, outputs: set[Path], count: Count, kills: int, rng: np.random.Generator) -> None:
+    """Start a step and kill it until it has been killed often enough, then let it end; add what is seen to `count`."""
     with tqdm(total=kills, desc=step, unit="kill", disable=None) as bar:
-        while True:
-            process = start(step, folder)
-            try:
-                moment = rng.uniform(0, 1.1 * count.seconds) if count.kills < kills else None
-                _, errors = process.communicate(timeout=moment)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.communicate()
-                count.kills += 1
-                bar.update()
-            else:
-                if process.returncode:
-                    raise UserError(f"{step} ended with status {process.returncode}: {errors.strip()[-300:]}")
-                if count.kills >= kills:
-                    return
-                take_away(folder, outputs)  # it has ended before its kill: from the beginning
-            for path in sorted(path for path in outputs if (folder / path).is_file()):
+        while count.kills < kills:
+            if run_step(step, folder, kill_after=rng.uniform(0, 1.1 * count.seconds)):
+                remove(folder, outputs)  # it ended before it was killed: start from the beginning
+                continue
+            count.kills += 1
+            bar.update()
+            for path in sorted(folder / path for path in outputs if (folder / path).is_file()):
                 count.read += 1
-                if fault := fault_of(folder / path):
+                try:
+                    read_whole(path)
+                except Exception as error:
                     count.faults += 1
-                    tqdm.write(f"{step}: {fault}")
+                    tqdm.write(f"{step}: {path}: {type(error).__name__}: {error}")
+    run_step(step, folder)
 
 
 def content(path: Path) -> object:
-    """A file's bytes; of logs, and of notes on recordings, what does not depend on the time."""
+    """The bytes of a file; for logs and for the record of recordings, what does not depend on the time."""
     if path.name == RECORD_FILE:
         return {name: state.split()[-1] for name, state in json.loads(path.read_text()).items()}
     if path.suffix != ".jsonl":
@@ -285,58 +216,56 @@ def content(path: Path) -> object:
     return [{key: value for key, value in line.items() if key not in ("seconds", "process")} for line in lines]
 
 
-def differences(whole: Path, killed: Path) -> list[str]:
-    """Files that only one of two folders has, or whose content differs."""
-    here, there = files_of(whole), files_of(killed)
-    found = [f"{path}: only in {'the undisturbed' if path in here else 'the killed'} chain" for path in here ^ there]
-    same = sorted(here & there)
-    return sorted(found) + [f"{path}: differs" for path in same if content(whole / path) != content(killed / path)]
+def differences(undisturbed: Path, killed: Path) -> list[str]:
+    """Files that only one of two folders has, or that differ."""
+    here, there = files_of(undisturbed), files_of(killed)
+    found = [f"{path}: only in the {'undisturbed' if path in here else 'killed'} run" for path in here ^ there]
+    found += [f"{path}: differs" for path in here & there if content(undisturbed / path) != content(killed / path)]
+    return sorted(found)
 
 
-def table(counts: dict[str, Count], unlike: list[str]) -> str:
+def table(counts: dict[str, Count], different: list[str]) -> str:
     """The Markdown section."""
-    rows = [["step", "undisturbed, s", "kills", "outputs read after them", "half written"]]
+    rows = [["step", "undisturbed, s", "kills", "outputs read after them", "incomplete"]]
     for step, count in counts.items():
         rows.append([step, f"{count.seconds:.1f}", str(count.kills), f"{count.read:,}", str(count.faults)])
-    ending = "every file of both chains is the same, byte by byte (logs but for times), and none is left over"
-    if unlike:
-        ending = f"{len(unlike)} files differ: {', '.join(unlike[:5])}"
+    ending = "all files of both runs are the same, byte by byte (except times in logs), and none is left over"
+    if different:
+        ending = f"{len(different)} files differ: {', '.join(different[:5])}"
     return "\n".join([*cli.markdown_table(rows), "", f"In the end {ending}; on {machine()}."])
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run both chains and print the table; 1 where anything was lost."""
+    """Run all steps twice and print the table; 1 if anything was lost."""
     if args.results:
         split_section(args.results, "kill_test")
     rng = np.random.default_rng(args.seed)
     counts: dict[str, Count] = {}
+    outputs: dict[str, set[Path]] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        work = (args.work or Path(temporary)).resolve()
-        demo = demo_corpus(args.demo, work)
-        # One after the other on the same input files: paths and file times are in the names of caches and trials.
-        chain, whole = work / "chain", work / "whole"
-        make_corpus(demo, chain)
-        publish(chain)
-        given = files_of(chain)
-        outputs: dict[str, set[Path]] = {}
+        # Both runs use the same input files in the same folder: caches and trials are named after paths and file times.
+        folder = (args.work or Path(temporary)).resolve() / "chain"
+        make_corpus(folder / "corpus", clips={"Train": 60, "Development": 24, "Test1": 24, "Unlabeled": 40})
+        shutil.copy(folder / "corpus/Labels/labels_consensus.csv", folder / "ratings.csv")
+        publish(folder)
+        given = files_of(folder)
         for step in STEPS:
-            before = files_of(chain)
-            counts[step] = Count(run_whole(step, chain))
-            outputs[step] = files_of(chain) - before
-        shutil.copytree(chain, whole)
-        take_away(chain, files_of(chain) - given)
+            before, begin = files_of(folder), time.monotonic()
+            run_step(step, folder)
+            counts[step] = Count(time.monotonic() - begin)
+            outputs[step] = files_of(folder) - before
+        undisturbed = folder.with_name("undisturbed")
+        shutil.copytree(folder, undisturbed)
+        remove(folder, files_of(folder) - given)
         for step in STEPS:
-            if step in args.steps:
-                kill_often(step, chain, outputs[step], counts[step], args.kills, rng)
-            else:
-                run_whole(step, chain)
-        unlike = differences(whole, chain)
-        text = table({step: counts[step] for step in args.steps}, unlike)
+            kill_often(step, folder, outputs[step], counts[step], args.kills if step in args.steps else 0, rng)
+        different = differences(undisturbed, folder)
+        text = table({step: counts[step] for step in args.steps}, different)
     print(text)
     if args.results:
         replace_section(args.results, "kill_test", text)
-    return int(bool(unlike) or any(count.faults for count in counts.values()))
+    return int(bool(different) or any(count.faults for count in counts.values()))
 
 
 if __name__ == "__main__":
-    cli.run(main, ARGS)
+    cli.run(main, cli.parse(get_args_parser()))

@@ -190,15 +190,47 @@ def add_metric_argument(parser: argparse.ArgumentParser) -> None:
     _add_path(parser, "--metric", "FILE", "DeepMI file to use instead of the one that -nc and --metric-dir name")
 
 
-def add_pacing_argument(parser: argparse.ArgumentParser) -> None:
-    """--pacing."""
-    parser.add_argument(
+def add_schedule_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """--pacing, --rate-decay (a list where it takes several), --bins, --epochs-per-bin."""
+    group = parser.add_argument_group("schedule")
+    group.add_argument(
         "--pacing",
         choices=curriculum.PACINGS,
         default=curriculum.PACINGS[0],
-        help="how the training set grows from its first tenth to all of it at epoch 45: the paper's ten steps, or a "
-        "family of Wu, Dyer & Neyshabur (2021)",
+        help="how the training set grows from its first bin to all of it: the paper's steps, or a family of Wu, Dyer & "
+        "Neyshabur (2021)",
     )
+    group.add_argument(
+        "--rate-decay",
+        choices=curriculum.RATE_DECAYS,
+        default=["paper"] if several else "paper",
+        help="when the learning rate is halved: in the last epoch of every bin (paper), or only once the whole set is "
+        "in (late), for training sets of less than about 10,000 utterances",
+        **({"nargs": "+"} if several else {}),
+    )
+    group.add_argument(
+        "--bins", type=positive_int, default=curriculum.NUM_BINS, metavar="N", help="bins of the training set"
+    )
+    group.add_argument(
+        "--epochs-per-bin",
+        type=positive_int,
+        default=curriculum.EPOCHS_PER_BIN,
+        metavar="N",
+        help="epochs before the next bin is added",
+    )
+
+
+def schedule(args: argparse.Namespace) -> curriculum.Schedule:
+    """The schedule that the flags name."""
+    return curriculum.Schedule(args.pacing, args.rate_decay, args.bins, args.epochs_per_bin)
+
+
+def positive_share(text: str) -> float:
+    """A number above 0 and up to 1."""
+    value = fraction(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("expected a number above 0 and up to 1, found 0")
+    return value
 
 
 def add_model_dir_argument(parser: argparse.ArgumentParser) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +21,7 @@ RIDGE = "ridge"  # not an order: a ridge regression in place of the network
 COMPARED = (*ORDERS, *RIVAL_ORDERS, RIDGE)
 NUM_BINS = 10
 EPOCHS_PER_BIN = 5
-FULL_EPOCH = (NUM_BINS - 1) * EPOCHS_PER_BIN  # the first that has the whole set, whatever the pacing
-# Share of what comes after the first tenth, by the share of the epochs before FULL_EPOCH that are over.
+# Share of what comes after the first bin, by the share of the epochs before the whole set that are over.
 # Source: Wu, Dyer & Neyshabur, When Do Curricula Work?, ICLR 2021, table 1, with b = .1 and a T = 45 epochs.
 PACING_FAMILIES: dict[str, Callable[[float], float]] = {
     "linear": lambda part: part,
@@ -31,7 +33,9 @@ PACING_FAMILIES: dict[str, Callable[[float], float]] = {
 }
 PACINGS = ("paper", *PACING_FAMILIES)
 LEARNING_RATE = 1e-3
-HALVING_EPOCHS = range(4, 45, 5)
+RATE_DECAYS = ("paper", "late")
+SPENT_RATE = 1e-5  # a learning rate at which training is practically over
+FEW_STEPS = 300  # training steps; with fewer before SPENT_RATE the schedule does not fit the training set
 
 
 def match_metric(
@@ -88,9 +92,9 @@ def training_order(
         order: `deepmi` (highest value first), `deepmi-balanced` (highest first within each emotion level, every level
             with the same share of every bin), `reverse` (lowest first), one of RIVAL_ORDERS (highest first), `random`
             or `none` (both drawn or kept without looking at the values).
-        utterances: file names, N of them; they break ties, so it does not matter how they came.
+        utterances: file names, N of them, in any order.
         values: DeepMI, or what the rival goes by (less error, less disagreement: higher), shape (N,); None where the
-            order needs none. Utterances whose value is NaN are left out.
+            order needs none. Utterances whose value is NaN are left out, and equal values are ordered by `tie_keys`.
         seed: of `random`.
         levels: emotion level of each utterance, shape (N,), for `deepmi-balanced`.
     Returns:
@@ -99,16 +103,45 @@ def training_order(
     """
     names = np.asarray(utterances, dtype=str)
     by_name = np.argsort(names, kind="stable")
+    kept = np.ones(len(names), dtype=bool) if values is None else ~np.isnan(values)
     if order == "none":
-        return by_name
+        return by_name[kept[by_name]]
     if order == "random":
-        return np.random.default_rng(derived_seed(seed, "random order")).permutation(by_name)
+        shuffled = np.random.default_rng(derived_seed(seed, "random order")).permutation(by_name)
+        return shuffled[kept[shuffled]]
     if order in METRIC_ORDERS + RIVAL_ORDERS:
-        values = np.asarray(values)
-        ranked = np.lexsort((names, values * (1 if order == "reverse" else -1)))
-        ranked = ranked[~np.isnan(values[ranked])]
+        ranked = np.lexsort((tie_keys(utterances), np.asarray(values) * (1 if order == "reverse" else -1)))
+        ranked = ranked[kept[ranked]]
         return _spread_levels(ranked, np.asarray(levels)) if order == "deepmi-balanced" else ranked
     raise ValueError(f"order {order!r}, expected one of {', '.join(ORDERS + RIVAL_ORDERS)}")
+
+
+def tie_keys(utterances: Sequence[str]) -> NDArray[np.uint64]:
+    """Sort keys of utterances with equal values: the first 8 bytes of the SHA-256 of the file name, shape (N,).
+
+    File names begin with the speaker or the recording, so an order by name would put few speakers into the first bins.
+    """
+    digests = (hashlib.sha256(name.encode()).digest()[:8] for name in utterances)
+    return np.array([int.from_bytes(digest, "big") for digest in digests], dtype=np.uint64)
+
+
+def keep_highest(values: NDArray, levels: NDArray, utterances: Sequence[str], share: float) -> NDArray[np.float64]:
+    """The values, with NaN for all but the highest ones of each emotion level.
+
+    Args:
+        values: DeepMI, shape (N,), NaN where unknown.
+        levels: emotion levels, shape (N,).
+        utterances: file names, N of them, which break ties.
+        share: of each level's known values to keep, rounded up, 0 to 1.
+    """
+    kept = np.full(len(values), np.nan)
+    ranked = np.lexsort((tie_keys(utterances), -values))
+    ranked = ranked[~np.isnan(values[ranked])]
+    for level in np.unique(levels[ranked]):
+        rows = ranked[levels[ranked] == level]
+        rows = rows[: math.ceil(share * len(rows))]
+        kept[rows] = values[rows]
+    return kept
 
 
 def _spread_levels(ranked: NDArray[np.int64], levels: NDArray) -> NDArray[np.int64]:
@@ -120,33 +153,63 @@ def _spread_levels(ranked: NDArray[np.int64], levels: NDArray) -> NDArray[np.int
     return ranked[np.argsort(share[ranked], kind="stable")]
 
 
-def training_size(order: str, epoch: int, total: int, pacing: str = "paper") -> int:
-    """How many utterances, from the first, an epoch trains on.
+@dataclass(frozen=True)
+class Schedule:
+    """How many utterances an epoch trains on, and at which learning rate; the defaults are the paper's.
 
-    Args:
-        order: `none` has the whole set from the start.
-        epoch: counted from 0; from FULL_EPOCH (45) on it is the whole set.
-        total: N utterances.
-        pacing: `paper`, ten cumulative bins of int(level / 10 * N), five epochs each; or one of PACING_FAMILIES, which
-            start with a tenth too, and grow every epoch (`step`: not until FULL_EPOCH).
-    Returns:
-        1..N.
+    Attributes:
+        pacing: `paper` for cumulative bins of int(level / bins * N), or one of PACING_FAMILIES, which start with the
+            first bin too and grow every epoch (`step`: not until the whole set).
+        decay: `paper` halves the learning rate in the last epoch of every bin but the last; `late` keeps it until the
+            whole set is in, and halves it every `epochs_per_bin` epochs from then on.
+        bins: number of bins.
+        epochs_per_bin: epochs before the next bin is added.
     Source: Lin, Sridhar & Busso (2024); Wu, Dyer & Neyshabur (2021).
     """
-    if order == "none" or epoch >= FULL_EPOCH:
-        return total
-    if pacing == "paper":
-        size = int((epoch // EPOCHS_PER_BIN + 1) / NUM_BINS * total)
-    else:
-        size = int(total / NUM_BINS + total * (1 - 1 / NUM_BINS) * PACING_FAMILIES[pacing](epoch / FULL_EPOCH))
-    return min(max(size, 1), total)
+
+    pacing: str = "paper"
+    decay: str = "paper"
+    bins: int = NUM_BINS
+    epochs_per_bin: int = EPOCHS_PER_BIN
+
+    @property
+    def full_epoch(self) -> int:
+        """The first epoch that trains on the whole set: 45."""
+        return (self.bins - 1) * self.epochs_per_bin
+
+    def size(self, order: str, epoch: int, total: int) -> int:
+        """How many of `total` utterances, from the first, an epoch (counted from 0) trains on; all for order `none`.
+
+        >>> [Schedule().size("deepmi", epoch, 1000) for epoch in (0, 4, 5, 44, 45)]
+        [100, 100, 200, 900, 1000]
+        """
+        if order == "none" or epoch >= self.full_epoch:
+            return total
+        if self.pacing == "paper":
+            size = int((epoch // self.epochs_per_bin + 1) / self.bins * total)
+        else:
+            part = PACING_FAMILIES[self.pacing](epoch / self.full_epoch)
+            size = int(total / self.bins + total * (1 - 1 / self.bins) * part)
+        return min(max(size, 1), total)
+
+    def learning_rate(self, epoch: int) -> float:
+        """Adam's learning rate at an epoch: 1e-3, halved as `decay` says.
+
+        >>> Schedule().learning_rate(4), Schedule(decay="late").learning_rate(49)
+        (0.0005, 0.001)
+        """
+        if self.decay == "paper":
+            halvings = min((epoch + 1) // self.epochs_per_bin, self.bins - 1)
+        else:
+            halvings = max(0, epoch - self.full_epoch) // self.epochs_per_bin
+        return LEARNING_RATE * 0.5**halvings
+
+    def steps_before_spent(self, order: str, total: int, batch_size: int, epochs: int) -> int:
+        """Training steps until the learning rate is below SPENT_RATE."""
+        useful = itertools.takewhile(lambda epoch: self.learning_rate(epoch) >= SPENT_RATE, range(epochs))
+        return sum(math.ceil(self.size(order, epoch, total) / batch_size) for epoch in useful)
 
 
 def bin_sizes(total: int) -> list[int]:
-    """Utterances that each of the ten bins of the paper's pacing trains on, the bins before it included."""
-    return [training_size("deepmi", number * EPOCHS_PER_BIN, total) for number in range(NUM_BINS)]
-
-
-def learning_rate(epoch: int) -> float:
-    """Adam's learning rate at an epoch (counted from 0): 1e-3, halved at epochs 4, 9, ..., 44."""
-    return LEARNING_RATE * 0.5 ** sum(epoch >= milestone for milestone in HALVING_EPOCHS)
+    """Utterances that each of the ten bins of the paper's pacing trains on, including the bins before it."""
+    return [Schedule().size("deepmi", number * EPOCHS_PER_BIN, total) for number in range(NUM_BINS)]

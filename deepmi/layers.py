@@ -1,4 +1,4 @@
-"""The two layers that are tuned for CPUs."""
+"""Two layers tuned for CPUs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 
 class Dropout(nn.Module):
-    """Dropout whose masks cost little on a CPU, where torch draws them one by one, one core at work.
+    """Dropout with fast masks on a CPU, where torch draws them one by one on a single core.
 
-    There 16 random bits decide on each unit, so the rate is exact to 2**-17. The bits come from a generator that
-    torch's own generator seeds anew each time: `runtime.seed_everything` decides on both.
+    On a CPU, 16 random bits decide on each unit, so the rate is exact to 2**-17. torch's own generator seeds the
+    generator of these bits in every call, so `runtime.seed_everything` seeds both.
     """
 
     def __init__(self, rate: float):
@@ -30,10 +30,10 @@ class Dropout(nn.Module):
 
 
 class InputLinear(nn.Linear):
-    """nn.Linear whose weight lies in memory as (in, out); checkpoints hold it as (out, in), as nn.Linear's.
+    """nn.Linear with a weight of shape (in, out) in memory; checkpoints contain it as (out, in), as for nn.Linear.
 
-    The gradient of a weight (out, in) is written in rows of `in`. With 6,373 of them no row starts on a cache line, and
-    that product runs at two thirds of the speed of (in, out).
+    The gradient of a weight (out, in) has rows of `in` numbers. With 6,373 of them most rows do not start on a cache
+    line, and this product runs at two thirds of the speed of (in, out).
     """
 
     def __init__(self, width_in: int, width_out: int):

@@ -92,6 +92,11 @@ class StopRequest:
         if not at_epoch_end:
             raise Stopped
 
+    def hold_timer(self) -> None:
+        """The epoch has ended in time and is being saved, however long that takes."""
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
     def raise_if_asked(self) -> None:
         """Raise `Stopped` after a signal."""
         if self.signal:
@@ -99,8 +104,7 @@ class StopRequest:
 
     def ignore_further_signals(self) -> None:
         """For the time in which this process ends."""
-        if hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        self.hold_timer()
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 

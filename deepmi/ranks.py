@@ -1,4 +1,4 @@
-"""Ranks: the processes of one run under torchrun. Without torchrun there is one, and nothing here does anything."""
+"""Ranks: the processes of one run under torchrun. Without torchrun there is one, and these functions do nothing."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed, nn
 from torch.autograd import Function
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,11 +19,12 @@ from deepmi.process import notify, num_ranks, rank
 from deepmi.runtime import seed_everything
 from deepmi.seeds import derived_seed
 
-JOIN_PATIENCE = 10  # seconds without the other ranks after which that is said
+T = TypeVar("T")
+JOIN_PATIENCE = 10  # seconds of waiting for the other ranks before a note
 
 
 def join_ranks() -> None:
-    """Meet the other processes: gloo between CPUs, NCCL between GPUs."""
+    """Connect to the other ranks: gloo between CPUs, NCCL between GPUs."""
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
@@ -31,26 +33,24 @@ def join_ranks() -> None:
     note = threading.Timer(JOIN_PATIENCE, notify, [f"note: waiting for {num_ranks()} processes to meet at {where}."])
     note.daemon = True
     note.start()
-    # Long: while rank 0 packs the features of a large corpus the others wait.
+    # Long, because the other ranks wait while rank 0 packs the features of a large corpus.
     distributed.init_process_group(backend, timeout=datetime.timedelta(days=7))
     note.cancel()
 
 
 def _meet() -> None:
-    """Wait until every rank is here."""
-
-    sum_over_ranks(torch.zeros(1))  # on the CPU whatever computes, and so without a GPU for each rank
+    """Wait for every rank."""
+    sum_over_ranks(torch.zeros(1))  # on the CPU, which every rank has
 
 
 def leave_ranks() -> None:
-    """Part from the other processes once all are done."""
-
+    """Disconnect from the other ranks when all are done."""
     _meet()
     distributed.destroy_process_group()
 
 
 def on_every_rank(main: Callable) -> Callable:
-    """Decorator of a script's main function that every rank runs; without torchrun it changes nothing."""
+    """Decorator for the main function of a script that runs under torchrun; otherwise it changes nothing."""
 
     @functools.wraps(main)
     def joined(args):
@@ -67,7 +67,7 @@ def on_every_rank(main: Callable) -> Callable:
 
 @contextlib.contextmanager
 def first_rank_first() -> Iterator[None]:
-    """Rank 0 does the block before the others, which then find the files that it wrote."""
+    """Rank 0 executes the block first; the other ranks then find the files that it wrote."""
     if rank() > 0:
         _meet()
     yield
@@ -76,12 +76,12 @@ def first_rank_first() -> Iterator[None]:
 
 
 def own_share(count: int) -> slice:
-    """Which of `count` things this rank does: as many as every other rank, but for one."""
+    """The part of `count` things that belongs to this rank; the sizes of all parts differ by one at most."""
     return slice(count * rank() // num_ranks(), count * (rank() + 1) // num_ranks())
 
 
-def from_first_rank(make: Callable[[], object]):
-    """What `make` returns on rank 0, on every rank; it is called there only."""
+def from_first_rank(make: Callable[[], T]) -> T:
+    """Call `make` on rank 0 only, and return its result on every rank."""
     if num_ranks() == 1:
         return make()
     box = [make() if rank() == 0 else None]
@@ -89,21 +89,21 @@ def from_first_rank(make: Callable[[], object]):
     return box[0]
 
 
-def sum_over_ranks(tensor):
-    """The sum of every rank's tensor, on every rank."""
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum of the tensors of all ranks, on every rank."""
     if num_ranks() == 1:
         return tensor
-    total = tensor.clone(memory_format=torch.contiguous_format)  # gloo would sum what lies between strided rows
+    total = tensor.clone(memory_format=torch.contiguous_format)  # gloo would also sum the gaps between strided rows
     distributed.all_reduce(total)
     return total
 
 
-def whole_of_shares(own, count: int):
-    """The rows of all ranks, on every rank.
+def whole_of_shares(own: Tensor, count: int) -> Tensor:
+    """The shares of all ranks put together, shape (count, ...), on every rank.
 
     Args:
-        own: tensor, shape (size of `own_share(count)`, ...).
-        count: rows of all ranks together.
+        own: the share of this rank, shape (size of `own_share(count)`, ...).
+        count: number of rows over all ranks.
     """
     if num_ranks() == 1:
         return own
@@ -113,44 +113,39 @@ def whole_of_shares(own, count: int):
 
 
 def seed_own_dropout(seed: int, *place: int | str) -> None:
-    """Give every rank but the first its own random numbers, so that no two drop the same units."""
+    """Seed every rank but the first differently, so that no two drop the same units."""
     if rank() > 0:
         seed_everything(derived_seed(seed, "dropout", *place, rank()))
 
 
-def as_on_first_rank(tensor):
-    """A random tensor of rank 0, on every rank: GPUs of different models draw differently from one seed."""
+def as_on_first_rank(tensor: Tensor) -> Tensor:
+    """Replace a random tensor by that of rank 0, because different GPU models draw differently from one seed."""
     if num_ranks() > 1:
         distributed.broadcast(tensor, 0)
     return tensor
 
 
-def whole_batch(own, count: int):
-    """The values of all ranks' parts of a batch, with their gradient: for statistics of the batch, such as CCC.
+class _WholeBatch(Function):
+    @staticmethod
+    def forward(context, own: Tensor, count: int) -> Tensor:
+        context.share = own_share(count)
+        return whole_of_shares(own, count)
 
-    Args:
-        own: tensor, shape (size of `own_share(count)`,).
-        count: size of the whole batch.
-    Returns:
-        Tensor, shape (count,), the same on every rank. Backward, each rank keeps the gradient of its own part.
+    @staticmethod
+    def backward(context, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient[context.share], None
+
+
+def whole_batch(own: Tensor, count: int) -> Tensor:
+    """`whole_of_shares` with a gradient, for a loss that needs the whole batch, such as CCC.
+
+    Backward, each rank keeps the gradient of its own share.
     """
-    if num_ranks() == 1:
-        return own
-
-    class WholeBatch(Function):
-        @staticmethod
-        def forward(context, part):
-            return whole_of_shares(part, count)
-
-        @staticmethod
-        def backward(context, gradient):
-            return gradient[own_share(count)]
-
-    return WholeBatch.apply(own)
+    return own if num_ranks() == 1 else _WholeBatch.apply(own, count)
 
 
-def over_ranks(model, in_parts: bool = False):
-    """The model, its gradients averaged over the ranks in every backward pass.
+def over_ranks(model: nn.Module, in_parts: bool = False) -> nn.Module:
+    """The model, with gradients averaged over the ranks in every backward pass.
 
     Args:
         model: the network.

@@ -321,6 +321,7 @@ class TrainingRun:
         Raises:
             Stopped: a signal came during the epoch, which is saved now.
         """
+        stop.hold_timer()
         begin = time.monotonic()
         self._write(write_outputs)
         identity, history = json.dumps(self.identity), json.dumps(self.history)

@@ -1,6 +1,6 @@
-"""Files that are written whole or not at all, and read without trust; digests of what is in them.
+"""Files that are written whole or not at all, and read without trust; digests of content.
 
-Reading runs no code, and takes no memory without a bound.
+Reading runs no code, and a small file never takes much memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import re
 import shutil
 import signal
 import socket
-import stat
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -21,32 +20,26 @@ from pathlib import Path
 
 from deepmi.process import UserError, signals_blocked
 
-LARGEST_TEXT = 2**28  # bytes of a text file, but for labels; a DeepMI file of five million utterances
-LARGEST_LABELS = 2**30  # the single raters' labels of MSP-Podcast 2.0 have some 2**28
-LARGEST_NESTED = 2**24  # characters of a JSON file, but for labels, that may have more than one level
-SCRATCH = ".scratch-"  # how the names of temporary folders begin
+LARGEST_TEXT = 2**30  # bytes; the individual ratings of MSP-Podcast 2.0 have about 2**28
+SCRATCH = ".scratch-"  # prefix of temporary folders
 
 
-def _mark_of_process() -> str:
-    """How the names of temporary files of this process end; no name of a host has an @."""
+def _process_suffix() -> str:
+    """Suffix of temporary files of this process; the name of a host has no @."""
     return f"@{socket.gethostname()}.{os.getpid()}.tmp"
 
 
-def _temporary_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}{_mark_of_process()}")
-
-
 def output_file(path: Path) -> Path:
-    """The file that an output's name stands for, which a link may lead to.
+    """The file to write for an output path, with links resolved.
 
     Raises:
-        UserError: there is something else than a file: a folder, a device.
+        UserError: the path is a folder or a device.
     """
     path = Path(path)
     if path.is_symlink():
         path = path.resolve()
     if not path.name or (path.exists() and not path.is_file()):
-        raise UserError(f"{path}: no file that can be written (a folder, a device); give another name.")
+        raise UserError(f"{path}: not a file that can be written (a folder or a device); give a different name.")
     return path
 
 
@@ -54,12 +47,12 @@ def output_file(path: Path) -> Path:
 def write_atomically(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`; rename it to `path` if the block succeeds, remove it if not."""
     path = output_file(path)
-    temporary = _temporary_name(path)
+    temporary = path.with_name(f".{path.name}{_process_suffix()}")
     try:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say which file it could not take
+        error.filename = error.filename or str(path)  # the error of a full disk names no file
         raise
     finally:
         with contextlib.suppress(OSError):
@@ -73,13 +66,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_together(contents: dict[Path, bytes | None]) -> None:
-    """Write several files that belong together; those whose content is None are taken away.
+    """Write several files that belong together; a file whose content is None is removed.
 
-    Only when all of them stand under temporary names do the old ones go, and then the new ones come in the order given.
-    A run that is killed meanwhile leaves some missing, never new ones beside old ones.
+    All of them are written under temporary names before the old ones are removed; then they are renamed in the order
+    given. A run that is killed in between leaves some missing, but never new ones beside old ones.
     """
     with contextlib.ExitStack() as stack:
-        for path, content in reversed(contents.items()):  # those that are entered first are renamed last
+        for path, content in reversed(contents.items()):  # the last to be entered is the first to be renamed
             if content is not None:
                 stack.enter_context(write_atomically(path)).write_bytes(content)
         with signals_blocked(signal.SIGINT, signal.SIGTERM):
@@ -89,7 +82,7 @@ def write_together(contents: dict[Path, bytes | None]) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file: all of it or, where the disk is full or the process is stopped, nothing."""
+    """Add a line to a text file; if the disk is full or the process is stopped, the file stays as it was."""
     with open(path, "ab", buffering=0) as stream:
         size = os.fstat(stream.fileno()).st_size
         try:
@@ -103,28 +96,21 @@ def append_line(path: Path, line: str) -> None:
             raise
 
 
-def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
+def read_text(path: Path) -> str:
     """A UTF-8 text file, with or without byte order mark.
 
-    Args:
-        path: the file.
-        largest: bytes that it may have.
     Raises:
-        UserError: missing, no regular file, too large, not UTF-8, or with NUL bytes.
+        UserError: missing, not a regular file, too large, or not UTF-8.
     """
     path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file.")
+    if not path.is_file():  # a pipe would wait for its writer
+        raise UserError(f"{path}: not a regular file; expected text, CSV or JSON.")
+    if (size := path.stat().st_size) > LARGEST_TEXT:
+        raise UserError(f"{path}: {size:,} bytes; expected at most {LARGEST_TEXT:,}.")
     try:
-        state = path.stat()
-        if not stat.S_ISREG(state.st_mode):  # a pipe would wait for its writer
-            raise UserError(f"{path}: no regular file; expected text, CSV or JSON.")
-        if state.st_size > largest:
-            raise UserError(f"{path}: {state.st_size:,} bytes; expected {largest:,} at most.")
-        data = path.read_bytes()
-        if b"\0" in data:
-            raise UserError(f"{path}: holds NUL bytes, so it is not UTF-8 text; expected text, CSV or JSON.")
-        return data.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); expected text, CSV or JSON.") from None
 
@@ -132,38 +118,28 @@ def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
     found = dict(pairs)
     if len(found) != len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise UserError(f"{twice!r} stands there twice")
+        duplicate = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"duplicate key {duplicate!r}")
     return found
 
 
-def read_json_object(path: Path, of_labels: bool = False) -> dict:
-    """A JSON file whose top level is an object, each key once.
+def read_json_object(path: Path) -> dict:
+    """A JSON file whose top level is an object, without duplicate keys.
 
-    Args:
-        path: the file.
-        of_labels: whether it may be as large, and as nested, as label files are.
     Raises:
-        UserError: missing, too large, not JSON, another top level, a key twice, or nested too deeply.
+        UserError: missing, too large, not JSON, nested too deeply, a different top level, or a duplicate key.
     """
-    text = read_text(path, LARGEST_LABELS if of_labels else LARGEST_TEXT)
+    text = read_text(path)
     try:
-        if not of_labels and len(text) > LARGEST_NESTED and ("[" in text or text.count("{") > 1):
-            # Empty lists and objects take twenty times the memory of their text.
-            raise UserError(f"{len(text):,} characters, too many for lists or objects in it")
         content = json.loads(text, object_pairs_hook=_unique_keys)
         if re.search(r"\\u[dD][89a-fA-F]", text):
-            json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no character
-    except UserError as error:
-        raise UserError(f"{path}: {error}.") from None
+            json.dumps(content, ensure_ascii=False).encode()  # an escape of half a surrogate pair is a ValueError
     except RecursionError:
-        raise UserError(f"{path}: nested too deeply; expected one object with a value a file name.") from None
-    except UnicodeEncodeError:
-        raise UserError(f"{path}: holds half a character (an escape such as \\ud800); expected text.") from None
+        raise UserError(f"{path}: nested too deeply; expected one object with a value per file name.") from None
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}).") from None
+        raise UserError(f"{path}: not usable JSON ({error}).") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected one JSON object with a value a file name, found {type(content).__name__}.")
+        raise UserError(f"{path}: expected one JSON object with a value per file name, found {type(content).__name__}.")
     return content
 
 
@@ -172,48 +148,46 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):
+    except OSError:
         return True
     return True
 
 
 def prepare_folder(folder: Path) -> Path:
-    """Make an output folder, prove that it can be written, and clear what killed runs of this machine left in it.
+    """Make an output folder, check that it can be written, and remove what killed runs of this machine left in it.
 
     Raises:
         UserError: the folder can't be made or written.
     """
     folder = Path(folder)
+    probe = folder / f".write_test{_process_suffix()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = _temporary_name(folder / "write_test")
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise UserError(
-            f"{folder}: can't be written ({error.strerror}); name another folder or mend its permissions."
+            f"{folder}: can't be written ({error.strerror}); name a different folder or correct its permissions."
         ) from None
-    host = re.escape(socket.gethostname())
     for entry in os.scandir(folder):
-        leftover = re.fullmatch(rf"\..*@{host}\.(\d+)\.tmp", entry.name)
-        if not leftover or _is_alive(int(leftover[1])):
-            continue
-        if not entry.is_dir(follow_symlinks=False):
-            with contextlib.suppress(OSError):
-                Path(entry.path).unlink()
-        elif re.match(rf"{re.escape(SCRATCH)}\w+@", entry.name):
-            shutil.rmtree(entry.path, ignore_errors=True)
+        leftover = re.fullmatch(rf"\..*@{re.escape(socket.gethostname())}\.(\d{{1,9}})\.tmp", entry.name)
+        if leftover and not _is_alive(int(leftover[1])):
+            if not entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
+            elif entry.name.startswith(SCRATCH):
+                shutil.rmtree(entry.path, ignore_errors=True)
     return folder
 
 
 @contextlib.contextmanager
 def scratch_folder(folder: Path) -> Iterator[Path]:
-    """A folder within another for as long as the block runs; `prepare_folder` clears that of a killed run.
+    """A temporary folder within another; if the run is killed, the next `prepare_folder` removes it.
 
     Raises:
         UserError: the outer folder can't be made or written.
     """
-    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, suffix=_mark_of_process(), dir=prepare_folder(folder)))
+    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, suffix=_process_suffix(), dir=prepare_folder(folder)))
     try:
         yield scratch
     finally:
@@ -224,7 +198,7 @@ def digest(*parts: object) -> str:
     """SHA-256 (hex) over JSON-serialisable parts and raw bytes, for cache keys and run fingerprints."""
     sha = hashlib.sha256()
     for part in parts:
-        data = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode()
+        data = part if isinstance(part, (bytes, memoryview)) else json.dumps(part, sort_keys=True).encode()
         sha.update(len(data).to_bytes(8, "little"))
         sha.update(data)
     return sha.hexdigest()

@@ -1,10 +1,11 @@
-"""Batches and passes over packed rows: every way of bringing them gives the same rows."""
+"""Batches and passes over packed rows."""
 
 import pytest
 import torch
 
 import model
 from deepmi import batches, runtime
+from deepmi.process import UserError
 
 CPU = torch.device("cpu")
 WIDTH = 37
@@ -17,40 +18,26 @@ def packed() -> torch.Tensor:
 
 @pytest.fixture(params=["gathered", "resident"])
 def rows(request, packed, monkeypatch) -> batches.Rows:
-    """On a CPU; `resident` is how a GPU holds them."""
+    """On a CPU; `resident` is how a GPU keeps them."""
     monkeypatch.setattr(batches, "PASS_ROWS", 8)
     found = batches.Rows(packed.numpy(), CPU, "fp32")
     if request.param == "resident":
-        found.resident = found._upload()
+        found.resident = found._upload(torch.float32)
     return found
 
 
-def test_batches_are_the_rows_at_their_positions(rows, packed):
+def test_batches_are_the_rows_at_their_positions_and_aligned(rows, packed):
     positions = torch.randperm(53).split(8)
     for batch, at in zip(rows.batches(positions), positions, strict=True):
         assert torch.equal(batch, packed[at])
+        assert batch.stride() == (64, 1)
+    assert list(rows.batches([])) == []
 
 
-def test_blocks_are_all_rows_in_order(rows, packed):
-    assert torch.equal(torch.cat([block.clone() for block in rows.blocks(slice(0, 53))]), packed)
-    assert torch.equal(torch.cat([block.clone() for block in rows.blocks(slice(5, 23))]), packed[5:23])
-
-
-def test_a_share_of_nothing_is_one_empty_block(rows):
+def test_blocks_are_the_rows_of_a_share_in_order(rows, packed):
+    for share in (slice(0, 53), slice(5, 23), slice(9, 9)):
+        assert torch.equal(torch.cat(list(rows.blocks(share))), packed[share])
     assert [block.shape for block in rows.blocks(slice(9, 9))] == [(0, WIDTH)]
-
-
-def test_a_loader_gathers_the_rows_at_their_positions(packed):
-    positions = torch.randperm(53).split(8)
-    loader = batches.DataLoader(batches._Gathered(packed, positions), batch_size=None, num_workers=batches.LOADERS)
-    for batch, at in zip(loader, positions, strict=True):
-        assert torch.equal(batch, packed[at])
-
-
-def test_rows_start_aligned_in_memory(rows):
-    if rows.resident is not None:
-        assert rows.resident.stride() == (64, 1)
-    assert next(iter(rows.batches([torch.arange(9)]))).stride()[0] % 32 == 0 or rows.resident is not None
 
 
 @pytest.fixture
@@ -59,7 +46,7 @@ def network() -> model.DenseResNet:
     return model.DenseResNet(WIDTH, 6)
 
 
-def test_a_pass_gives_all_rows_in_order_and_puts_the_mode_back(network, rows, packed):
+def test_a_pass_gives_all_rows_in_order_and_restores_the_mode(network, rows, packed):
     network.train()
     logits, attribute = batches.in_batches(network, network, rows, "fp32")
     assert network.training and logits.shape == (53, 6) and attribute.shape == (53,)
@@ -74,10 +61,18 @@ def test_bf16_is_close_to_fp32(network, rows):
     assert torch.allclose(rough, exact, atol=0.05)
 
 
-def test_bf16_falls_back_with_a_note_where_the_processor_lacks_it(monkeypatch, capsys):
+def test_bf16_becomes_fp32_with_a_note_if_the_processor_lacks_it(monkeypatch, capsys):
     monkeypatch.setattr(runtime.platform, "machine", lambda: "x86_64")
     for able, precision in (({"avx512_bf16": True}, "bf16"), ({"avx512_f": True, "amx_bf16": False}, "fp32")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"cpu_name": "Some CPU", **able})
         assert runtime.choose_precision(CPU, "bf16") == precision
         assert ("Some CPU" in capsys.readouterr().out) == (precision == "fp32")
     assert runtime.choose_precision(CPU, "fp32") == "fp32"
+
+
+def test_compile_is_refused_where_it_cannot_work(monkeypatch):
+    with pytest.raises(UserError, match=r"--compile.*CUDA GPU"):
+        runtime.check_compile(CPU)
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--compile.*triton"):
+        runtime.check_compile(torch.device("cuda"))

@@ -15,7 +15,6 @@ FOLDERS = (".", "docs", "benchmarks", "NormTerm", "trained_SSLmodels_v1.8", "cur
 PAGES = [path for folder in FOLDERS for path in sorted(ROOT.glob(f"{folder}/*.md")) if path.name != "CHANGELOG.md"]
 RUNS = sorted((ROOT / "runs").glob("*.sh"))
 STAGES = ("norm_para", "training_DeepEmoCluster", "extract_DeepMI", "training_Curriculum", "testing_Curriculum")
-COMING = {"--compile", "images/report.png", "tools/report/"}  # described, not yet merged
 # Commands that the shell below only records, and those that it runs: what a script needs to go through its lines.
 RECORDED = ("python", "python3", "torchrun", "pip", "make", "git", ".venv/bin/python")
 RUN = ("bash", "cat", "dirname", "find", "grep", "mkdir", "realpath", "sort", "tail", "tee")
@@ -145,15 +144,13 @@ def test_every_file_that_a_page_names_exists(page):
         if target.startswith("https://") or not file:
             continue
         linked = (page.parent / file).resolve()
-        if name_of(linked) in COMING:
-            continue
         assert linked.exists(), target
         headings = re.findall(r"^#+ (.*)", linked.read_text(), re.M) if section else []
         anchors = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
         assert not section or section in anchors, target
     for quoted in re.findall(r"`([^`\n]+)`", text):
         if re.fullmatch(r"(tools|docs|benchmarks|tests|runs|images|deepmi)/[\w./]*", quoted):
-            assert quoted in COMING or (ROOT / quoted).exists(), quoted
+            assert (ROOT / quoted).exists(), quoted
         elif re.fullmatch(r"(tools|benchmarks)\.\w+", quoted):
             assert (ROOT / quoted.replace(".", "/")).with_suffix(".py").is_file(), quoted
         elif re.fullmatch(r"\w+\.py", quoted):
@@ -165,7 +162,7 @@ def test_every_flag_that_a_page_names_is_one_of_the_program():
         path.read_text() for folder in (".", "deepmi", "tools", "benchmarks") for path in ROOT.glob(f"{folder}/*.py")
     ]
     known = {flag for source in sources for flag in re.findall(r'"(--?[\w-]+)"', source)}
-    known |= {"--help", "--no-resume", "--nproc-per-node", "--resolution", "-r", "-o", "-c", *COMING}
+    known |= {"--help", "--no-resume", "--nproc-per-node", "--resolution", "-r", "-o", "-c"}
     for page in PAGES:
         for quoted in re.findall(r"`([^`\n]+)`", page.read_text()):
             assert set(re.findall(r"(?<!\S)--?[a-z][\w-]*", quoted)) <= known, quoted

@@ -1,4 +1,4 @@
-"""DenseResNet and the regressor against plain numpy, and their checkpoints."""
+"""DenseResNet and the regressor against numpy, their layers and their checkpoints."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,6 @@ import model
 from deepmi import runtime
 from deepmi.layers import Dropout, InputLinear
 from deepmi.process import UserError
-
-CPU = torch.device("cpu")
 
 pytestmark = pytest.mark.as_published
 
@@ -51,6 +49,8 @@ def test_forward_is_the_numpy_forward(network):
     for one, other in zip(found, expected):
         assert np.allclose(one.numpy(), other, atol=1e-5)
     assert torch.equal(again[0], found[0]) and torch.equal(again[1], found[1])
+    network.train()
+    assert not torch.equal(network(x)[0], network(x)[0])  # dropout
 
 
 def test_regressor_is_the_numpy_forward():
@@ -68,46 +68,25 @@ def test_size_is_the_papers():
     assert sum(p.numel() for p in model.DenseResNet(6373, 50).parameters()) == pytest.approx(12.84e6, rel=1e-3)
 
 
-def test_eval_mode_has_no_dropout_and_training_mode_has(network):
-    x = torch.randn(50, 37)
-    network.eval()
-    assert torch.equal(network(x)[0], network(x)[0])
-    block = network.dnn_features[2]
-    block.train()  # the block's own dropout, which the original leaves on
-    assert not torch.equal(network(x)[0], network(x)[0])
-
-
-def test_dropout_keeps_the_rate_and_the_mean_and_follows_the_seed():
-    layer, x = Dropout(0.3), torch.ones(1000, 333)
+def test_dropout_has_the_rate_and_the_mean_and_follows_the_seed():
+    layer, x = Dropout(0.3), torch.ones(4000, 64, requires_grad=True)
     runtime.seed_everything(3)
     first = layer(x)
+    kept = (first > 0).double()
+    error = 5 / x.numel() ** 0.5  # five standard errors
     assert sorted(set(first.flatten().tolist())) == pytest.approx([0, 1 / 0.7])
-    # five standard errors
-    assert (first == 0).float().mean().item() == pytest.approx(0.3, abs=5 * (0.21 / x.numel()) ** 0.5)
+    assert kept.mean().item() == pytest.approx(0.7, abs=error * 0.21**0.5)
+    assert (torch.corrcoef(kept.t()) - torch.eye(64)).abs().max() < 5.5 / 4000**0.5  # units are independent
+    assert torch.corrcoef(torch.stack([kept.flatten()[1:], kept.flatten()[:-1]]))[0, 1].abs() < error
+    first.sum().backward()
+    assert torch.equal(x.grad, first)
     assert not torch.equal(first, layer(x))
     runtime.seed_everything(3)
     assert torch.equal(first, layer(x))
     assert torch.equal(layer.eval()(x), x)
 
 
-def test_dropout_draws_units_independently():
-    runtime.seed_everything(4)
-    kept = (Dropout(0.3)(torch.ones(4000, 64)) > 0).double()
-    correlation = torch.corrcoef(kept.t()) - torch.eye(64)
-    assert correlation.abs().max() < 5.5 / 4000**0.5
-    neighbours = kept.flatten()
-    assert torch.corrcoef(torch.stack([neighbours[1:], neighbours[:-1]]))[0, 1].abs() < 5 / neighbours.numel() ** 0.5
-
-
-def test_dropout_passes_the_gradient_of_the_kept():
-    runtime.seed_everything(5)
-    x = torch.randn(40, 50, requires_grad=True)
-    y = Dropout(0.3)(x)
-    y.sum().backward()
-    assert torch.allclose(x.grad, (y / x).detach())
-
-
-def test_the_input_layer_is_a_linear_layer_to_the_outside():
+def test_the_input_layer_behaves_as_a_linear_layer():
     runtime.seed_everything(6)
     ours, theirs = InputLinear(7, 5), torch.nn.Linear(7, 5)
     theirs.load_state_dict(ours.state_dict())
@@ -173,30 +152,21 @@ class Exploit:
         return open, (str(self.target), "w")
 
 
-@pytest.mark.parametrize("load", ["ssl", "regressor"])
-def test_a_checkpoint_that_would_run_code_is_refused_unrun(tmp_path, load):
+@pytest.mark.parametrize(("load", "more"), [(model.load_ssl_checkpoint, (6, "Val")), (model.load_regressor, ())])
+def test_a_checkpoint_that_would_run_code_is_refused_without_running_it(tmp_path, load, more):
     torch.save({"state_dict": Exploit(tmp_path / "pwned")}, tmp_path / "c.tar")
     with pytest.raises(UserError, match="run code"):
-        if load == "ssl":
-            model.load_ssl_checkpoint(tmp_path / "c.tar", 37, 6, "Val")
-        else:
-            model.load_regressor(tmp_path / "c.tar", 37, "Val")
+        load(tmp_path / "c.tar", 37, *more)
     assert not (tmp_path / "pwned").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", b"PK\x03\x04" + b"\0" * 40])
-def test_a_damaged_checkpoint_is_refused(tmp_path, content):
-    (tmp_path / "c.tar").write_bytes(content)
-    with pytest.raises(UserError, match="damaged"):
-        model.load_ssl_checkpoint(tmp_path / "c.tar", 37, 6, "Val")
-
-
-def test_a_truncated_checkpoint_is_refused(network, tmp_path):
+def test_a_damaged_checkpoint_is_refused(network, tmp_path):
     path = tmp_path / "c.pth.tar"
     model.save_ssl_checkpoint(path, network.state_dict(), {})
-    path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(UserError, match="damaged"):
-        model.load_ssl_checkpoint(path, 37, 6, "Val")
+    for content in (b"", b"not a checkpoint at all", b"PK\x03\x04" + b"\0" * 40, path.read_bytes()[:-2000]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="damaged"):
+            model.load_ssl_checkpoint(path, 37, 6, "Val")
 
 
 def test_regressor_is_a_bare_state_dict_that_still_knows_its_attribute(tmp_path):
@@ -204,7 +174,8 @@ def test_regressor_is_a_bare_state_dict_that_still_knows_its_attribute(tmp_path)
     model.save_regressor(tmp_path / "r.pt.tar", network.state_dict(), {"emo_attr": "Val", "epoch": 70})
     bare = torch.load(tmp_path / "r.pt.tar", weights_only=True)
     assert list(bare) == [f"dense_net.{n}.{part}" for n in (0, 2, 5, 7) for part in ("weight", "bias")]
-    model.DenseNet(20).load_state_dict(bare)
+    torch.save(network.state_dict(), tmp_path / "original.pt.tar")
+    assert model.load_regressor(tmp_path / "original.pt.tar", 20, "Val")[1] == {}
     loaded, info = model.load_regressor(tmp_path / "r.pt.tar", 20, "Val")
     assert info["epoch"] == 70
     assert all(torch.equal(loaded.state_dict()[key], value) for key, value in bare.items())
@@ -212,12 +183,6 @@ def test_regressor_is_a_bare_state_dict_that_still_knows_its_attribute(tmp_path)
         model.load_regressor(tmp_path / "r.pt.tar", 20, "Act")
     with pytest.raises(UserError, match="20 features"):
         model.load_regressor(tmp_path / "r.pt.tar", 21, "Val")
-
-
-def test_a_regressor_from_the_original_loads(tmp_path):
-    network = model.DenseNet(20)
-    torch.save(network.state_dict(), tmp_path / "r.pt.tar")
-    assert model.load_regressor(tmp_path / "r.pt.tar", 20, "Val")[1] == {}
 
 
 def test_the_same_weights_give_the_same_bytes_under_any_name(network, tmp_path):

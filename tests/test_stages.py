@@ -17,6 +17,7 @@ import torch
 from conftest import ROOT, read_rows, run_script
 from scipy.io import loadmat
 
+import model
 import training_DeepEmoCluster as ssl_stage
 import utils
 from deepmi import batches, cli, features, matfile, process, run_log, runtime
@@ -269,6 +270,39 @@ def test_alpha_overrides_the_papers_weight(trained):
     assert code == 0 and "alpha 0;" in out and trained.metric.read_bytes() != by_default
     trained.stage(2, "--alpha", 0.5)
     assert trained.metric.read_bytes() == by_default
+
+
+def test_clusters_by_kmeans_are_averaged_over_restarts(trained):
+    runs = {}
+    for restarts in (1, 3):
+        code, out, _ = trained.stage(2, "--clusters", "kmeans", "--restarts", restarts)
+        assert code == 0 and "k-means of the 256-d features" in out
+        runs[restarts] = np.array(list(read_metric(trained.metric).values()))
+    assert len(set(runs[3].tolist())) > len(set(runs[1].tolist()))
+    trained.refuses(trained.stage(2, "--restarts", 3), "--restarts", "--clusters kmeans")
+
+
+def test_a_cluster_head_that_has_collapsed_is_reported(trained, monkeypatch):
+    monkeypatch.setattr(
+        model.DenseResNet, "forward", lambda self, x: (torch.eye(5)[torch.zeros(len(x), dtype=int)], x[:, 0])
+    )
+    code, _, err = trained.stage(2)
+    assert code == 0 and "uses 1 of 5 clusters" in err and "--clusters kmeans" in err
+
+
+def test_a_share_of_every_level_and_another_schedule(trained):
+    argv = ["--no-resume", "--keep", 0.5, "--rate-decay", "late", "--bins", 2, "--epochs-per-bin", 3]
+    code, out, err = trained.stage(3, *argv)
+    assert code == 0 and "--keep 0.5: 3" in out and "replaces" not in err
+    lines = [
+        json.loads(line)
+        for line in trained.regressor.with_name("SimpleEmoRegressor_DeepMI@_Val.log.jsonl").read_text().splitlines()
+    ]
+    assert lines[0]["run"]["arguments"]["rate_decay"] == "late"
+    sizes = [line["utterances"] for line in lines[1:-1]]
+    assert sizes[:3] == [sizes[-1] // 2] * 3 and sizes[3] == sizes[-1] < 40
+    assert [line["lr"] for line in lines[1:-1]] == [1e-3] * 6 + [5e-4] * 2
+    trained.refuses(trained.stage(3, "--order", "none", "--metric", trained.metric), "--metric", "no effect")
 
 
 def test_results_hold_the_printed_ccc(trained):

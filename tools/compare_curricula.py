@@ -63,7 +63,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="ORDER",
         help="what to compare: " + ", ".join(curriculum.COMPARED),
     )
-    cli.add_pacing_argument(parser)
+    cli.add_schedule_arguments(parser)
     parser.add_argument(
         "--label-noise",
         type=share,
@@ -118,9 +118,9 @@ import pandas as pd
 from scipy import stats
 
 import testing_Curriculum
-from deepmi import plots, storage
+from deepmi import storage
 from deepmi.ccc import RESAMPLES, concordance_cc, widened_cccs, widening, widest_interval
-from tools import trials
+from tools import comparison_plots, trials
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Training
@@ -324,6 +324,13 @@ def markdown(table, controls: list[str]) -> list[str]:
     return cli.markdown_table(rows)
 
 
+def describe_schedule(args: argparse.Namespace) -> str:
+    """Pacing and learning rate in words, with the bins where they are not the paper's."""
+    bins = f" of {args.bins} bins, {args.epochs_per_bin} epochs each"
+    is_papers = (args.bins, args.epochs_per_bin) == (curriculum.NUM_BINS, curriculum.EPOCHS_PER_BIN)
+    return f"pacing {args.pacing}{'' if is_papers else bins}, rate decay {args.rate_decay}"
+
+
 def describe(args: argparse.Namespace, train: int, validation: int, drawn: dict[str, str]) -> list[str]:
     """What was compared, for whoever finds the table without its command.
 
@@ -339,7 +346,7 @@ def describe(args: argparse.Namespace, train: int, validation: int, drawn: dict[
     names = {"t": "paired t test", "wilcoxon": "Wilcoxon signed-rank test"}
     lines = [
         f"{args.emo_attr}: {train} Train, {validation} Validation utterances{noise}; -ep {args.epoch} -batch "
-        f"{args.batch_size} -nc {args.num_clusters}, pacing {args.pacing}{metric}, seeds {args.seed} to "
+        f"{args.batch_size} -nc {args.num_clusters}, {describe_schedule(args)}{metric}, seeds {args.seed} to "
         f"{args.seed + args.seeds - 1}.",
     ]
     lines += [f"{test}: bootstrap over seeds and {words}." for test, words in drawn.items()]
@@ -351,20 +358,22 @@ def describe(args: argparse.Namespace, train: int, validation: int, drawn: dict[
         )
     else:
         lines.append("One seed says nothing of how far seeds differ: no p.")
-    if args.epoch <= curriculum.FULL_EPOCH:
-        last = curriculum.training_size("deepmi", args.epoch - 1, train, args.pacing)
+    schedule = cli.schedule(args)
+    if args.epoch <= schedule.full_epoch:
+        last = schedule.size("deepmi", args.epoch - 1, train)
         lines.append(
             f"warning: -ep {args.epoch} ends within the curriculum, at {last} of {train} Train utterances; none, ridge "
-            f"and the folds of selftaught have had all of theirs. From -ep {curriculum.FULL_EPOCH + 1} on all have."
+            f"and the folds of selftaught have had all of theirs. From -ep {schedule.full_epoch + 1} on all have."
         )
     return lines
 
 
 def output_stem(args: argparse.Namespace) -> Path:
-    """results/compare_Val, with noise and pacing in the name; other settings replace the files before."""
+    """results/compare_Val, with noise, pacing and rate decay in the name; other settings replace the files."""
     noise = f"_noise{100 * args.label_noise:g}" if args.label_noise else ""
     pacing = f"_{args.pacing}" if args.pacing != "paper" else ""
-    return args.results_dir / f"compare_{args.emo_attr}{noise}{pacing}"
+    decay = f"_{args.rate_decay}" if args.rate_decay != "paper" else ""
+    return args.results_dir / f"compare_{args.emo_attr}{noise}{pacing}{decay}"
 
 
 def look_at_input(args: argparse.Namespace) -> tuple[dict, tuple[int, int]]:
@@ -416,8 +425,8 @@ def main(args: argparse.Namespace) -> None:
     title = f"{args.emo_attr}, {args.seeds} seeds" + (
         f", {args.label_noise:.0%} label noise" if args.label_noise else ""
     )
-    plots.draw_validation_curves(curves, files[2], title)
-    plots.draw_orders(tables, files[3], title)
+    comparison_plots.draw_validation_curves(curves, files[2], title)
+    comparison_plots.draw_orders(tables, files[3], title)
     print("\n".join(f"wrote {file}" for file in files))
 
 

@@ -1,4 +1,4 @@
-"""Bring a corpus into this program's layout: labels, recordings, acoustic features, and a summary to check.
+"""Bring a corpus into MSP-Podcast's layout: labels, recordings, acoustic features, and a summary to check.
 
     python -m tools.prepare_corpus csv ratings.csv --audio clips --out corpora/mine --file-column file \\
         --arousal-column arousal --valence-column valence --speaker-column speaker \\
@@ -8,7 +8,7 @@
     python -m tools.prepare_corpus msp-podcast MSP-PODCAST-Publish-1.11
     python -m tools.prepare_corpus raters labels_detailed.csv --audio clips --out corpora/mine --label-scale 1 7
 
-Labels are brought to 1..7 linearly; recordings are linked, not copied. The same command again goes on where it stopped.
+Labels are rescaled linearly to 1-7. Recordings are linked, not copied. To continue a stopped run, repeat the command.
 """
 
 from __future__ import annotations
@@ -18,242 +18,153 @@ import filecmp
 import itertools
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from deepmi import cli
-from deepmi.process import UserError, one_line
-from deepmi.storage import prepare_folder, write_atomically, write_text
 
-# Flags that do not change what the labels are
+# Flags that do not change the labels
 OTHER_FLAGS = (
     "out", "audio", "skip_missing", "replace", "copy", "feature_set", "no_features", "norm_dir", "workers", "device",
 )  # fmt: skip
+KINDS = {  # kind of corpus -> (what is read, name of the argument, its help)
+    "msp-podcast": ("any release of MSP-Podcast as downloaded", "CORPUS", "folder with Labels and Audios"),
+    "iemocap": ("IEMOCAP as distributed, labels on 1-5", "CORPUS", "folder with Session1 to Session5"),
+    "msp-improv": ("MSP-IMPROV as distributed, labels on 1-5", "CORPUS", "folder with Evalution.txt and recordings"),
+    "csv": ("a table with a file column and columns of arousal, valence or dominance", "TABLE", "text with a header"),
+    "raters": ("labels of each rater, averaged to consensus labels", "DETAILED", "labels_detailed, .csv or .json"),
+}  # fmt: skip
+COLUMNS = {  # flag of `csv`, without --...-column -> column of the consensus labels
+    "file": "FileName", "arousal": "EmoAct", "valence": "EmoVal", "dominance": "EmoDom",
+    "speaker": "SpkrID", "gender": "Gender", "class": "EmoClass", "split": "Split_Set",
+}  # fmt: skip
+# Ten digits, since rounding errors of a change of scale must not move a label over the edge of an emotion level.
+AS_CSV = {"index": False, "float_format": "%.10g", "lineterminator": "\n"}
 BAR = 40  # characters of the longest bar of a histogram
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this tool: a kind of corpus, and its flags."""
     parser = cli.new_parser(__doc__)
-    kinds = parser.add_subparsers(
-        dest="kind", required=True, metavar="KIND", help="of the corpus; `KIND --help` explains its flags"
-    )
-
-    def kind(name: str, what: str) -> argparse.ArgumentParser:
-        return kinds.add_parser(
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND", help="`KIND --help` lists its flags")
+    for name, (what, metavar, source) in KINDS.items():
+        kind = kinds.add_parser(
             name, help=what, description=what, formatter_class=cli.HelpFormatter, allow_abbrev=False
         )
-
-    podcast = kind("msp-podcast", "any release of MSP-Podcast as downloaded: report, and features where there are none")
-    podcast.add_argument("source", type=Path, metavar="CORPUS", help="folder with Labels and Audios")
-    podcast.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="folder for the prepared corpus, needed where the label file has no splits; CORPUS' own features are "
-        "linked. Without it, features are put into CORPUS and its labels stay as they are",
-    )
-    _add_common(podcast)
-
-    for name, what in (("iemocap", "IEMOCAP as distributed"), ("msp-improv", "MSP-IMPROV as distributed")):
-        other = kind(name, f"{what} (attributes 1..5)")
-        other.add_argument("source", type=Path, metavar="CORPUS", help="folder of the corpus, as distributed")
-        _add_out(other)
-        _add_common(other)
-        _add_splits(other)
-        _add_flip(other)
-
-    table = kind("csv", "any table with a file column and columns of arousal, valence or dominance")
-    table.add_argument(
-        "source", type=Path, metavar="TABLE", help="text table with a header; comma, semicolon, tab or bar"
-    )
-    table.add_argument("--file-column", required=True, metavar="C", help="column with the recording's path or name")
-    for attribute in ("arousal", "valence", "dominance"):
-        table.add_argument(f"--{attribute}-column", metavar="C", help=f"column with {attribute}")
-    for what in ("speaker", "gender", "class"):
-        table.add_argument(f"--{what}-column", metavar="C", help=f"column with the {what}")
-    _add_audio(table)
-    _add_scale(table)
-    _add_out(table)
-    _add_common(table)
-    _add_splits(table).add_argument(
-        "--split-column",
-        metavar="C",
-        help="column with the split: Train, Validation (dev, ...), Test1 (test), or names of your own; rows without "
-        "one are left out",
-    )
-    _add_flip(table)
-
-    raters = kind("raters", "consensus labels (mean, number, standard deviation) from the single raters' labels")
-    raters.add_argument(
-        "source", type=Path, metavar="DETAILED", help="labels_detailed of any MSP-Podcast release, .csv or .json"
-    )
-    raters.add_argument(
-        "--consensus",
-        type=Path,
-        metavar="FILE",
-        help="consensus label file with speaker, gender and split of the same utterances; without it all are in Test1",
-    )
-    raters.add_argument(
-        "--min-raters", type=cli.positive_int, default=1, metavar="N", help="no label below so many ratings"
-    )
-    _add_audio(raters)
-    _add_scale(raters)
-    _add_out(raters)
-    _add_common(raters)
-    _add_flip(raters)
+        kind.add_argument("source", type=Path, metavar=metavar, help=source)
+        _add_flags(kind, name)
+        cli.add_extraction_arguments(kind, "an encoder computes")
     return parser
 
 
-def _add_out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the prepared corpus")
-
-
-def _add_audio(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--audio",
-        type=Path,
-        metavar="DIR",
-        help="folder of the recordings, searched with its subfolders; by default that of the table",
-    )
-
-
-def _add_scale(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--label-scale",
-        type=float,
-        nargs=2,
-        required=True,
-        metavar=("LO", "HI"),
-        help="lowest and highest possible label of the table; labels are brought to 1..7 linearly, those a little "
-        "outside count as the end of the scale",
-    )
-
-
-def _add_splits(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument(
-        "--split-by-speaker",
-        type=float,
-        nargs=3,
-        metavar=("TRAIN", "DEV", "TEST"),
-        help="draw the splits: fractions of the speakers for Train, Validation and Test1, none in two of them; without "
-        "any split all rows are in Test1",
-    )
-    parser.add_argument("--seed", type=cli.non_negative_int, default=31, metavar="N", help="seed of --split-by-speaker")
-    return group
-
-
-def _add_flip(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--flip-arousal", action="store_true", help="the corpus stores arousal from high to low: turn its scale round"
-    )
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(flip_arousal=False, split_by_speaker=None, seed=None)  # where the kind has no such flag
-    parser.add_argument("--skip-missing", action="store_true", help="leave out rows without a recording")
-    parser.add_argument(
-        "--replace",
-        action="store_true",
-        help="replace labels that were prepared with other flags, and copies of recordings that have changed",
-    )
-    parser.add_argument("--copy", action="store_true", help="copy recordings, and features, instead of linking to them")
-    parser.add_argument(
-        "--set",
-        dest="feature_set",
-        default="IS13",
-        metavar="NAME|FOLDER",
-        help="feature set, as tools.extract_features; IS13 is the paper's",
-    )
-    parser.add_argument("--no-features", action="store_true", help="labels and recordings only")
-    parser.add_argument(
-        "--norm-dir",
-        type=Path,
-        metavar="DIR",
-        help="make the norm terms of the Train split too, as norm_para.py does, in this folder",
-    )
-    cli.add_extraction_arguments(parser, "an encoder computes")
+def _add_flags(parser: argparse.ArgumentParser, kind: str) -> None:
+    flag, folder = parser.add_argument, {"type": Path, "metavar": "DIR"}
+    parser.set_defaults(audio=None, flip_arousal=False, split_by_speaker=None, seed=None)  # of kinds without them
+    if kind == "msp-podcast":
+        what = "folder for the prepared corpus; without it CORPUS gets the features, and its labels must have splits"
+        flag("--out", help=what, **folder)
+    else:
+        flag("--out", required=True, help="folder for the prepared corpus", **folder)
+        flag("--flip-arousal", action="store_true", help="reverse arousal, if the corpus stores it from high to low")
+    if kind in ("csv", "raters"):
+        flag("--audio", help="folder of the recordings, searched recursively; default: that of the table", **folder)
+        what = "lowest and highest possible label; labels slightly outside are set to the end of the scale"
+        flag("--label-scale", type=float, nargs=2, required=True, metavar=("LOW", "HIGH"), help=what)
+    if kind == "raters":
+        what = "consensus label file with speakers, genders and splits; without it all rows are in Test1"
+        flag("--consensus", type=Path, metavar="FILE", help=what)
+        flag("--min-raters", type=cli.positive_int, default=1, metavar="N", help="fewest ratings that make a label")
+    if kind in ("csv", "iemocap", "msp-improv"):
+        splits = parser.add_mutually_exclusive_group()
+        what = "fractions of the speakers to draw for the splits; without splits all rows are in Test1"
+        names = ("TRAIN", "DEV", "TEST")
+        splits.add_argument("--split-by-speaker", type=float, nargs=3, metavar=names, help=what)
+        flag("--seed", type=cli.non_negative_int, default=31, metavar="N", help="seed of --split-by-speaker")
+    if kind == "csv":
+        notes = {
+            "file": " (path or name)",
+            "split": ": Train, Validation (dev), Test1 (test) or other names; rows without a split are left out",
+        }
+        for name in COLUMNS:
+            group, what = splits if name == "split" else parser, f"column with the {name}{notes.get(name, '')}"
+            group.add_argument(f"--{name}-column", required=name == "file", metavar="COLUMN", help=what)
+    flag("--skip-missing", action="store_true", help="leave out rows without a recording, with a warning")
+    flag("--replace", action="store_true", help="replace labels made with other flags, and copies of old recordings")
+    flag("--copy", action="store_true", help="copy recordings and features instead of linking to them")
+    what = "feature set, as for tools.extract_features; IS13 is the paper's"
+    flag("--set", dest="feature_set", default="IS13", metavar="NAME|FOLDER", help=what)
+    flag("--no-features", action="store_true", help="make labels and links to recordings only")
+    flag("--norm-dir", help="also write the norm terms of the Train split, as norm_para.py does, here", **folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Reading: a table with the recordings, in the corpus' own scale
+# Reading
 
 
 if __name__ == "__main__":
     ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 import norm_para
 import utils
 from deepmi import features
 from deepmi.metric import LEVEL_EDGES, NUM_LEVELS, emotion_levels
-from deepmi.storage import read_json_object
+from deepmi.process import UserError, one_line
+from deepmi.storage import prepare_folder, read_json_object, write_atomically, write_text
 from tools import corpora
 from tools.extract_features import extract_folder, print_summary
 from tools.feature_sets import open_set, seconds_of
-from tools.recordings import Recordings, find_recordings, without_features
+from tools.recordings import Recordings, find_recordings, first_few, plural, without_features
 
 
-def read_source(args: argparse.Namespace):
-    """(consensus table with `audio`, ratings or None, label scale) of the corpus that the arguments name."""
+def read_source(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame | None, tuple[float, float]]:
+    """Consensus labels with recordings, ratings or None, and label scale of the corpus that the arguments name."""
+    scale, audio = getattr(args, "label_scale", utils.LABEL_RANGE), args.audio or args.source.parent
+    utils.refuse_label_scale(*scale)
+    split_source = None  # the file that holds the splits, if any
     if args.kind == "msp-podcast":
-        table, ratings, found = corpora.read_podcast(args.source, in_place=args.out is None)
-        print("\n".join(found))
-        scale, audio = utils.LABEL_RANGE, corpora.podcast_audio(args.source)
-    elif args.kind == "iemocap":
-        table, ratings = corpora.read_iemocap(args.source)
-        scale, audio = corpora.IEMOCAP_SCALE, args.source
-    elif args.kind == "msp-improv":
-        table, ratings = corpora.read_improv(args.source)
-        scale, audio = corpora.IMPROV_SCALE, args.source
+        table, ratings = corpora.read_podcast(args.source, in_place=args.out is None)
+        audio, split_source = corpora.find_audio_folder(args.source), args.source
+        if audio is None:
+            raise UserError(f"{args.source}: no folder Audios in it.")
+    elif args.kind in ("iemocap", "msp-improv"):
+        read = corpora.read_iemocap if args.kind == "iemocap" else corpora.read_improv
+        table, ratings = read(args.source)
+        audio, scale = args.source, corpora.SCALE_OF_FIVE
     elif args.kind == "csv":
-        table, ratings = _read_csv(args), None
-        scale, audio = tuple(args.label_scale), args.audio or args.source.parent
+        given = {ours: getattr(args, f"{flag}_column") for flag, ours in COLUMNS.items()}
+        if not any(given[column] for column in corpora.ATTRIBUTE_COLUMNS):
+            raise UserError("no attribute; add --arousal-column, --valence-column or --dominance-column.")
+        table = corpora.read_table(args.source, {ours: theirs for ours, theirs in given.items() if theirs})
+        ratings, split_source = None, args.split_column and args.source
     else:
         table, ratings = _read_raters(args)
-        scale, audio = tuple(args.label_scale), args.audio or args.source.parent
-    utils.refuse_label_scale(*scale)
-    if args.kind == "msp-podcast" or getattr(args, "split_column", None) or getattr(args, "consensus", None):
-        table = corpora.leave_out_unsplit(table, getattr(args, "consensus", None) or args.source)
+        split_source = args.consensus
+    if split_source:
+        table = corpora.leave_out_unsplit(table, split_source)
     recordings = Recordings(audio, args.out and args.out / "Audios")
     table = corpora.join_recordings(table, recordings, args.source, args.skip_missing)
     if ratings is not None:
         names = dict(zip(table["entry"], table["FileName"]))
         ratings = ratings.assign(FileName=ratings["FileName"].map(names)).dropna(subset="FileName")
-    return table, ratings, scale
+    return table, ratings, tuple(scale)
 
 
-def _read_csv(args: argparse.Namespace):
-    given = {
-        "FileName": args.file_column,
-        "EmoClass": args.class_column,
-        "EmoAct": args.arousal_column,
-        "EmoVal": args.valence_column,
-        "EmoDom": args.dominance_column,
-        "SpkrID": args.speaker_column,
-        "Gender": args.gender_column,
-        "Split_Set": args.split_column,
-    }
-    if not any(given[column] for column in corpora.ATTRIBUTE_COLUMNS):
-        raise UserError("no attribute: name at least one of --arousal-column, --valence-column, --dominance-column.")
-    return corpora.read_table(args.source, {ours: theirs for ours, theirs in given.items() if theirs})
-
-
-def _read_raters(args: argparse.Namespace):
+def _read_raters(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
     ratings = corpora.clip_to_scale(utils.read_detailed_labels(args.source), tuple(args.label_scale), args.source)
     table = corpora.consensus_of(ratings)
     for column in corpora.ATTRIBUTE_COLUMNS:
         table.loc[table[f"{column}_n"] < args.min_raters, column] = float("nan")
     if args.consensus:
         known = utils.read_labels(args.consensus, needs_split=False).set_index("FileName")
-        strange = [name for name in table["FileName"] if name not in known.index]
-        if strange:
-            raise UserError(f"{args.consensus}: lacks {len(strange)} rated utterances, the first {strange[0]}.")
-        for column in ("SpkrID", "Gender", "Split_Set"):
-            if column in known:
-                table[column] = known.loc[table["FileName"], column].to_numpy()
+        missing = [name for name in table["FileName"] if name not in known.index]
+        if missing:
+            utterances = plural(len(missing), "rated utterance")
+            raise UserError(f"{args.consensus}: {utterances} missing ({first_few(missing)}).")
+        table = table.join(known[known.columns.intersection(["SpkrID", "Gender", "Split_Set"])], on="FileName")
     return corpora.complete(table), ratings
 
 
@@ -261,152 +172,133 @@ def _read_raters(args: argparse.Namespace):
 # Writing
 
 
-def bring_to_range(table, scale: tuple[float, float], flip: bool, source: object):
-    """The table with its attributes on 1..7; other columns, `_std` with the scale, stay.
-
-    Args:
-        table: consensus labels or ratings.
-        scale: lowest and highest possible label in it.
-        flip: whether to turn arousal round first.
-        source: the file, for the message.
-    Raises:
-        UserError: a label far outside the scale.
-    """
-    table = corpora.clip_to_scale(table, scale, source)
-    for column in corpora.ATTRIBUTE_COLUMNS:
-        values = table[column]
-        if flip and column == "EmoAct":
-            values = scale[0] + scale[1] - values
-        table[column] = utils.to_label_range(values, scale)
-        if f"{column}_std" in table:
-            table[f"{column}_std"] *= (utils.LABEL_RANGE[1] - utils.LABEL_RANGE[0]) / (scale[1] - scale[0])
-    return table
-
-
-def write_corpus(out: Path, table, ratings, mark: dict, copy: bool, replace: bool) -> None:
-    """Write labels, links to the recordings, and the mark that says what they were made from.
-
-    Args:
-        out: the corpus.
-        table: consensus labels on 1..7, with the recordings.
-        ratings: the single raters' labels, or None.
-        mark: what decides on the labels.
-        copy: whether to copy the recordings.
-        replace: whether labels made with other flags may be replaced.
+def write_corpus(
+    out: Path, table: pd.DataFrame, ratings: pd.DataFrame | None, mark: dict, copy: bool, replace: bool
+) -> None:
+    """Write labels, links to the recordings, and `mark`, which names everything that determines the labels.
 
     Raises:
-        UserError: the folder holds a corpus that this tool did not prepare, or with other flags; or can't be written.
+        UserError: the folder holds labels from elsewhere, or made with other flags and `replace` is off.
     """
     labels = out / "Labels"
     mark_file = labels / utils.PREPARED_MARK
     if labels.is_dir() and any(labels.iterdir()) and not mark_file.is_file():
-        raise UserError(f"{labels}: holds labels that this tool did not write; name another --out.")
+        raise UserError(f"{labels}: contains labels that this tool did not write; name another --out.")
     before = read_json_object(mark_file) if mark_file.is_file() else mark
-    changed = [name for name in sorted({*before, *mark}) if before.get(name) != mark.get(name)]
-    if changed and not replace:
-        told = "; ".join(f"{name} {before.get(name)} there, {mark.get(name)} now" for name in changed)
-        raise UserError(f"{labels}: prepared with other flags ({told}). Name another --out, or add --replace.")
+    names = [name for name in sorted({*before, *mark}) if before.get(name) != mark.get(name)]
+    if names and not replace:
+        changed = "; ".join(f"{name} was {before.get(name)}, is now {mark.get(name)}" for name in names)
+        raise UserError(f"{labels}: prepared with other flags ({changed}). Name another --out, or add --replace.")
     prepare_folder(labels)
-    link_recordings(prepare_folder(out / "Audios"), table["FileName"], table["audio"], copy, replace)
+    link_files(prepare_folder(out / "Audios"), table["FileName"], table["audio"], copy, replace)
     more = [column for column in table.columns if column.endswith(("_n", "_std"))]
     write_text(mark_file, json.dumps(mark, indent=1) + "\n")
-    corpora.write_table(table[[*utils.CONSENSUS_COLUMNS, *more]], labels / utils.PREPARED_LABELS)
+    write_text(labels / utils.PREPARED_LABELS, table[[*utils.CONSENSUS_COLUMNS, *more]].to_csv(**AS_CSV))
     if ratings is not None and len(ratings):
         ratings = ratings.rename(columns={"Worker": "WorkerID"})
-        corpora.write_table(ratings, labels / "labels_detailed.csv")
+        write_text(labels / "labels_detailed.csv", ratings.to_csv(**AS_CSV))
 
 
-def link_recordings(folder: Path, names, recordings, copy: bool, replace: bool = False) -> None:
-    """A link, or a copy, of each recording or feature file under its name in the corpus.
+def link_files(folder: Path, names: Iterable[str], sources: Iterable[Path], copy: bool, replace: bool = False) -> None:
+    """Link or copy recordings or feature files into a folder, under new names with their own endings.
 
     Raises:
-        UserError: a different file has that name already, and it may not be replaced.
+        UserError: a different file has that name, and it may not be replaced.
     """
-    # The label may say .wav where the recording is .flac; features are found by the name without its ending.
-    sources = {
-        f"{Path(name).stem}{recording.suffix}": recording.resolve() for name, recording in zip(names, recordings)
-    }
-    stems = {Path(name).stem for name in sources}
+    # A label may say .wav where the recording is .flac; features are found by the name without its ending.
+    links = {f"{Path(name).stem}{source.suffix}": source.resolve() for name, source in zip(names, sources)}
+    stems = {Path(name).stem for name in links}
     for path in list(folder.iterdir()):
-        if path.is_symlink() and path.stem in stems and path.name not in sources:
+        if path.is_symlink() and path.stem in stems and path.name not in links:
             path.unlink()  # the recording has another ending now
-    for name, source in sources.items():
+    for name, source in links.items():
         target = folder / name
         if target.is_symlink():
             if target.resolve() == source and not copy:
                 continue
             target.unlink()
         elif target.exists():
-            if target.samefile(source) or _is_copy(target, source):
+            if filecmp.cmp(target, source):  # same size and modification time, or same content
                 continue
             if not replace:
-                raise UserError(f"{target}: a different file than {source}; name another --out, or add --replace.")
+                raise UserError(f"{target}: not the same as {source}; name another --out, or add --replace.")
             target.unlink()
         if copy:
             with write_atomically(target) as temporary:
-                shutil.copy2(source, temporary)  # with its time of change, for the next run
+                shutil.copy2(source, temporary)  # keeps the modification time, for the next run
         else:
             target.symlink_to(source)
 
 
-def _is_copy(target: Path, source: Path) -> bool:
-    """Whether a file is a copy of another; size and time of change say so, or its content."""
-    here, there = target.stat(), source.stat()
-    if here.st_size == there.st_size and here.st_mtime_ns == there.st_mtime_ns:
-        return True
-    return filecmp.cmp(target, source, shallow=False)
+def link_features(source: Path, out: Path, feature_set: str, table: pd.DataFrame, copy: bool) -> None:
+    """Link or copy the feature files that a release of MSP-Podcast has for the rows of the prepared corpus."""
+    theirs, ours = utils.feature_folder(source, feature_set), utils.feature_folder(out, feature_set)
+    if not theirs.is_dir():
+        return
+    missing = set(features.missing_features(theirs, table["entry"].tolist()))
+    files = {}
+    for name, entry in zip(table["FileName"], table["entry"]):
+        target = ours / features.feature_name(name)
+        if entry not in missing and (target.is_symlink() or not target.exists()):
+            files[name] = Path(features.feature_file(theirs, entry))
+    if files:
+        if not any(prepare_folder(ours).glob("*.mat")):
+            features.write_feature_set(ours, features.read_feature_set(theirs))
+        link_files(ours, files, files.values(), copy)
+        print(f"{'copied' if copy else 'linked'} {plural(len(files), 'feature file')} from {theirs}")
 
 
 def remove_stale_features(out: Path) -> None:
-    """Remove the features, of every set, of recordings that have changed since; a note says which."""
+    """Remove the features, of every set, of recordings that have changed since; a note lists them."""
     folders = sorted(folder for folder in out.glob("Features/*/feat_mat") if folder.is_dir())
     recordings = find_recordings(out / "Audios") if folders else []
     for folder in folders:
         without_features(recordings, folder)
 
 
-def link_features(source: Path, out: Path, feature_set: str, table, copy: bool) -> None:
-    """Links to, or copies of, the feature files that a release of MSP-Podcast has for the rows of a prepared corpus.
-
-    Args:
-        source: the release.
-        out: the prepared corpus.
-        feature_set: the name of the set.
-        table: its labels, with `entry`, the release's file name.
-        copy: whether to copy.
-    """
-    theirs, ours = utils.feature_folder(source, feature_set), utils.feature_folder(out, feature_set)
-    if not theirs.is_dir():
-        return
-    names, files = [], []
-    lacking = set(features.missing_features(theirs, table["entry"].tolist()))
-    for name, entry in zip(table["FileName"], table["entry"]):
-        target = ours / features.feature_name(name)
-        if entry not in lacking and (target.is_symlink() or not target.exists()):
-            names.append(name)
-            files.append(Path(features.feature_file(theirs, entry)))
-    if files:
-        if not any(prepare_folder(ours).glob("*.mat")):
-            features.write_feature_set(ours, features.read_feature_set(theirs))
-        link_recordings(ours, names, files, copy)
-        print(f"{'copied' if copy else 'linked'} {len(files):,} feature files of {theirs}")
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Summary
 
 
-def hours_of(recordings) -> tuple[float, int]:
-    """(hours of those recordings that can be read, number of those that can't)."""
+def summary(table: pd.DataFrame) -> list[str]:
+    """Lines that describe a prepared corpus: utterances, speakers, hours, splits, and labels of each attribute."""
+    bar = tqdm(table["audio"], "lengths", unit="file", leave=False, delay=0.5, disable=None)
+    seconds = [seconds_of(recording) for recording in bar]
+    speakers = table["SpkrID"].where(table["SpkrID"] != utils.UNKNOWN_SPEAKER)  # NaN if unknown
+    unknown = plural(int(speakers.isna().sum()), "utterance")
+    unreadable = f"; cannot read {plural(seconds.count(0), 'recording')}" if 0 in seconds else ""
+    lines = [
+        f"{plural(len(table), 'utterance')}, {plural(speakers.nunique(), 'speaker')} ({unknown} of unknown ones), "
+        f"{sum(seconds) / 3600:.2f} hours{unreadable}"
+    ]
+    order = {name: number for number, name in enumerate(corpora.SPLITS)}
+    splits = table["Split_Set"]
+    for split in sorted(set(splits), key=lambda name: (order.get(name, len(order)), name)):
+        there = speakers[splits == split]
+        lines.append(f"  {split}: {plural(len(there), 'utterance')}, {plural(there.nunique(), 'speaker')}")
+    shared = int((splits.groupby(speakers).nunique() > 1).sum())
+    if shared:
+        lines.append(f"  warning: more than one split for {plural(shared, 'speaker')}")
+    for column in corpora.ATTRIBUTE_COLUMNS:
+        labels = table[column].dropna()
+        if labels.empty:
+            lines.append(f"{column}: no labels")
+            continue
+        lines.append(
+            f"{column}: {plural(len(labels), 'label')}, {labels.min():.2f} to {labels.max():.2f}, mean "
+            f"{labels.mean():.2f}, standard deviation {labels.std(ddof=0):.2f}"
+        )
+        lines += histogram(labels)
+    anger, sadness = (table["EmoAct"][table["EmoClass"] == letter].mean() for letter in "AS")
+    if not np.isnan(anger + sadness):
+        lines.append(f"mean arousal of anger {anger:.2f}, of sadness {sadness:.2f}")
+    if anger < sadness:  # in speech, anger is the more aroused of the two
+        lines.append("warning: arousal seems to run from high to low; if so, add --flip-arousal --replace.")
+    return lines
 
-    bar = tqdm(recordings, "lengths", unit="file", leave=False, delay=0.5, disable=None)
-    lengths = [seconds_of(recording) for recording in bar]
-    return sum(lengths) / 3600, lengths.count(0)
 
-
-def histogram(labels) -> list[str]:
+def histogram(labels: pd.Series) -> list[str]:
     """A line for each of the six emotion levels."""
-
     edges = [f"{edge:g}" for edge in LEVEL_EDGES]
     names = [f"<{edges[0]}", *(f"{low}-{high}" for low, high in itertools.pairwise(edges)), f">={edges[-1]}"]
     counts = np.bincount(emotion_levels(labels), minlength=NUM_LEVELS)
@@ -414,89 +306,39 @@ def histogram(labels) -> list[str]:
     return [f"    {name:>4} {count:7,} {'#' * bar}".rstrip() for name, count, bar in zip(names, counts, bars)]
 
 
-def summary(table) -> list[str]:
-    """What a prepared corpus holds: utterances, speakers, hours, splits, and each attribute's labels on 1..7."""
-    speakers = table["SpkrID"]
-    known = speakers[speakers != utils.UNKNOWN_SPEAKER]
-    hours, unreadable = hours_of(table["audio"])
-    lines = [
-        f"{len(table):,} utterances, {known.nunique():,} speakers ({len(speakers) - len(known):,} utterances of "
-        f"unknown ones), {hours:.2f} hours" + (f"; {unreadable:,} recordings can't be read" if unreadable else "")
-    ]
-    order = {name: number for number, name in enumerate(corpora.SPLITS)}
-    for split in sorted(set(table["Split_Set"]), key=lambda name: (order.get(name, len(order)), name)):
-        rows = table[table["Split_Set"] == split]
-        of = rows["SpkrID"][rows["SpkrID"] != utils.UNKNOWN_SPEAKER].nunique()
-        lines.append(f"  {split}: {len(rows):,} utterances, {of:,} speakers")
-    shared = table[speakers != utils.UNKNOWN_SPEAKER].groupby("SpkrID")["Split_Set"].nunique()
-    if (shared > 1).any():
-        lines.append(f"  warning: {(shared > 1).sum():,} speakers are in more than one split")
-    for column in corpora.ATTRIBUTE_COLUMNS:
-        values = table[column].dropna()
-        if values.empty:
-            lines.append(f"{column}: no labels")
-            continue
-        lines.append(
-            f"{column}: {len(values):,} labels, {values.min():.2f} .. {values.max():.2f}, mean {values.mean():.2f}, "
-            f"standard deviation {values.std(ddof=0):.2f}"
-        )
-        lines += histogram(values)
-    return lines
-
-
-def arousal_check(table) -> list[str]:
-    """Anger is the more aroused of anger and sadness in every corpus; if it is not here, the scale runs backwards."""
-    means = {}
-    for letter, emotion in (("A", "anger"), ("S", "sadness")):
-        values = table["EmoAct"][table["EmoClass"] == letter].dropna()
-        if values.empty:
-            return []
-        means[emotion] = values.mean()
-    lines = [", ".join(f"mean arousal of {emotion} {mean:.2f}" for emotion, mean in means.items())]
-    if means["anger"] < means["sadness"]:
-        lines.append(
-            "warning: so arousal seems to run from high to low here; if it does, add --flip-arousal --replace."
-        )
-    return lines
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def main(args: argparse.Namespace) -> None:
-    """Read, check, write, extract, sum up."""
+    """Read, check, write, summarize, extract features."""
     table, ratings, scale = read_source(args)
-    table = bring_to_range(table, scale, args.flip_arousal, args.source)
+    table = corpora.rescale(table, scale, args.flip_arousal, args.source)
     if args.split_by_speaker:
         table["Split_Set"] = corpora.split_by_speaker(table, args.split_by_speaker, args.seed, args.source)
     table.loc[table["Split_Set"] == "", "Split_Set"] = "Test1"
     if args.norm_dir and "Train" not in set(table["Split_Set"]):
-        raise UserError("--norm-dir: no rows in split Train to make norm terms of; leave it out, or give the splits.")
-    kind = None if args.no_features else open_set(args.feature_set, args.device)
-    out = args.out or args.source
+        raise UserError(
+            "--norm-dir: no rows in split Train, which norm terms are computed from; omit this flag, or provide splits."
+        )
+    feature_set = None if args.no_features else open_set(args.feature_set, args.device).name
     if args.out:
         if ratings is not None:
-            ratings = corpora.clip_to_scale(ratings, scale, args.source, corpora.RATING_CLIPPED)
-            ratings = bring_to_range(ratings, scale, args.flip_arousal, args.source)
+            ratings = corpora.rescale(ratings, scale, args.flip_arousal, args.source, corpora.ROOM_OF_RATINGS)
         mark = {name: value for name, value in vars(args).items() if name not in OTHER_FLAGS}
         mark |= {"label_scale": list(scale), "source": str(args.source.resolve())}
         mark = json.loads(json.dumps(mark, default=str))
         write_corpus(args.out, table, ratings, mark, args.copy, args.replace)
         print(f"wrote {args.out / 'Labels'} and {args.out / 'Audios'}")
         if args.kind == "msp-podcast":
-            link_features(args.source, args.out, kind.name if kind else "IS13", table, args.copy)
+            link_features(args.source, args.out, feature_set or "IS13", table, args.copy)
         remove_stale_features(args.out)
     if scale != utils.LABEL_RANGE:
-        print(f"labels {scale[0]:g}..{scale[1]:g} brought to 1..7 linearly")
-    print("\n".join(map(one_line, [*summary(table), *arousal_check(table)])))
-    if kind:
-        audio = out / "Audios" if args.out else corpora.podcast_audio(args.source)
-        feature_dir = utils.feature_folder(out, kind.name)
-        made = extract_folder(audio, feature_dir, args.feature_set, args.workers, args.device)
-        print_summary(made, feature_dir)
+        print(f"labels rescaled linearly from {corpora.span(scale)} to 1-7")
+    print("\n".join(map(one_line, summary(table))))
+    folder = feature_set and utils.feature_folder(args.out or args.source, feature_set)
+    if feature_set:
+        audio = args.out / "Audios" if args.out else corpora.find_audio_folder(args.source)
+        print_summary(extract_folder(audio, folder, args.feature_set, args.workers, args.device), folder)
     if args.norm_dir:
-        argv = ["--corpus", out, "--norm-dir", args.norm_dir, "--workers", args.workers]
-        argv += ["--features", feature_dir] if kind else []
+        argv = ["--corpus", args.out or args.source, "--norm-dir", args.norm_dir, "--workers", args.workers]
+        argv += ["--features", folder] if feature_set else []
         argv += ["--skip-missing"] if args.skip_missing else []
         norm_para.main(norm_para.get_args_parser().parse_args([str(value) for value in argv]))
 

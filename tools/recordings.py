@@ -1,18 +1,17 @@
-"""Recordings: those below a folder, those that a table names, and those that feature files were made from."""
+"""Find recordings: those below a folder, those that a table names, and those without up-to-date features."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import heapq
 import json
 import os
 import re
-import stat
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 from tqdm import tqdm
@@ -23,21 +22,15 @@ from deepmi.process import UserError, notify
 from deepmi.storage import read_json_object, write_text
 
 # Tables often name the video, or the file before its conversion.
-MEDIA_ENDINGS = (
-    *AUDIO_ENDINGS,
-    *UNREADABLE_ENDINGS,
-    ".mpg",
-    ".mpeg",
-    ".wmv",
-    ".flv",
-    ".avi",
-    ".mov",
-    ".mkv",
-    ".m4v",
-    ".mp4",
-)
-SYSTEM_FOLDERS = ("__macosx", "$recycle.bin", "@eadir")  # of archivers, Windows and Synology; no recordings
+VIDEO_ENDINGS = (".mpg", ".mpeg", ".wmv", ".flv", ".avi", ".mov", ".mkv", ".m4v", ".mp4")
+MEDIA_ENDINGS = (*AUDIO_ENDINGS, *UNREADABLE_ENDINGS, *VIDEO_ENDINGS)
+SYSTEM_FOLDERS = ("__macosx", "$recycle.bin", "@eadir")  # of archivers, Windows and Synology
 RECORD_FILE = "recordings.json"  # beside .mat files: the recording that each was made from
+
+
+def plural(count: int, noun: str) -> str:
+    """A number with its noun: `1 row`, `2 rows`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def first_few(names: Sequence[object], most: int = 5) -> str:
@@ -50,14 +43,14 @@ def first_few(names: Sequence[object], most: int = 5) -> str:
 
 
 def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
-    """(files, broken links and unreadable folders) below a folder, without hidden ones.
+    """Files below a folder, and paths that cannot be read; hidden files and system folders are skipped.
 
-    Links to folders are followed, after all other folders: a folder that is there twice counts under its own name.
+    Linked folders are searched last, so that a folder with two paths is found under its own.
     """
-    found, lost, seen = [], [], set()
-    waiting, links = [folder], []
-    while waiting or links:
-        place = waiting.pop() if waiting else links.pop(links.index(min(links)))
+    files, unreadable, seen = [], [], set()
+    queue = [(False, folder)]  # (whether it is a link, folder)
+    while queue:
+        _, place = heapq.heappop(queue)
         try:
             state = place.stat()
             if (state.st_dev, state.st_ino) in seen:
@@ -66,58 +59,54 @@ def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
             with os.scandir(place) as listing:
                 entries = list(listing)
         except OSError:
-            lost.append(place)
+            unreadable.append(place)
             continue
         for entry in entries:
             if entry.name.startswith(".") or entry.name.casefold() in SYSTEM_FOLDERS:
                 continue
             path = place / entry.name
-            if entry.is_symlink():
-                try:
-                    mode = path.stat().st_mode
-                except OSError:
-                    lost.append(path)
-                    continue
-                if stat.S_ISDIR(mode):
-                    links.append(path)
-                elif stat.S_ISREG(mode):
-                    found.append(path)
-            elif entry.is_dir():
-                waiting.append(path)
-            elif entry.is_file():
-                found.append(path)
-    return found, lost
+            try:
+                if entry.is_dir():
+                    heapq.heappush(queue, (entry.is_symlink(), path))
+                elif entry.is_file():
+                    files.append(path)
+                elif entry.is_symlink():
+                    path.stat()
+            except OSError:  # a broken link, or no permission
+                unreadable.append(path)
+    return files, unreadable
 
 
 def list_recordings(audio_dir: Path) -> list[Path]:
-    """Recordings below a folder, sorted. Links are followed; broken ones and kinds that can't be read are named.
+    """Recordings below a folder, sorted. Links are followed. Messages list broken links and unsupported formats.
 
     Raises:
-        UserError: no such folder, or no recordings that can be read.
+        UserError: no such folder, or no supported recordings in it.
     """
     if not audio_dir.is_dir():
         raise UserError(f"{audio_dir}: no such folder of recordings.")
-    files, lost = _files_below(audio_dir)
-    if lost:
-        names = sorted(str(path.relative_to(audio_dir)) for path in lost)
-        notify(f"warning: {audio_dir}: left out {len(lost)} broken links or unreadable folders ({first_few(names)}).")
-    found = sorted(path for path in files if path.suffix.lower() in AUDIO_ENDINGS)
-    readable = {path.with_suffix("") for path in found}  # a video beside its sound is no loss
-    rest = (path for path in files if path.suffix.lower() in UNREADABLE_ENDINGS)
-    unreadable = sorted(path.name for path in rest if path.with_suffix("") not in readable)
+    files, unreadable = _files_below(audio_dir)
     if unreadable:
-        told = f"left out {len(unreadable)} files of kinds that can't be read ({first_few(unreadable)})"
-        notify(f"note: {audio_dir}: {told}; convert them to wav or flac.")
+        names = sorted(str(path.relative_to(audio_dir)) for path in unreadable)
+        paths = f"{plural(len(names), 'path')} (broken link or no permission): {first_few(names)}"
+        notify(f"warning: {audio_dir}: left out {paths}.")
+    found = sorted(path for path in files if path.suffix.lower() in AUDIO_ENDINGS)
+    supported = {path.with_suffix("") for path in found}  # a video beside its sound file is not reported
+    others = [path for path in files if path.suffix.lower() in UNREADABLE_ENDINGS]
+    unsupported = sorted(path.name for path in others if path.with_suffix("") not in supported)
+    if unsupported:
+        paths = f"{plural(len(unsupported), 'file')} in unsupported formats ({first_few(unsupported)})"
+        notify(f"note: {audio_dir}: left out {paths}; convert them to wav or flac.")
     if not found:
         raise UserError(f"{audio_dir}: no recordings; expected files ending in {', '.join(AUDIO_ENDINGS)}.")
     return found
 
 
 def find_recordings(audio_dir: Path) -> list[Path]:
-    """Recordings below a folder, sorted, each with its own feature file.
+    """Recordings below a folder, sorted, one per feature file.
 
     Raises:
-        UserError: as `list_recordings`, or two would share a feature file.
+        UserError: as `list_recordings`, or two different recordings would share a feature file.
     """
     by_feature: dict[str, Path] = {}
     for path in list_recordings(audio_dir):
@@ -132,194 +121,160 @@ def find_recordings(audio_dir: Path) -> list[Path]:
 # By the names in a table
 
 
-class _Place(NamedTuple):
-    """Where a recording lies: its folders below the audio folder, also in small letters, its name, and its path."""
-
-    folders: list[str]
-    folded: list[str]
-    name: str
-    path: Path
-
-
 def _composed(text: str) -> str:
-    """The text with each accented letter as one character; file systems and archives write them as one or as two."""
+    """The text with each accented letter as one character; file systems and archives use one or two."""
     return unicodedata.normalize("NFC", text)
 
 
 def _folded(text: str) -> str:
+    """The composed text without differences of case."""
     return _composed(_composed(text).casefold())
 
 
-def _parts(entry: str) -> list[str]:
-    """Folders and name of a path as tables write it, with slashes of either kind."""
+def _split(entry: str) -> tuple[list[str], str]:
+    """Folders and file name of a path as tables write it, with slashes of either kind."""
     path = os.path.normpath(re.sub(r"^[A-Za-z]:(?=[\\/])", "", entry).replace("\\", "/"))
-    return [_composed(part) for part in path.split("/") if part not in ("", ".", "..")]
+    *folders, name = [_composed(part) for part in path.split("/") if part not in ("", ".", "..")] or [""]
+    return folders, name
 
 
 def _stem(name: str) -> str:
-    """A file name without its ending; what is not the ending of a sound or video file belongs to the name."""
+    """A file name without the ending of a sound or video file; any other ending belongs to the name."""
     ending = Path(name).suffix
     return name.removesuffix(ending) if ending.lower() in MEDIA_ENDINGS else name
 
 
 def _is_within(some: Sequence[str], folders: Sequence[str]) -> bool:
-    """Whether `folders` has all of `some`, in their order."""
+    """Whether `folders` contains all of `some`, in the same order."""
     rest = iter(folders)
     return all(folder in rest for folder in some)
 
 
 class Recordings:
-    """The recordings below a folder, found by what label files call them."""
+    """The recordings below a folder, found by the names that a table gives them.
 
-    def __init__(self, folder: Path, linked: Path | None = None):
-        """
-        Args:
-            folder: searched with its subfolders.
-            linked: folder of links to recordings, or copies of them, that an earlier run made; what is there counts
-                only where there is nothing else.
-        Raises:
-            UserError: no such folder, or no recordings in it.
-        """
-        self.folder, self.linked = folder, linked and linked.absolute()
-        self.beside: set[str] = set()  # names of the folders beside it
+    Links and copies that an earlier run made in the folder `prepared` count only for recordings found nowhere else.
+    """
+
+    def __init__(self, folder: Path, prepared: Path | None = None):
+        self.folder, self.prepared = folder, prepared and prepared.absolute()
         self.root = [_folded(part) for part in folder.absolute().parts[1:]]
-        with contextlib.suppress(OSError):
-            self.beside = {_folded(path.name) for path in folder.absolute().parent.iterdir() if path.is_dir()}
-        self.by_stem: dict[str, list[_Place]] = defaultdict(list)
-        self.folders: set[str] = set()
+        self.by_stem: dict[str, list[tuple[list[str], Path]]] = defaultdict(list)  # (folders below the root, path)
         for path in list_recordings(folder):
-            *folders, name = map(_composed, path.relative_to(folder).parts)
-            place = _Place(folders, [_folded(folder) for folder in folders], name, path)
-            self.by_stem[_folded(_stem(name))].append(place)
-            self.folders.update(place.folded)
+            folders = [_folded(part) for part in path.relative_to(folder).parts[:-1]]
+            self.by_stem[_folded(_stem(path.name))].append((folders, path))
+        self.folders = {part for places in self.by_stem.values() for folders, _ in places for part in folders}
 
     def find_all(self, entries: Sequence[str]) -> list[Path | None]:
         """The recording of each entry, as `find`.
 
-        Where some entries name the audio folder itself (`s1/a.wav` for the folder `.../s1`), one that names other
-        folders instead (`s2/a.wav`) is not looked for in it.
+        If some entries name the audio folder itself (`s1/a.wav` where it is `.../s1`), entries with other folders
+        (`s2/a.wav`) do not match its recordings.
         """
-        named = any(self._from_root([*map(_folded, _parts(entry)[:-1])]) is not None for entry in entries)
+        given = [[_folded(folder) for folder in _split(entry)[0]] for entry in entries]
+        named = any(self._below_root(folders) is not None for folders in given)
         found = [self.find(entry, flat=not named) for entry in entries]
-        astray = [entry for entry, path in zip(entries, found) if path and not named and self._names_neighbour(entry)]
-        if astray:
+        beside = set()
+        with contextlib.suppress(OSError):
+            beside = {_folded(path.name) for path in self.folder.absolute().parent.iterdir() if path.is_dir()}
+        astray = [
+            entry
+            for entry, path, folders in zip(entries, found, given)
+            if path and folders and folders[-1] in beside and self.folders.isdisjoint(folders)
+        ]
+        if astray and not named:
             notify(
-                f"warning: {self.folder}: {len(astray)} rows name a folder beside this one ({first_few(astray)}); "
-                "their recordings were taken from here by name alone."
+                f"warning: {self.folder}: {plural(len(astray), 'row')} with a folder that lies beside this one "
+                f"({first_few(astray)}); these recordings were found here by file name alone."
             )
         return found
 
     def find(self, entry: str, flat: bool = True) -> Path | None:
-        """The recording called so: a path, absolute or from the folder, or a file name anywhere below it.
+        """The recording that a table's entry means: a path, absolute or from the folder, or a file name below it.
 
-        The ending may be different or absent, as may the case of letters where that leaves one. Folders of the entry
-        must be on the way to the recording, in their order. An entry may have more of them, such as those of another
-        disk, but none that is elsewhere below the audio folder: s1/a.wav is not s2/a.wav. Nothing outside the audio
-        folder is looked at.
+        The ending may differ or be missing, and so may the case of letters if only one recording fits. The folders of
+        the entry and those of the recording must not contradict each other: `s1/a.wav` is never `s2/a.wav`. Either may
+        have additional folders, the entry only if `flat`. Nothing outside the audio folder is found.
 
-        Args:
-            entry: what the table says.
-            flat: whether the entry may have folders that the audio folder lacks.
         Raises:
-            UserError: several are called so.
+            UserError: several recordings fit.
         """
-        path = self._at(entry)
-        if path is not None:
+        if path := self._at(entry):
             return path
         for text in dict.fromkeys((entry, unquote(entry))):
-            *folders, name = _parts(text) or [""]
-            folded = [_folded(folder) for folder in folders]
+            folders, name = _split(text)
             for stem in dict.fromkeys((_stem(name), name)):
-                places = self._fitting(self.by_stem.get(_folded(stem), ()), folded, flat)
-                for alike in (
-                    [place for place in places if place.name == name],
-                    [place for place in places if _stem(place.name) == stem],
-                    places,
-                ):
-                    if alike:
-                        return self._only(alike, folders, entry)
+                if paths := self._fitting(stem, [_folded(folder) for folder in folders], flat):
+                    return self._best(paths, folders, name, entry)
         return None
 
-    def _names_neighbour(self, entry: str) -> bool:
-        """Whether an entry's last folder is not below the audio folder, but beside it."""
-        folders = [_folded(folder) for folder in _parts(entry)[:-1]]
-        return bool(folders) and folders[-1] in self.beside and not self.folders & {*folders}
-
     def namesake(self, entry: str) -> Path | None:
-        """A recording with the file name of an entry, in whichever folder."""
-        name = (_parts(entry) or [""])[-1]
-        return next((place.path for place in self.by_stem.get(_folded(_stem(name)), ())), None)
+        """A recording with the file name of an entry, in any folder."""
+        places = self.by_stem.get(_folded(_stem(_split(entry)[1])))
+        return places[0][1] if places else None
 
     def _at(self, entry: str) -> Path | None:
-        """The recording at just this path, if it is in the folder."""
+        """The recording at exactly this path, if it is in the folder."""
         root = os.path.normpath(self.folder.absolute())
         path = Path(os.path.normpath(Path(root) / entry))
-        with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+        with contextlib.suppress(OSError, ValueError):  # not a possible file name
             if path.is_relative_to(root) and path.suffix.lower() in AUDIO_ENDINGS and path.is_file():
                 return self.folder / path.relative_to(root)
         return None
 
-    def _from_root(self, folders: Sequence[str]) -> list[str] | None:
-        """The folders after those that lead to the audio folder; None where they do not lead there."""
+    def _below_root(self, folders: Sequence[str]) -> list[str] | None:
+        """The folders after those that lead to the audio folder; None if they do not lead there."""
         for count in range(min(len(folders), len(self.root)), 0, -1):
             if folders[:count] == self.root[-count:]:
                 return folders[count:]
         return None
 
-    def _fitting(self, places: Sequence[_Place], wanted: list[str], flat: bool) -> list[_Place]:
-        """Those places that the folders of an entry, in small letters, do not contradict."""
-        below = self._from_root(wanted)
-        only_name = len(places) == 1  # with no folder in common the name decides, unless several recordings have it
+    def _fitting(self, stem: str, wanted: list[str], flat: bool) -> list[Path]:
+        """Recordings with this stem whose folders do not contradict those wanted."""
+        places = self.by_stem.get(_folded(stem), [])
+        below = self._below_root(wanted)
 
         def fits(here: list[str]) -> bool:
             if _is_within(wanted, here) or (below is not None and _is_within(below, here)):
                 return True
-            known = self.folders.isdisjoint(set(wanted) - set(here))
-            return flat and known and _is_within(here, wanted) and bool(here or only_name)
+            unknown = self.folders.isdisjoint({*wanted} - {*here})  # such as the folders of another disk
+            # Without a common folder the name decides, unless several recordings have it.
+            return flat and unknown and _is_within(here, wanted) and bool(here or len(places) == 1)
 
-        return [place for place in places if fits(place.folded)]
+        return [path for here, path in places if fits(here)]
 
-    def _only(self, places: list[_Place], folders: list[str], entry: str) -> Path:
-        """The one of several places that an entry means."""
-        tests = (
-            lambda place: self.linked is None or not place.path.absolute().is_relative_to(self.linked),
-            lambda place: _is_within(folders, place.folders),  # by the case of letters
-            lambda place: place.folders == folders,
-        )
-        for test in tests:
-            places = [place for place in places if test(place)] or places
-        first, *others = [place.path for place in places]
+    def _best(self, paths: Sequence[Path], folders: list[str], name: str, entry: str) -> Path:
+        """The path that is most like the entry; raises `UserError` if several different recordings are."""
+
+        def likeness(path: Path) -> tuple[bool, ...]:
+            *here, file = map(_composed, path.relative_to(self.folder).parts)
+            original = self.prepared is None or not path.absolute().is_relative_to(self.prepared)
+            same_stem = _stem(file) in (_stem(name), name)
+            return file == name, same_stem, original, _is_within(folders, here), folders == here
+
+        most = max(map(likeness, paths))
+        first, *others = (path for path in paths if likeness(path) == most)
         for other in others:
             if not first.samefile(other):
-                raise UserError(f"{entry}: both {first} and {other} match; name files with their folders and endings.")
+                raise UserError(
+                    f"{entry}: both {first} and {other} match; write file names with their folders and endings."
+                )
         return first
 
 
 def plain_names(entries: Sequence[str], paths: Sequence[Path], folder: Path) -> list[str]:
-    """A file name for each entry, with its folders in it where plain names or feature files would clash.
-
-    Args:
-        entries: what the table says.
-        paths: their recordings.
-        folder: that of the recordings.
-    """
-    names = [(_parts(entry) or [""])[-1] for entry in entries]
-    endings = [Path(name).suffix.lower() in AUDIO_ENDINGS for name in names]
-    names = [name if known else _composed(path.name) for name, known, path in zip(names, endings, paths)]
+    """A file name for each entry; all include their folders if plain names or feature files would clash."""
+    names = [_split(entry)[1] for entry in entries]
+    names = [
+        name if Path(name).suffix.lower() in AUDIO_ENDINGS else _composed(path.name) for name, path in zip(names, paths)
+    ]
     if len({features.feature_name(name) for name in names}) < len(names):
-        relative = [path.relative_to(folder) if path.is_relative_to(folder) else path for path in paths]
-        names = [_composed("_".join(part for part in path.parts if part != path.anchor)) for path in relative]
+        names = [_composed("_".join(path.relative_to(folder).parts)) for path in paths]
     return names
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What features were made from
-
-
-def _state(recording: Path) -> str:
-    """Size and times of a recording: while they stay, so does its content. No tool can set the second time."""
-    state = recording.stat()
-    return f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
+# Which features are out of date
 
 
 def _content(recording: Path) -> str:
@@ -331,17 +286,15 @@ def _content(recording: Path) -> str:
 
 
 def without_features(recordings: Sequence[Path], feature_dir: Path) -> dict[Path, Path]:
-    """Recordings that need features, and the file for them: those that have none, and those that have changed.
+    """Recordings that need features, and the file for them: recordings that have none, or have changed.
 
-    A feature file whose recording has another content now is removed, and a note says so. What features are made from
-    is noted down in RECORD_FILE before they are, so that a killed run leaves none that the next run could take for
-    those of another recording. Features that are not of this program, such as MSP-Podcast's own, are kept as they are.
+    The feature file of a recording whose content has changed is removed and reported. RECORD_FILE is updated before
+    any features are made, so that a killed run leaves no features that could pass for those of another recording.
+    Features from other programs, such as MSP-Podcast's own, are kept.
 
     Args:
         recordings: as from `find_recordings`.
         feature_dir: folder of the .mat files.
-    Returns:
-        Recording -> feature file.
     Raises:
         UserError: RECORD_FILE is damaged.
     """
@@ -354,28 +307,31 @@ def without_features(recordings: Sequence[Path], feature_dir: Path) -> dict[Path
     record, todo, changed = dict(before), {}, []
     for recording in tqdm(recordings, "recordings", unit="file", leave=False, delay=0.5, disable=None):
         target = Path(features.feature_file(feature_dir, recording.name))
-        key = quote(target.name, errors="surrogateescape")  # a name may be of no encoding
-        known, there = str(before.get(key, "")), target.is_file()
-        if there and not known and not ours:
+        key = quote(target.name, errors="surrogateescape")  # the name may not be valid text
+        known, exists = str(before.get(key, "")), target.is_file()
+        if exists and not known and not ours:
             continue
         try:
-            state = _state(recording)
-            if there and known.startswith(f"{state} "):
+            state = recording.stat()
+            # While these stay the same, so does the content: no tool can set the second time.
+            stamp = f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} "
+            if exists and known.startswith(stamp):
                 continue
             content = _content(recording)
-            older = not known and recording.stat().st_mtime_ns <= target.stat().st_mtime_ns if there else False
-        except OSError:  # the extraction says what is wrong with it
+        except OSError:  # reported by the extraction
             todo[recording] = target
             continue
-        record[key] = f"{state} {content}"
-        if not there or not (older or known.endswith(f" {content}")):
+        record[key] = stamp + content
+        if not exists:
             todo[recording] = target
-            changed += [target] if there else []
+        elif not known.endswith(f" {content}") if known else state.st_mtime_ns > target.stat().st_mtime_ns:
+            todo[recording] = target
+            changed.append(target)
     for target in changed:
         target.unlink()
     if record != before:
         write_text(file, json.dumps(record, indent=0) + "\n")
     if changed:
-        names = [target.name for target in changed]
-        notify(f"note: {feature_dir}: removed {len(changed)} feature files of changed recordings ({first_few(names)}).")
+        names = first_few([target.name for target in changed])
+        notify(f"note: {feature_dir}: removed {plural(len(changed), 'feature file')} of changed recordings ({names}).")
     return todo

@@ -134,6 +134,7 @@ def make_metric(args: argparse.Namespace) -> Path:
         UserError: as the stages.
     """
     stage = with_changes(args, epoch=args.ssl_epochs, alpha=None, resume=True, workers=1, compile=False)
+    stage.clusters, stage.restarts = "head", 1
     stage.model_dir = stage.metric_dir = args.metric_folder
     training_DeepEmoCluster.main(stage)
     extract_DeepMI.main(stage)
@@ -247,7 +248,7 @@ def fit(args: argparse.Namespace, data: Data, order: NDArray[np.int64]) -> tuple
     """Train a regressor as training_Curriculum.py does.
 
     Args:
-        args: epoch, batch_size, seed, order, pacing, precision, device.
+        args: epoch, batch_size, seed, order, precision, device, and those of the schedule.
         data: what to train and validate on.
         order: positions in Train, the first to be trained first; the others are left out.
     Returns:
@@ -261,10 +262,11 @@ def fit(args: argparse.Namespace, data: Data, order: NDArray[np.int64]) -> tuple
     learner = training_Curriculum.Learner(data.corpus.num_features, device)
     train, validation = data.train, data.validation
     targets, order = torch.from_numpy(train.data.targets).to(device), torch.from_numpy(order).to(device)
-    best, curve = run_log.NO_BEST, []
+    best, curve, schedule = run_log.NO_BEST, [], cli.schedule(args)
     for epoch in range(args.epoch):
-        subset = order[: curriculum.training_size(args.order, epoch, len(order), args.pacing)]
-        training_Curriculum.train_epoch(learner, train.rows, train.data.names, targets, subset, epoch, args)
+        subset = order[: schedule.size(args.order, epoch, len(order))]
+        rate = schedule.learning_rate(epoch)
+        training_Curriculum.train_epoch(learner, train.rows, train.data.names, targets, subset, rate, epoch, args)
         loss = training_Curriculum.validation_loss(learner, validation.rows, validation.data.targets, args.precision)
         best = run_log.better_of(best, loss, epoch, learner.model.state_dict())
         curve.append(1 - loss)
@@ -347,7 +349,9 @@ def order_of(args: argparse.Namespace, data: Data) -> NDArray[np.int64]:
     train = data.train.data
     if args.order in curriculum.ORDERS:
         # Every order of a comparison trains on the same utterances, so a metric that covers a part of Train is refused.
-        return training_Curriculum.load_order(with_changes(args, skip_missing=False), data.corpus, train)[0]
+        metric = args.metric if args.order in curriculum.METRIC_ORDERS else None
+        stage = with_changes(args, metric=metric, skip_missing=False, keep=1)
+        return training_Curriculum.load_order(stage, data.corpus, train)[0]
     if args.order == "agreement":
         file = utils.find_detailed_file(args.corpus) if args.corpus else None
         if file is None:
@@ -420,7 +424,7 @@ def run_trial(args: argparse.Namespace) -> dict:
     if args.order == curriculum.RIDGE:  # depends on nothing but the data
         settings, order = {"order": curriculum.RIDGE, "version": __version__}, np.arange(len(train.names))
     else:
-        settings = _settings(args) | {"order": args.order, "pacing": args.pacing}
+        settings = _settings(args) | {"order": args.order, "schedule": vars(cli.schedule(args))}
         order = order_of(args, data)
     identity = storage.digest(settings, keys, order.tobytes())
     target = trial_folder(args) / f"{args.emo_attr}_{args.order}_seed{args.seed}_{identity[:12]}.json"
