@@ -73,7 +73,7 @@ class ExtractionSummary:
 def extract_some(
     clips: Sequence[Clip], targets: Sequence[Path | None], feature_set: str, device: str
 ) -> list[tuple[str, str, bool]]:
-    """Write the features of some recordings.
+    """Write the features of a batch of recordings.
 
     Args:
         clips: the recordings.
@@ -82,8 +82,6 @@ def extract_some(
         device: as for `open_set`.
     Returns:
         (recording, remark, whether it has features) of each recording that failed or is doubtful.
-    Raises:
-        UserError, OSError: no such set, or the output folder fails; a faulty recording raises nothing.
     """
     remarks = []
     for clip, target, (vector, remark) in zip(clips, targets, features_of(clips, feature_set, device)):

@@ -41,16 +41,12 @@ class Features(NamedTuple):
 
 
 class OpenSmileSet:
-    """Functionals of openSMILE."""
+    """Functionals of openSMILE, by a name in `opensmile.FeatureSet`."""
 
     alone = True  # the features of a clip do not depend, even in their last bits, on the clips in its batch
     most_workers = math.inf  # batches at a time
 
     def __init__(self, name: str):
-        """
-        Args:
-            name: in `opensmile.FeatureSet`.
-        """
         self.name = name
         self._smile = opensmile.Smile(
             feature_set=opensmile.FeatureSet[name],
@@ -74,19 +70,16 @@ class OpenSmileSet:
 class EncoderSet:
     """The last hidden states of a speech encoder (wav2vec 2.0, HuBERT, WavLM), averaged over time.
 
-    Source: the encoders of Hugging Face's transformers that take a waveform.
+    Args:
+        folder: the encoder as Hugging Face's transformers saves it: configuration, weights, preprocessor_config.json.
+        device: where to compute.
+    Raises:
+        UserError: transformers is not installed, or the folder holds no such encoder, or foreign code.
     """
 
     alone = False
 
     def __init__(self, folder: Path, device: torch.device):
-        """
-        Args:
-            folder: the encoder as transformers saves it: configuration, weights, preprocessor_config.json.
-            device: where to compute.
-        Raises:
-            UserError: transformers is not installed, or the folder holds no such encoder, or foreign code.
-        """
         try:
             import transformers  # optional
         except ImportError:
@@ -99,9 +92,8 @@ class EncoderSet:
         safe = {"local_files_only": True, "trust_remote_code": False}  # by default it would ask on the terminal
         try:
             self._prepare = transformers.AutoFeatureExtractor.from_pretrained(folder, **safe)
-            model, report = transformers.AutoModel.from_pretrained(
-                folder, **safe, weights_only=True, output_loading_info=True
-            )
+            safe |= {"weights_only": True, "output_loading_info": True}
+            model, report = transformers.AutoModel.from_pretrained(folder, **safe)
             takes_waveforms = self._prepare.model_input_names[0] == "input_values"
         except Exception as error:  # its loaders raise errors of many kinds over a damaged file
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
@@ -111,7 +103,7 @@ class EncoderSet:
             raise UserError(f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}.")
         if not (takes_waveforms and hasattr(model, "_get_feat_extract_output_lengths")):
             raise UserError(
-                f"{folder}: {model.config.model_type} takes no waveform; expected wav2vec2, WavLM or alike."
+                f"{folder}: {model.config.model_type} takes no waveform; expected an encoder like wav2vec2 or WavLM."
             )
         if self._prepare.sampling_rate != SAMPLING_RATE:
             raise UserError(f"{folder}: made for {self._prepare.sampling_rate} Hz; expected {SAMPLING_RATE} Hz.")
@@ -240,12 +232,9 @@ def features_of(clips: Sequence[Clip], feature_set: str, device: str = "auto") -
 
 
 def in_parallel(work: Callable, tasks: Sequence[tuple], workers: int) -> Iterator:
-    """Results of `work(*task)` in the order of the tasks.
+    """Results of `work(*task)` in the order of the tasks, so many at a time.
 
-    Args:
-        work: a thread-safe function of an importable module.
-        tasks: its arguments.
-        workers: tasks at a time; in threads up to MOST_THREADS, in processes above.
+    Up to MOST_THREADS workers are threads; more are processes, for which `work` must be in an importable module.
     """
     if workers > MOST_THREADS:
         pool = Parallel(n_jobs=min(workers, len(tasks)), return_as="generator")

@@ -140,13 +140,9 @@ def mpeg_frame(data: bytes | mmap.mmap, at: int) -> MpegFrame | None:
 
 @functools.lru_cache(maxsize=16)  # a recording is opened once per segment
 def walk_mpeg(path: Path, mtime_ns: int) -> MpegStream | None:
-    """Count the frames of an MPEG file without decoding them, skipping tags and other bytes between them.
+    """Count the frames of an MPEG file without decoding them, skipping tags between them; None if there is no frame.
 
-    Args:
-        path: the file.
-        mtime_ns: time of its last change; a changed file is counted again.
-    Returns:
-        The stream, or None if there is no frame.
+    The time of the last change is part of the cache's key only.
     """
     at, kind, start, counted, samples, frames = 0, None, 0, 0, 0, 0
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
