@@ -145,18 +145,18 @@ def stop_in_block(models, monkeypatch):
     Returns the number of blocks that were computed.
     """
     monkeypatch.setattr(tool, "BLOCK", 2)
-    whole = tool.extract_block
+    whole = tool.predict_block
 
     def run_until(block, *inputs, attribute="Val"):
         seen = []
 
-        def extract_block(*arguments):
+        def predict_block(*arguments):
             seen.append(arguments)
             if len(seen) == block:
                 raise KeyboardInterrupt
             return whole(*arguments)
 
-        monkeypatch.setattr(tool, "extract_block", extract_block)
+        monkeypatch.setattr(tool, "predict_block", predict_block)
         code, _, err = run(models, *inputs, attributes=(attribute,))
         assert (code == 130 and "same command" in err) if block else code == 0
         return len(seen)

@@ -81,8 +81,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-import utils
-from deepmi import features, run_log, runtime, storage
+from deepmi import features, norm_stats, run_log, runtime, storage
 from deepmi.batches import Rows, in_batches
 from deepmi.process import UserError, notify
 from model import load_regressor
@@ -159,7 +158,7 @@ class Predictor(NamedTuple):
         columns = []
         for network, file, label_norm in self.regressors.values():
             (z,) = in_batches(network, network, rows, "fp32")
-            columns.append(utils.denormalise(z.cpu().numpy(), label_norm, file))
+            columns.append(norm_stats.denormalise(z.cpu().numpy(), label_norm, file))
         return np.stack(columns, axis=1).tolist()  # (clips, attributes)
 
 
@@ -185,7 +184,7 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
         UserError: one is missing, damaged, or of a different feature set; two predict the same attribute.
     """
     device = runtime.choose_device(args.device)
-    feature_norm = utils.read_feature_norm(args.norm_dir)
+    feature_norm = norm_stats.read_feature_norm(args.norm_dir)
     width = feature_norm[0].size
     sets: dict[object, str] = {args.norm_dir: features.read_feature_set(args.norm_dir)}
     found: dict[str, Regressor] = {}
@@ -193,8 +192,8 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
         network, info = load_regressor(file, width)
         run_log.note_if_unfinished(file)
         attribute = attribute_of(file, info)
-        label_norm = utils.read_label_norm(args.norm_dir, attribute)
-        if utils.has_other_norm_stats(info, utils.norm_key(feature_norm, label_norm)):
+        label_norm = norm_stats.read_label_norm(args.norm_dir, attribute)
+        if norm_stats.has_other_norm_stats(info, norm_stats.norm_key(feature_norm, label_norm)):
             raise UserError(
                 f"{args.norm_dir}: {file} was trained with different normalization statistics; name them with "
                 "--norm-dir."
@@ -236,21 +235,33 @@ def read_unfinished(file: Path) -> dict[str, dict]:
     return blocks
 
 
-def extract_block(predictor: Predictor, clips: Sequence[Clip], args: argparse.Namespace, bar: tqdm) -> list[Features]:
-    """The features of each clip."""
+def predict_block(predictor: Predictor, clips: dict[Clip, str], args: argparse.Namespace, bar: tqdm) -> dict:
+    """`rows` of text, `faults` (clip, reason) without prediction, and `doubtful` (recording, remark) of some clips."""
     opened = open_set(predictor.feature_set, args.device)
-    batches = opened.batches(clips, 1)
+    batches = opened.batches(list(clips), 1)
     tasks = [(batch, predictor.feature_set, args.device) for batch in batches]
     found: dict[Clip, Features] = {}
     with contextlib.closing(in_parallel(features_of, tasks, min(args.workers, opened.most_workers))) as results:
         for batch, batch_features in zip(batches, results):
             found.update(zip(batch, batch_features))
             bar.update(len(batch))
-    return [found[clip] for clip in clips]
+    labels = iter(predictor.labels_of([found[clip].vector for clip in clips if found[clip].vector is not None]))
+    block: dict[str, list] = {"rows": [], "faults": [], "doubtful": []}
+    for clip, name in clips.items():
+        vector, remark = found[clip]
+        if vector is None:
+            place = f" ({clip.start:.3f} to {clip.stop:.3f} s)" if clip.stop else ""
+            block["faults"].append([f"{clip.recording}{place}", remark])
+            continue
+        times = [] if args.segment is None else [f"{clip.start:.3f}", f"{clip.stop or 0:.3f}"]
+        block["rows"].append([name, *times, *(f"{value:.4f}" for value in next(labels))])
+        if remark:
+            block["doubtful"].append([str(clip.recording), remark])
+    return block
 
 
 def predict(
-    predictor: Predictor, clips: dict[Clip, str], args: argparse.Namespace, unfinished: Path | None = None
+    predictor: Predictor, clips: dict[Clip, str], args: argparse.Namespace, unfinished: Path | None
 ) -> Iterator[dict]:
     """Predict the clips block by block.
 
@@ -260,31 +271,20 @@ def predict(
         args: the command line.
         unfinished: file of finished blocks, from which a stopped run continues; None saves nothing.
     Returns:
-        For each block `rows` of text, `faults` (clip, reason) without prediction, and `doubtful` (recording, remark).
+        The blocks, as from `predict_block`.
     """
     todo, done = list(clips.items()), read_unfinished(unfinished) if unfinished else {}
     with tqdm(total=len(todo), desc="predictions", unit="clip", disable=None) as bar:
-        for part in (todo[start : start + BLOCK] for start in range(0, len(todo), BLOCK)):
-            key = storage.digest(predictor.key, args.segment, [(name, *_state(clip)) for clip, name in part])
-            block = done.get(key)
-            if block:
+        for start in range(0, len(todo), BLOCK):
+            part = dict(todo[start : start + BLOCK])
+            key = storage.digest(predictor.key, args.segment, [(name, *_state(clip)) for clip, name in part.items()])
+            if key in done:
                 bar.update(len(part))
             else:
-                extracted = extract_block(predictor, [clip for clip, _ in part], args, bar)
-                labels = iter(predictor.labels_of([vector for vector, _ in extracted if vector is not None]))
-                block = {"key": key, "rows": [], "faults": [], "doubtful": []}
-                for (clip, name), (vector, remark) in zip(part, extracted):
-                    if vector is None:
-                        place = f" ({clip.start:.3f} to {clip.stop:.3f} s)" if clip.stop else ""
-                        block["faults"].append([f"{clip.recording}{place}", remark])
-                        continue
-                    times = [] if args.segment is None else [f"{clip.start:.3f}", f"{clip.stop or 0:.3f}"]
-                    block["rows"].append([name, *times, *(f"{value:.4f}" for value in next(labels))])
-                    if remark:
-                        block["doubtful"].append([str(clip.recording), remark])
+                done[key] = {"key": key, **predict_block(predictor, part, args, bar)}
                 if unfinished:
-                    storage.append_line(unfinished, json.dumps(block))
-            yield block
+                    storage.append_line(unfinished, json.dumps(done[key]))
+            yield done.pop(key)
 
 
 def _state(clip: Clip) -> tuple:
