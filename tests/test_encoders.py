@@ -1,5 +1,7 @@
 """Features from a speech encoder, against the encoder called by hand on one clip at a time."""
 
+import json
+
 import numpy as np
 import pytest
 import soundfile
@@ -11,6 +13,7 @@ from tools import extract_features as tool
 from tools import feature_sets
 
 transformers = pytest.importorskip("transformers", reason="the optional package transformers is not installed")
+safetensors = pytest.importorskip("safetensors.torch")
 RATE = feature_sets.SAMPLING_RATE
 SMALL = {
     "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
@@ -33,7 +36,7 @@ def save_encoder(folder, kind="Wav2Vec2", seed=1, norm="layer", rate=RATE):
 
 @pytest.fixture
 def audio(tmp_path):
-    """Clips of different lengths, one of them another rate, one too short for a frame."""
+    """Clips of different lengths, one of a different rate, one too short for a frame."""
     folder = tmp_path / "Audios"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -61,49 +64,50 @@ def test_features_are_the_mean_of_the_last_hidden_states(kind, norm, audio, tmp_
         assert found.shape == (24,) and np.allclose(found, expected, atol=1e-5)
 
 
-def test_a_long_recording_is_heard_in_pieces_of_like_length(audio, tmp_path, monkeypatch):
-    folder = save_encoder(tmp_path / "encoder")
-    kind = feature_sets.open_set(str(folder), "cpu")
+def test_a_long_recording_is_heard_in_pieces_of_equal_length(tmp_path, monkeypatch):
+    opened = feature_sets.open_set(str(save_encoder(tmp_path / "encoder")), "cpu")
     signal = np.random.default_rng(1).normal(size=RATE).astype(np.float32)
-    halves = kind.features_of([signal[: RATE // 2], signal[RATE // 2 :]])
+    halves = opened.features_of([signal[: RATE // 2], signal[RATE // 2 :]])
     monkeypatch.setattr(feature_sets, "LONGEST_PIECE", 0.5)
-    (found,) = kind.features_of([signal])
+    (found,) = opened.features_of([signal])
     assert found.shape == (1, 24) and np.allclose(found, np.mean(halves, axis=0), atol=1e-6)
 
 
-def test_a_run_that_goes_on_gives_the_same_bytes(audio, tmp_path):
-    folder = save_encoder(tmp_path / "encoder")
+def test_a_run_that_continues_gives_the_same_bytes_and_mixes_no_encoders(audio, tmp_path):
+    first, second = (save_encoder(tmp_path / f"encoder{seed}", seed=seed) for seed in (1, 2))
     for name in ("whole", "again"):
-        tool.extract_folder(audio, tmp_path / name, str(folder))
+        tool.extract_folder(audio, tmp_path / name, str(first))
     (tmp_path / "again" / "clip1.mat").unlink()
-    summary = tool.extract_folder(audio, tmp_path / "again", str(folder))
+    summary = tool.extract_folder(audio, tmp_path / "again", str(first))
     assert (summary.extracted, summary.kept) == (1, 4)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "again").iterdir()}
-    tool.extract_folder(audio, tmp_path / "again", str(folder))  # short.wav still has none, and is heard with others
+    tool.extract_folder(audio, tmp_path / "again", str(first))  # short.wav is tried again, in a batch with the rest
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "again").iterdir()}
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+    assert features.read_feature_set(tmp_path / "again").startswith("wav2vec2-")
+    with pytest.raises(UserError, match="different folder"):
+        tool.extract_folder(audio, tmp_path / "again", str(second))
 
 
-def test_another_encoder_of_the_same_width_does_not_mix(audio, tmp_path):
-    first, second = (save_encoder(tmp_path / f"encoder{seed}", seed=seed) for seed in (1, 2))
-    tool.extract_folder(audio, tmp_path / "mat", str(first))
-    assert features.read_feature_set(tmp_path / "mat").startswith("wav2vec2-")
-    with pytest.raises(UserError, match="name another folder for this set"):
-        tool.extract_folder(audio, tmp_path / "mat", str(second))
-
-
-def test_what_is_no_encoder_is_refused(audio, tmp_path, bench):
+def test_folders_without_a_usable_encoder_are_refused(audio, tmp_path, bench):
     (tmp_path / "empty").mkdir()
-    other_rate = save_encoder(tmp_path / "other_rate", rate=8000)
-    maimed = save_encoder(tmp_path / "maimed")
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(maimed / "model.safetensors")
-    save_file({key: weights[key] for key in weights if "layers.1." not in key}, maimed / "model.safetensors")
-    for folder, words in (("empty", "no config.json"), ("other_rate", "8000 Hz"), ("maimed", "weights of")):
-        bench.refuses(bench.run("tools.extract_features", audio, tmp_path / "mat", "--set", tmp_path / folder), words)
-    whole = (save_encoder(tmp_path / "cut") / "model.safetensors").read_bytes()
+    save_encoder(tmp_path / "other_rate", rate=8000)
+    for folder in ("incomplete", "cut", "too_wide"):
+        save_encoder(tmp_path / folder)
+    weights = safetensors.load_file(tmp_path / "incomplete/model.safetensors")
+    kept = {key: weights[key] for key in weights if "layers.1." not in key}
+    safetensors.save_file(kept, tmp_path / "incomplete/model.safetensors")
+    whole = (tmp_path / "cut/model.safetensors").read_bytes()
     (tmp_path / "cut/model.safetensors").write_bytes(whole[: len(whole) // 2])
-    bench.refuses(bench.run("tools.extract_features", audio, tmp_path / "mat", "--set", tmp_path / "cut"), "no encoder")
-    assert other_rate.is_dir() and not list((tmp_path / "mat").glob("*.mat"))
+    config = json.loads((tmp_path / "too_wide/config.json").read_text())
+    (tmp_path / "too_wide/config.json").write_text(json.dumps(config | {"intermediate_size": 2**19}))
+    for folder, words in (
+        ("empty", "no config.json"),
+        ("other_rate", "8000 Hz"),
+        ("incomplete", "weights are missing"),
+        ("cut", "not an encoder"),
+        ("too_wide", "not an encoder"),
+    ):
+        bench.refuses(bench.run("tools.extract_features", audio, tmp_path / "mat", "--set", tmp_path / folder), words)
+    assert not list((tmp_path / "mat").glob("*.mat"))

@@ -1,7 +1,9 @@
 """Features from audio, against openSMILE called directly."""
 
+import io
 import os
 import shutil
+import sys
 import threading
 import time
 
@@ -9,14 +11,15 @@ import numpy as np
 import opensmile
 import pytest
 import soundfile
-from conftest import run_script, voice
+from conftest import voice
 
 from deepmi import features, matfile
 from deepmi.process import UserError
 from tools import extract_features as tool
-from tools import feature_sets, recordings
+from tools import feature_sets
 
 RATE = 16000
+SMALL = "eGeMAPSv02"  # 88 features
 
 
 @pytest.fixture
@@ -38,14 +41,8 @@ def test_features_are_opensmiles_in_msp_podcasts_layout(audio, tmp_path):
         stored = matfile.read_mat(tmp_path / "feat_mat" / f"{recording.stem}.mat", "Audio_data")
         assert stored.shape == (1, 6373) and stored.dtype == np.float64
         assert np.array_equal(stored, smile.process_file(recording).to_numpy(np.float64))
-
-
-def test_another_rate_and_two_channels_come_to_16_khz_mono(audio, tmp_path):
-    tool.extract_folder(audio, tmp_path / "feat_mat", workers=1)
-    stereo = features.read_feature(tmp_path / "feat_mat" / "stereo44.mat")
-    plain = features.read_feature(tmp_path / "feat_mat" / "plain.mat")
-    names = opensmile.Smile(opensmile.FeatureSet.IS13, opensmile.FeatureLevel.Functionals).feature_names
-    pitch = [i for i, name in enumerate(names) if name == "F0final_sma_amean"]
+    stereo, plain = (features.read_feature(tmp_path / f"feat_mat/{name}.mat") for name in ("stereo44", "plain"))
+    pitch = [number for number, name in enumerate(smile.feature_names) if name == "F0final_sma_amean"]
     assert stereo.shape == plain.shape and np.allclose(stereo[pitch], plain[pitch], rtol=0.05)
 
 
@@ -54,80 +51,54 @@ def test_unusable_recordings_are_listed_and_the_rest_is_done(audio, tmp_path, be
     (audio / "zero.wav").write_bytes(b"")
     soundfile.write(audio / "short.wav", voice(0.02), RATE)
     soundfile.write(audio / "headeronly.wav", np.zeros(0), RATE)
-    code, out, err = bench.run("tools.extract_features", audio, tmp_path / "feat_mat")
-    assert code == 0
-    assert "3 recordings extracted, 0 there before, 4 without features" in out
-    for words in (
-        "text.wav: not readable",
-        "zero.wav: empty",
-        "short.wav: too short (20 ms)",
-        "headeronly.wav: no samples",
-    ):
+    (audio / os.fsdecode(b"caf\xe9.wav")).write_bytes((audio / "plain.wav").read_bytes())  # not a name in UTF-8
+    code, out, err = bench.run("tools.extract_features", audio, tmp_path / "feat_mat", "--set", SMALL)
+    assert code == 0 and "4 recordings extracted, 0 there before, 4 without features" in out
+    for words in ("text.wav: not readable", "zero.wav: empty", "short.wav: too short (20 ms)", "headeronly.wav: no sa"):
         assert words in err
-    assert sorted(path.name for path in (tmp_path / "feat_mat").glob("*.mat")) == [
-        "free.mat",
-        "plain.mat",
-        "stereo44.mat",
-    ]
+    found = {path.stem for path in (tmp_path / "feat_mat").glob("*.mat")}
+    assert len(found) == 4 and {"free", "plain", "stereo44"} < found
 
 
-@pytest.mark.parametrize(
-    ("samples", "rate", "words"),
-    [
-        (np.zeros(1), 48000, "no samples"),  # none is left at 16 kHz
-        (np.full((10, 2), 3e38, np.float32), RATE, "infinite"),
-        (np.zeros(100), 1, "1 Hz"),
-    ],
-)
-def test_recordings_that_hold_no_speech_are_refused(tmp_path, samples, rate, words):
-    soundfile.write(tmp_path / "a.wav", samples, rate, subtype="FLOAT")
-    with pytest.raises(UserError, match=words):
-        feature_sets.read_signal(feature_sets.Clip(tmp_path / "a.wav"))
+def test_a_second_run_extracts_what_is_missing_or_has_changed(audio, tmp_path, capsys):
+    def extract(recordings=audio):
+        summary = tool.extract_folder(recordings, folder, SMALL, workers=1)
+        return summary.extracted, summary.kept
 
-
-def test_a_name_of_no_encoding_is_no_hindrance(audio, tmp_path):
-    strange = audio / os.fsdecode(b"caf\xe9.wav")
-    strange.write_bytes((audio / "plain.wav").read_bytes())
-    assert tool.extract_folder(audio, tmp_path / "feat_mat", "eGeMAPSv02", workers=1).extracted == 4
-
-
-def test_what_is_there_is_kept(audio, tmp_path):
-    tool.extract_folder(audio, tmp_path / "feat_mat", workers=1)
-    (tmp_path / "feat_mat" / "free.mat").unlink()
-    before = (tmp_path / "feat_mat" / "plain.mat").stat().st_mtime_ns
-    summary = tool.extract_folder(audio, tmp_path / "feat_mat", workers=1)
-    assert (summary.extracted, summary.kept) == (1, 2)
-    assert (tmp_path / "feat_mat" / "plain.mat").stat().st_mtime_ns == before
-
-
-def test_features_of_recordings_that_changed_are_made_again(audio, tmp_path, capsys):
     folder = tmp_path / "feat_mat"
-    tool.extract_folder(audio, folder, "eGeMAPSv02", workers=1)
+    assert extract() == (3, 0)
     before = {path.name: path.read_bytes() for path in folder.glob("*.mat")}
-    times = (audio / "plain.wav").stat()
-    soundfile.write(audio / "plain.wav", voice(pitch=200), RATE)
-    os.utime(audio / "plain.wav", ns=(times.st_atime_ns, times.st_mtime_ns))
-    summary = tool.extract_folder(audio, folder, "eGeMAPSv02", workers=1)
-    assert (summary.extracted, summary.kept) == (1, 2) and "(plain.mat)" in capsys.readouterr().err
-    assert [name for name, data in before.items() if (folder / name).read_bytes() != data] == ["plain.mat"]
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("*.mat")}
+    (folder / "free.mat").unlink()
+    assert extract() == (1, 2)
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert [path.name for path in times if path.stat().st_mtime_ns != times[path]] == ["free.mat"]
 
-
-def test_features_stay_where_only_times_changed(audio, tmp_path):
-    tool.extract_folder(audio, tmp_path / "feat_mat", "eGeMAPSv02", workers=1)
     shutil.copytree(audio, tmp_path / "copy")
-    for path in (tmp_path / "copy").rglob("*.*"):
+    for path in (tmp_path / "copy").rglob("*.*"):  # other times, same content
         path.chmod(0o600)
         os.utime(path)
-    summary = tool.extract_folder(tmp_path / "copy", tmp_path / "feat_mat", "eGeMAPSv02", workers=1)
-    assert (summary.extracted, summary.kept) == (0, 3)
+    assert extract(tmp_path / "copy") == (0, 3) and extract() == (0, 3)
+
+    state = (audio / "plain.wav").stat()
+    soundfile.write(audio / "plain.wav", voice(pitch=200), RATE)
+    os.utime(audio / "plain.wav", ns=(state.st_atime_ns, state.st_mtime_ns))  # other content, same size and time
+    assert extract() == (1, 2) and "(plain.mat)" in capsys.readouterr().err
+    assert [name for name, data in before.items() if (folder / name).read_bytes() != data] == ["plain.mat"]
+
+    for name in (features.SET_FILE, "recordings.json"):  # as features that came with a corpus: they are trusted
+        (folder / name).unlink()
+    soundfile.write(audio / "plain.wav", voice(pitch=100), RATE)
+    assert extract() == (0, 3)
+    with pytest.raises(UserError, match=r"88 features .* IS13 has 6373"):
+        tool.extract_folder(audio, folder, workers=1)
 
 
 def test_a_run_killed_at_any_moment_leaves_no_features_of_changed_recordings(audio, tmp_path, monkeypatch):
     folder = tmp_path / "feat_mat"
-    tool.extract_folder(audio, folder, "eGeMAPSv02", workers=1)
-    for path in (audio / "plain.wav", audio / "stereo44.wav"):
-        soundfile.write(path, voice(pitch=200), RATE)
-    tool.extract_folder(audio, tmp_path / "expected", "eGeMAPSv02", workers=1)
+    tool.extract_folder(audio, folder, SMALL, workers=1)
+    soundfile.write(audio / "plain.wav", voice(pitch=200), RATE)
+    tool.extract_folder(audio, tmp_path / "expected", SMALL, workers=1)
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -135,32 +106,13 @@ def test_a_run_killed_at_any_moment_leaves_no_features_of_changed_recordings(aud
     for step in ("tools.recordings.write_text", "tools.extract_features.extract_some"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(step, killed)
-            tool.extract_folder(audio, folder, "eGeMAPSv02", workers=1)
-    tool.extract_folder(audio, folder, "eGeMAPSv02", workers=1)
+            tool.extract_folder(audio, folder, SMALL, workers=1)
+    tool.extract_folder(audio, folder, SMALL, workers=1)
     for path in (tmp_path / "expected").glob("*.mat"):
         assert (folder / path.name).read_bytes() == path.read_bytes()
 
 
-def test_features_that_came_with_a_corpus_are_trusted(audio, tmp_path):
-    tool.extract_folder(audio, tmp_path / "feat_mat", "eGeMAPSv02", workers=1)
-    for name in (features.SET_FILE, "recordings.json"):
-        (tmp_path / "feat_mat" / name).unlink()
-    soundfile.write(audio / "plain.wav", voice(pitch=200), RATE)
-    assert tool.extract_folder(audio, tmp_path / "feat_mat", "eGeMAPSv02", workers=1).kept == 3
-
-
-def test_full_scale_does_not_wrap_round(tmp_path):
-    """Samples at 1, as in mp3 and loud resampled recordings, count as those of 16 bit at full scale."""
-    (tmp_path / "audio").mkdir()
-    loud = (4 * voice() / voice().max()).clip(-1, 1)
-    soundfile.write(tmp_path / "audio/float.wav", loud, RATE, subtype="FLOAT")
-    soundfile.write(tmp_path / "audio/short.wav", loud, RATE, subtype="PCM_16")
-    tool.extract_folder(tmp_path / "audio", tmp_path / "feat_mat", workers=1)
-    first, second = (features.read_feature(tmp_path / f"feat_mat/{name}.mat") for name in ("float", "short"))
-    assert loud.max() == 1 and np.mean(~np.isclose(first, second, rtol=0.1)) < 0.1
-
-
-def test_stopping_early_finishes_what_is_at_hand_and_leaves_no_thread():
+def test_stopping_early_finishes_running_tasks_and_leaves_no_thread():
     started, before = [], threading.active_count()
 
     def work(number):
@@ -174,80 +126,55 @@ def test_stopping_early_finishes_what_is_at_hand_and_leaves_no_thread():
     assert threading.active_count() == before and len(started) < 10
 
 
-def test_workers_do_not_change_the_bytes(audio, tmp_path, monkeypatch):
-    for number in range(6):
-        soundfile.write(audio / f"more{number}.wav", voice(pitch=100 + number), RATE)
+def test_threads_and_processes_give_the_same_bytes_and_warnings(audio, tmp_path, bench, monkeypatch):
+    whole = (audio / "plain.wav").read_bytes()
+    (audio / "part.wav").write_bytes(whole[: len(whole) // 2])
+    monkeypatch.setattr(tool, "CLIPS_PER_TASK", 2)
     for workers, most_threads, name in ((1, 8, "one"), (2, 8, "threads"), (2, 1, "processes")):
         monkeypatch.setattr(feature_sets, "MOST_THREADS", most_threads)
-        feature_sets.open_set.cache_clear()  # so that threads set it up at the same time
-        tool.extract_folder(audio, tmp_path / name, workers=workers)
+        monkeypatch.setattr(tool, "MOST_THREADS", most_threads)
+        feature_sets.open_set.cache_clear()  # so that threads open it at the same time
+        code, out, err = bench.run("tools.extract_features", audio, tmp_path / name, "--workers", workers)
+        assert code == 0 and "4 recordings extracted" in out and "0 without features" in out
+        assert err.count("warning") == 1 and "part.wav: incomplete" in err
     for path in (tmp_path / "one").iterdir():
         for name in ("threads", "processes"):
             assert path.read_bytes() == (tmp_path / name / path.name).read_bytes()
 
 
-def test_another_feature_set_has_its_own_width_and_does_not_mix(audio, tmp_path):
-    tool.extract_folder(audio, tmp_path / "feat_mat", "eGeMAPSv02", workers=1)
-    assert features.read_feature(tmp_path / "feat_mat" / "plain.mat").size == 88
-    with pytest.raises(UserError, match="holds files of eGeMAPSv02 with 88 features, IS13 has 6373"):
-        tool.extract_folder(audio, tmp_path / "feat_mat", workers=1)
-
-
 def test_bad_arguments_are_refused(audio, tmp_path, bench):
-    bench.refuses(bench.run("tools.extract_features", tmp_path / "none", tmp_path / "f"), "no such folder")
     (tmp_path / "silent").mkdir()
-    bench.refuses(bench.run("tools.extract_features", tmp_path / "silent", tmp_path / "f"), "no recordings", ".flac")
-    bench.refuses(bench.run("tools.extract_features", audio, tmp_path / "f", "--set", "IS99"), "IS99", "ComParE_2016")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/text.wav").write_text("this is no sound")
     soundfile.write(audio / "plain.flac", voice(), RATE)
-    bench.refuses(bench.run("tools.extract_features", audio, tmp_path / "f"), "share the feature file plain.mat")
-
-
-def test_where_no_recording_can_be_used_the_run_fails(tmp_path, bench):
-    (tmp_path / "audio").mkdir()
-    (tmp_path / "audio/text.wav").write_text("this is no sound")
-    result = bench.run("tools.extract_features", tmp_path / "audio", tmp_path / "feat_mat")
-    bench.refuses(result, "no features", "1 recordings")
-
-
-def test_recordings_that_are_used_but_doubtful_are_named(audio, tmp_path, bench, monkeypatch):
-    whole = (audio / "plain.wav").read_bytes()
-    (audio / "part.wav").write_bytes(whole[: len(whole) // 2])
-    monkeypatch.setattr(feature_sets, "MOST_THREADS", 1)  # so that warnings come from processes as well
-    for workers, folder in ((1, "threads"), (2, "processes")):
-        code, out, err = bench.run("tools.extract_features", audio, tmp_path / folder, "--workers", workers)
-        assert code == 0 and "4 recordings extracted" in out and "0 without features" in out
-        assert err.count("warning") == 1 and "part.wav: incomplete" in err
+    for folder, words, more in (
+        (tmp_path / "none", ("no such folder",), ()),
+        (tmp_path / "silent", ("no recordings", ".flac"), ()),
+        (tmp_path / "text", ("no features", "1 recordings"), ()),
+        (tmp_path / "text", ("IS99", "ComParE_2016"), ("--set", "IS99")),
+        (audio, ("share the feature file plain.mat",), ()),
+    ):
+        result = bench.run("tools.extract_features", folder, tmp_path / "f", *more)
+        bench.refuses(result, *words)
 
 
 def test_many_warnings_of_a_kind_are_counted(capsys):
-    tool.warn_of_doubtful(
-        [(f"{number:02}.wav", f"incomplete: {number}") for number in range(30)] + [("z.wav", "loud: 9")]
-    )
+    many = [(f"{number:02}.wav", f"incomplete: {number}") for number in range(30)]
+    tool.warn_of_doubtful([*many, ("z.wav", "loud: 9")])
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == tool.MOST_WARNINGS + 2 and "10 more" in lines[-2] and "z.wav" in lines[-1]
 
 
-def test_every_kind_of_recording_is_found_and_the_rest_is_counted(tmp_path, capsys):
-    for name, kind in (("a.OPUS", "OGG"), ("b.aiff", "AIFF"), ("c.au", "AU"), ("d.caf", "CAF"), ("e.w64", "W64")):
-        soundfile.write(tmp_path / name, voice(), RATE, format=kind, subtype="OPUS" if kind == "OGG" else None)
-    for name in ("f.m4a", "g.WMA", "h.amr", "notes.txt"):
-        (tmp_path / name).write_bytes(b"x")
-    found = recordings.list_recordings(tmp_path)
-    assert [path.name for path in found] == ["a.OPUS", "b.aiff", "c.au", "d.caf", "e.w64"]
-    assert all(len(feature_sets.read_signal(feature_sets.Clip(path))) for path in found)
-    told = capsys.readouterr().err
-    assert "3 files" in told and "g.WMA" in told and "notes" not in told
-
-
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path, encoding):
+def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path, bench, monkeypatch, encoding):
     folder = tmp_path / "\u4f60"
     folder.mkdir()
     soundfile.write(folder / "\u597d.wav", voice(), RATE)
     (folder / "\u6b63.wav").write_text("this is no sound")
-    argv = (folder, folder / "feat_mat", "--set", "eGeMAPSv02", "--workers", 1)
-    done = run_script("tools.extract_features", *argv, cwd=tmp_path, PYTHONIOENCODING=encoding)
-    assert done.returncode == 0 and "1 recordings extracted" in done.stdout
-    assert "\\u4f60" in done.stdout and "\\u6b63.wav" in done.stderr and "Traceback" not in done.stderr
-    done = run_script("tools.extract_features", folder / "none", folder, cwd=tmp_path, PYTHONIOENCODING=encoding)
-    assert done.returncode == 2 and "\\u4f60" in done.stderr and "Traceback" not in done.stderr
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True) for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    assert bench.run("tools.extract_features", folder, folder / "feat_mat", "--set", SMALL)[0] == 0
+    assert b"\\u4f60" in out.buffer.getvalue() and b"\\u6b63.wav" in err.buffer.getvalue()
+    assert bench.run("tools.extract_features", folder / "none", folder)[0] == 2
+    assert b"\\u4f60/none" in err.buffer.getvalue()

@@ -23,7 +23,7 @@ def git(folder, *argv):
 
 @pytest.fixture
 def remote(tmp_path):
-    """A repository with the files at its first commit, others at its newest."""
+    """(a repository, its first commit); its newest commit changes a file."""
     folder = tmp_path / "remote"
     folder.mkdir()
     git(folder, "init", "-q")
@@ -42,59 +42,38 @@ def remote(tmp_path):
 BLOBS = {name: fetch_v18.blob_id(content) for name, content in CONTENT.items()}
 
 
-def test_blob_ids_are_gits(remote):
+def test_files_of_the_pinned_commit_come_to_their_places(remote, tmp_path, monkeypatch):
     folder, commit = remote
+    here = tmp_path / "here"
     for name, expected in BLOBS.items():
         assert git(folder, "rev-parse", f"{commit}:{name}") == expected
-
-
-def test_files_of_the_pinned_commit_come_to_their_places(remote, tmp_path):
-    folder, commit = remote
-    files = fetch_v18.fetch(folder.as_uri(), commit, BLOBS, tmp_path / "here")
-    assert [str(file.relative_to(tmp_path / "here")) for file in files] == [
-        "NormTerm/v1.8/act_norm_means.mat",
-        "curriculum_metric_v1.8/DeepMI_50clusters@_Act.json",
-        "trained_SSLmodels_v1.8/weights.pth.tar",
-    ]
-    assert [file.read_bytes() for file in files] == list(CONTENT.values())
-    assert len([path for path in (tmp_path / "here").rglob("*") if path.is_file()]) == 3
-
-
-def test_files_that_are_there_already_need_no_network(remote, tmp_path):
-    folder, commit = remote
-    fetch_v18.fetch(folder.as_uri(), commit, BLOBS, tmp_path / "here")
-    assert len(fetch_v18.fetch("file:///gone", commit, BLOBS, tmp_path / "here")) == 3
-
-
-def test_what_a_killed_run_left_goes_with_the_next(remote, tmp_path, monkeypatch):
-    folder, commit = remote
-    with monkeypatch.context() as patched:
-        patched.setattr(storage.os, "getpid", lambda: 2**22 + 1)  # of a process that there can't be
+    with monkeypatch.context() as patched:  # as if the first run had been killed at its end
+        patched.setattr(storage.os, "getpid", lambda: 2**22 + 1)  # no process can have this number
         patched.setattr(storage.shutil, "rmtree", lambda *_, **__: None)
-        fetch_v18.fetch(folder.as_uri(), commit, BLOBS, tmp_path / "here")
-    (tmp_path / "here/NormTerm/v1.8/act_norm_means.mat").unlink()
-    assert list((tmp_path / "here").glob(".*.tmp/clone/.git"))
-    fetch_v18.fetch(folder.as_uri(), commit, BLOBS, tmp_path / "here")
-    assert not list((tmp_path / "here").glob(".*"))
+        files = fetch_v18.fetch(folder.as_uri(), commit, BLOBS, here)
+    names = ["NormTerm/v1.8/act_norm_means.mat", *list(CONTENT)[1:]]
+    assert [file.relative_to(here).as_posix() for file in files] == names
+    assert [file.read_bytes() for file in files] == list(CONTENT.values())
+    assert fetch_v18.fetch("file:///gone", commit, BLOBS, here) == files  # complete: no repository is needed
+    files[0].unlink()
+    assert list(here.glob(".*.tmp/clone/HEAD"))
+    fetch_v18.fetch(folder.as_uri(), commit, BLOBS, here)
+    assert len([path for path in here.rglob("*") if path.is_file()]) == 3 and not list(here.glob(".*"))
 
 
-def test_a_tampered_file_is_refused_and_nothing_is_written(remote, tmp_path):
-    folder, _ = remote
-    newest = git(folder, "rev-parse", "HEAD")
-    with pytest.raises(UserError, match=r"act_norm_means\.mat is not the published file.*nothing was written"):
-        fetch_v18.fetch(folder.as_uri(), newest, BLOBS, tmp_path / "here")
-    assert not list((tmp_path / "here").iterdir())
-
-
-def test_a_missing_file_a_missing_commit_and_a_missing_repository_are_refused(remote, tmp_path):
+def test_what_differs_or_is_missing_is_refused_and_nothing_is_written(remote, tmp_path, bench):
     folder, commit = remote
-    with pytest.raises(UserError, match="not there at commit"):
-        fetch_v18.fetch(folder.as_uri(), commit, {**BLOBS, "NormTerm/none.mat": "0" * 40}, tmp_path / "here")
-    with pytest.raises(UserError, match=r"^git checkout: "):
-        fetch_v18.fetch(folder.as_uri(), "0" * 40, BLOBS, tmp_path / "here")
-    with pytest.raises(UserError, match="git clone"):
-        fetch_v18.fetch("file:///no/such/repository", commit, BLOBS, tmp_path / "here")
+    here, newest = folder.as_uri(), git(folder, "rev-parse", "HEAD")
+    for url, wanted, blobs, words in (
+        (here, newest, BLOBS, r"act_norm_means\.mat is not the published file"),
+        (here, commit, {**BLOBS, "NormTerm/none.mat": "0" * 40}, r"none\.mat"),
+        (here, "0" * 40, BLOBS, "git: .*--url"),
+        ("file:///no/such/repository", commit, BLOBS, "git: .*--url"),
+    ):
+        with pytest.raises(UserError, match=f"{words}.*othing was written"):
+            fetch_v18.fetch(url, wanted, blobs, tmp_path / "here")
     assert not list((tmp_path / "here").iterdir())
+    bench.refuses(bench.run("tools.fetch_v18", "--url", "file:///no/such/repository"), "--url")
 
 
 def test_the_three_folders_are_asked_for():

@@ -3,13 +3,14 @@
 import csv
 import io
 import os
+import sys
 
 import numpy as np
 import opensmile
 import pytest
 import soundfile
 import torch
-from conftest import run_script, voice
+from conftest import voice
 
 import model
 import utils
@@ -22,7 +23,7 @@ SET = "eGeMAPSv02"
 
 @pytest.fixture
 def models(bench):
-    """Regressors of arousal and valence with random weights, norm terms, and some recordings."""
+    """Regressors of arousal and valence with random weights, normalization statistics, and some recordings."""
     smile = opensmile.Smile(getattr(opensmile.FeatureSet, SET))
     audio = bench.folder / "clips"
     (audio / "sub").mkdir(parents=True)
@@ -88,26 +89,20 @@ def test_a_folder_becomes_a_table_of_labels(models):
     assert not list(models.folder.glob(".*"))
 
 
-def test_standard_output_holds_the_table_and_nothing_else(models):
-    code, out, err = run(models, "clips/1.wav", "clips/sub/deep.flac", attributes=("Val",), more=("--out", "-"))
-    assert code == 0 and "2 rows" in err
-    rows = list(csv.DictReader(io.StringIO(out)))
-    assert [list(row) for row in rows] == [["FileName", "EmoVal"]] * 2
-    assert [row["FileName"] for row in rows] == ["1.wav", "deep.flac"]
-
-
-def test_what_cannot_be_used_is_named_and_the_rest_is_predicted(models):
-    bad = models.folder / "clips"
-    (bad / "text.wav").write_text("no sound")
-    (bad / "zero.wav").write_bytes(b"")
-    soundfile.write(bad / "short.wav", voice(0.02), RATE)
-    soundfile.write(bad / "stereo.wav", np.column_stack([voice(pitch=150, rate=44100)] * 2), 44100)
-    code, out, err = run(models, "clips", more=("--out", "new/p.csv"))
-    assert code == 1 and "7 rows, 3 without prediction" in out
-    for words in ("text.wav: not readable", "zero.wav: empty", "short.wav: too short (20 ms)"):
+def test_what_cannot_be_used_is_named_and_the_rest_is_predicted(models, monkeypatch):
+    monkeypatch.setattr(tool, "BLOCK", 2)
+    folder = models.folder / "clips"
+    (folder / "text.wav").write_text("no sound")
+    soundfile.write(folder / "short.wav", voice(0.02), RATE)
+    soundfile.write(folder / "stereo.wav", np.column_stack([voice(pitch=150, rate=44100)] * 2), 44100)
+    loud = 20000 * np.concatenate([voice(0.5, pitch=100 + number) for number in range(5)])
+    soundfile.write(folder / "loud.wav", loud, RATE, subtype="FLOAT")
+    code, out, err = run(models, "clips", more=("--out", "new/p.csv", "--segment", 0.5))
+    names = [row["FileName"] for row in read(models.folder / "new/p.csv")]
+    assert code == 1 and f"{len(names)} rows, 2 without prediction" in out and {"stereo.wav", "loud.wav"} < {*names}
+    for words in ("text.wav: not readable", "short.wav (0.000 to 0.020 s): too short (20 ms)"):
         assert words in err
-    rows = read(models.folder / "new/p.csv")
-    assert "stereo.wav" in [row["FileName"] for row in rows] and len(rows) == 7
+    assert err.count("loud.wav: over full scale") == 1 and err.count("warning") == 3
 
 
 def test_long_recordings_in_segments(models):
@@ -131,86 +126,68 @@ def test_long_recordings_in_segments(models):
         assert float(row["EmoAct"]) == pytest.approx(by_hand(models.folder, "Act", part), abs=1e-3)
 
 
-def test_a_doubtful_recording_is_predicted_and_named_once(models, monkeypatch):
-    monkeypatch.setattr(tool, "BLOCK", 2)
-    loud = 20000 * np.concatenate([voice(0.5, pitch=100 + number) for number in range(5)])
-    soundfile.write(models.folder / "loud.wav", loud, RATE, subtype="FLOAT")
-    code, out, err = run(models, "loud.wav", "clips/1.wav", more=("--segment", 0.5))
-    assert code == 0 and "6 rows, 0 without prediction" in out
-    assert err.count("warning") == 1 and "loud.wav: over full scale" in err
-
-
-def test_segments_cover_all_of_an_mp3_whose_header_counts_its_first_part_only(models):
-    parts = []
-    for pitch, seconds in ((120, 1.0), (210, 3.0)):
-        stream = io.BytesIO()
-        soundfile.write(stream, voice(seconds, pitch=pitch), RATE, format="MP3")
-        parts.append(stream.getvalue())
-    (models.folder / "joined.mp3").write_bytes(b"".join(parts))
-    code, _, err = run(models, "joined.mp3", more=("--segment", 1))
-    assert code == 0 and "warning" not in err
-    assert [row["start"] for row in read(models.folder / "predictions.csv")] == ["0.000", "1.000", "2.000", "3.000"]
-
-
-def test_a_table_on_standard_output_is_utf_8_in_any_terminal(models):
+def test_standard_output_holds_the_table_in_utf_8_and_nothing_else(models, monkeypatch):
     name = "\u597d\xe9.wav"
     (models.folder / "clips/1.wav").rename(models.folder / name)
-    file = utils.regressor_checkpoint(models.folder / "Models", "deepmi", "Val")
-    argv = (name, "--model", file, "--device", "cpu", "--workers", 1, "--out", "-")
-    done = run_script("tools.predict", *argv, cwd=models.folder, PYTHONIOENCODING="ascii")
-    assert done.returncode == 0 and next(csv.DictReader(io.StringIO(done.stdout)))["FileName"] == name
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    code, _, err = run(models, name, "clips/sub/deep.flac", attributes=("Val",), more=("--out", "-"))
+    assert code == 0 and "2 rows" in err
+    rows = list(csv.DictReader(io.StringIO(stream.buffer.getvalue().decode())))
+    assert [list(row) for row in rows] == [["FileName", "EmoVal"]] * 2
+    assert [row["FileName"] for row in rows] == [name, "deep.flac"]
 
 
-def test_a_killed_run_goes_on(models, monkeypatch):
-    run(models, "clips", more=("--out", "whole.csv"))
+@pytest.fixture
+def stop_in_block(models, monkeypatch):
+    """Blocks of two clips; a function that runs the tool and stops it in a block (from 1; 0: not at all).
+
+    Returns the number of blocks that were computed.
+    """
     monkeypatch.setattr(tool, "BLOCK", 2)
-    seen = []
-
-    def fails_later(predictor, clips, args, bar):
-        seen.append(len(clips))
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-        return whole(predictor, clips, args, bar)
-
     whole = tool.predict_block
-    monkeypatch.setattr(tool, "predict_block", fails_later)
-    code, _, err = run(models, "clips")
-    assert code == 130 and "same command" in err and not (models.folder / "predictions.csv").exists()
-    with (models.folder / ".predictions.csv.unfinished").open("a") as stream:
+
+    def run_until(block, *inputs, attribute="Val"):
+        seen = []
+
+        def predict_block(*arguments):
+            seen.append(arguments)
+            if len(seen) == block:
+                raise KeyboardInterrupt
+            return whole(*arguments)
+
+        monkeypatch.setattr(tool, "predict_block", predict_block)
+        code, _, err = run(models, *inputs, attributes=(attribute,))
+        assert (code == 130 and "same command" in err) if block else code == 0
+        return len(seen)
+
+    return run_until
+
+
+def test_a_killed_run_continues(models, stop_in_block):
+    run(models, "clips", attributes=("Val",), more=("--out", "whole.csv"))
+    unfinished, table = models.folder / ".predictions.csv.unfinished", models.folder / "predictions.csv"
+    unfinished.write_text('{"key": "cut')  # by a run that was killed while it wrote its first block
+    assert stop_in_block(3, "clips") == 3 and not table.exists()
+    with unfinished.open("a") as stream:
         stream.write('{"rows": [["half')
-    assert run(models, "clips")[0] == 0
-    assert seen == [2, 2, 2, 2]  # two blocks before, the third again
-    assert (models.folder / "predictions.csv").read_bytes() == (models.folder / "whole.csv").read_bytes()
-    assert not (models.folder / ".predictions.csv.unfinished").exists()
+    os.utime(models.folder / "clips/0.wav")  # changed, so the first block is computed again
+    assert stop_in_block(0, "clips") == 2
+    assert table.read_bytes() == (models.folder / "whole.csv").read_bytes() and not unfinished.exists()
 
 
-def test_another_recording_of_one_size_and_time_is_predicted_anew(models):
+def test_unfinished_blocks_of_different_recordings_or_regressors_are_not_used(models, stop_in_block):
     for folder, pitch in (("first", 120), ("second", 210)):
         (models.folder / folder).mkdir()
-        soundfile.write(models.folder / folder / "x.wav", voice(pitch=pitch), RATE)
-        os.utime(models.folder / folder / "x.wav", (1e9, 1e9))
-    run(models, "second", more=("--out", "expected.csv"))
-    done = tool.Progress.end
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tool.Progress, "end", lambda self: None)  # as if it had been killed just before
-        run(models, "first")
-    assert tool.Progress.end is done and (models.folder / ".predictions.csv.unfinished").exists()
-    run(models, "second")
+        for number in range(3):
+            soundfile.write(models.folder / folder / f"{number}.wav", voice(pitch=pitch + number), RATE)
+            os.utime(models.folder / folder / f"{number}.wav", (1e9, 1e9))  # same names, sizes and times
+    run(models, "second", attributes=("Val",), more=("--out", "expected.csv"))
+    stop_in_block(2, "first")
+    stop_in_block(2, "second", attribute="Act")
+    assert len((models.folder / ".predictions.csv.unfinished").read_text().splitlines()) == 2
+    assert stop_in_block(0, "second") == 2
     assert (models.folder / "predictions.csv").read_bytes() == (models.folder / "expected.csv").read_bytes()
-
-
-def test_a_first_block_cut_off_does_not_spoil_the_next(models):
-    (models.folder / ".p.csv.unfinished").write_text('{"key": "cut')
-    progress = tool.Progress(models.folder / "p.csv")
-    progress.add({"key": "k", "rows": [], "faults": []})
-    assert list(tool.Progress(models.folder / "p.csv").done) == ["k"]
-
-
-def test_what_another_run_left_is_not_taken(models):
-    run(models, "clips", attributes=("Val",), more=("--out", "whole.csv"))
-    (models.folder / ".predictions.csv.unfinished").write_text('{"key": "x", "rows": [["x", "1"]], "faults": []}\n')
-    run(models, "clips", attributes=("Val",))
-    assert (models.folder / "predictions.csv").read_bytes() == (models.folder / "whole.csv").read_bytes()
 
 
 def test_names_that_two_folders_share_become_paths(models):
@@ -221,36 +198,31 @@ def test_names_that_two_folders_share_become_paths(models):
     assert len(names) == 7 and {"clips/1.wav", "other/1.wav"} <= set(names)
 
 
-def test_the_originals_regressor_tells_its_attribute_by_its_name(models):
-    file = save(models.folder, "Act", {})
-    renamed = file.rename(file.with_name("mine.pt.tar"))
-    result = models.run("tools.predict", "clips", "--model", renamed)
-    models.refuses(result, "mine.pt.tar", "does not say its attribute")
-    renamed.rename(file)
-    assert run(models, "clips", attributes=("Act",))[0] == 0
-
-
 def test_bad_arguments_are_refused(models):
     models.refuses(run(models, "nowhere.wav"), "nowhere.wav", "no such recording or folder")
     models.refuses(run(models, "clips", attributes=("Val", "Val")), "both predict Val")
     models.refuses(run(models, "clips", more=("--set", "IS13")), "feature set IS13", SET)
     models.refuses(run(models, "clips", more=("--norm-dir", "elsewhere")), "elsewhere", "norm_para.py")
-    features.write_feature_set(models.folder / "NormTerm", "")
-    for attribute in ("Act", "Val"):
-        save(models.folder, attribute, {"emo_attr": attribute})
-    models.refuses(run(models, "clips"), "88 features, IS13 has 6373", "--set")
-    save(models.folder, "Val", {"emo_attr": "Val", "feature_set": "wavlm-0123456789ab"})
-    models.refuses(run(models, "clips", attributes=("Val",)), "of wavlm-0123456789ab, no set of openSMILE", "--set")
-    code, _, err = run(models, "clips", more=("--segment", "0"))
-    assert code == 2 and "at least 0.1" in err
-
-
-def test_norm_terms_that_a_regressor_was_not_trained_with_are_refused(models):
+    for seconds in ("0", "inf", "x"):
+        code, _, err = run(models, "clips", more=("--segment", seconds))
+        assert code == 2 and "at least 0.1" in err
     terms = utils.read_feature_norm("NormTerm"), utils.read_label_norm("NormTerm", "Val")
     save(models.folder, "Val", {"emo_attr": "Val", "feature_set": SET, "norm_terms": utils.norm_key(*terms)})
-    assert run(models, "clips", attributes=("Val",))[0] == 0
+    assert run(models, "clips/0.wav", attributes=("Val",))[0] == 0
     utils.write_norm_stats(models.folder / "NormTerm", None, {"Val": (3.0, 0.9)})
-    models.refuses(run(models, "clips", attributes=("Val",)), "NormTerm: not the norm terms", "--norm-dir")
+    models.refuses(run(models, "clips", attributes=("Val",)), "different normalization statistics", "--norm-dir")
+
+
+def test_what_a_regressor_does_not_record_is_taken_from_its_name_or_refused(models):
+    file = save(models.folder, "Act", {})  # as the original's
+    assert run(models, "clips/0.wav", attributes=("Act",))[0] == 0
+    renamed = file.rename(file.with_name("mine.pt.tar"))
+    models.refuses(models.run("tools.predict", "clips", "--model", renamed), "mine.pt.tar", "attribute")
+    features.write_feature_set(models.folder / "NormTerm", "")
+    save(models.folder, "Val", {"emo_attr": "Val"})
+    models.refuses(run(models, "clips", attributes=("Val",)), "88 features", "IS13 has 6373", "--set")
+    save(models.folder, "Val", {"emo_attr": "Val", "feature_set": "wavlm-0123456789ab"})
+    models.refuses(run(models, "clips", attributes=("Val",)), "wavlm-0123456789ab", "--set")
 
 
 def test_nothing_but_a_table_is_written_over(models):

@@ -1,10 +1,9 @@
-"""Get the published v1.8 files: norm terms, trained DeepEmoClusters and DeepMI values.
+"""Download the published v1.8 files: normalization statistics, trained DeepEmoClusters and DeepMI values.
 
     python -m tools.fetch_v18
 
-clones the original's public repository at a pinned commit (plain git; only the files that are needed), checks every
-file against its known git blob id, and puts them into NormTerm/v1.8, trained_SSLmodels_v1.8 and curriculum_metric_v1.8.
-Nothing is written unless every file is the known one.
+clones the original's public repository with git, checks each file against its git blob id at a pinned commit, and
+writes them to NormTerm/v1.8, trained_SSLmodels_v1.8 and curriculum_metric_v1.8. If any check fails, nothing is written.
 """
 
 from __future__ import annotations
@@ -46,45 +45,41 @@ BLOBS = {
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
     parser = cli.new_parser(__doc__)
-    parser.add_argument(
-        "--url", default=URL, metavar="URL", help="repository to get them from, e.g. a mirror or a local clone"
-    )
+    parser.add_argument("--url", default=URL, metavar="URL", help="repository to clone, e.g. a mirror or a local clone")
     return parser
 
 
 if __name__ == "__main__":
-    ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
+    ARGS = cli.parse(get_args_parser())
 
 
 def local_path(name: str) -> Path:
-    """Where a file of the repository belongs here: its norm terms get a folder of their own beside yours."""
+    """Where a file of the repository goes: its normalization statistics get a separate folder beside the user's."""
     path = Path(name)
     return Path("NormTerm/v1.8") / path.name if path.parts[0] == "NormTerm" else path
 
 
 def blob_id(content: bytes) -> str:
-    """The id that git gives a file of this content."""
+    """The id that git gives a file with this content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
-def _git(*arguments_: str) -> None:
-    environment = os.environ | {"GIT_TERMINAL_PROMPT": "0"}  # a private or mistyped address must not ask for a password
+def _git(*arguments: str) -> bytes:
+    environment = os.environ | {"GIT_TERMINAL_PROMPT": "0"}  # do not ask for a password if the URL is wrong
     try:
-        done = subprocess.run(
-            ["git", *arguments_], env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
+        done = subprocess.run(["git", *arguments], env=environment, stdin=subprocess.DEVNULL, capture_output=True)
     except FileNotFoundError:
         raise UserError(
-            "git is not installed; install it, or copy the files by hand (see the folders' README)."
+            "git is not installed; install it, or copy the files by hand (see each folder's README)."
         ) from None
     if done.returncode:
-        verb = next(word for word in arguments_ if word in ("clone", "sparse-checkout", "checkout"))
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UserError(f"git {verb}: {reason} (--url takes a mirror or a local clone of the repository, too).")
+        reason = (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
+        raise UserError(f"git: {reason} (--url also takes a mirror or a local clone). Nothing was written.")
+    return done.stdout
 
 
 def fetch(url: str, commit: str, blobs: Mapping[str, str], target: Path) -> list[Path]:
-    """Get files of a repository at a commit and write them once all are checked.
+    """Get files of a repository at a commit, and write them if all of them are correct.
 
     Args:
         url: what git can clone.
@@ -94,29 +89,19 @@ def fetch(url: str, commit: str, blobs: Mapping[str, str], target: Path) -> list
     Returns:
         The files, in the order of `blobs`.
     Raises:
-        UserError: no git, no such repository or commit, a file missing or not the known one. No file is written then.
+        UserError: no git, no such repository or commit, a missing or different file. Then nothing is written.
     """
     files = {name: Path(target) / local_path(name) for name in blobs}
     if all(file.is_file() and blob_id(file.read_bytes()) == blobs[name] for name, file in files.items()):
         return list(files.values())
+    contents = {}
     with scratch_folder(Path(target)) as scratch:
         clone = str(scratch / "clone")
-        _git("clone", "--quiet", "--filter=blob:none", "--no-checkout", "--", url, clone)
-        folders = sorted({f"/{Path(name).parts[0]}/" for name in blobs})
-        _git("-C", clone, "sparse-checkout", "set", "--no-cone", *folders)
-        _git("-C", clone, "-c", "core.autocrlf=false", "-c", "core.symlinks=false", "checkout", "--quiet", commit)
-        contents = {}
+        _git("clone", "--quiet", "--bare", "--filter=blob:none", "--", url, clone)
         for name, expected in blobs.items():
-            path = Path(clone) / name
-            if not path.is_file():
-                raise UserError(f"{url}: {name} is not there at commit {commit[:7]}; nothing was written.")
-            contents[name] = path.read_bytes()
-            found = blob_id(contents[name])
-            if found != expected:
-                raise UserError(
-                    f"{url}: {name} is not the published file (git blob {found}, expected {expected}); nothing was "
-                    "written."
-                )
+            contents[name] = _git("-C", clone, "cat-file", "blob", f"{commit}:{name}")
+            if blob_id(contents[name]) != expected:
+                raise UserError(f"{url}: {name} is not the published file (git blob {expected}). Nothing was written.")
     for name, file in files.items():
         prepare_folder(file.parent)
         with write_atomically(file) as temporary:
@@ -126,8 +111,8 @@ def fetch(url: str, commit: str, blobs: Mapping[str, str], target: Path) -> list
 
 def main(args: argparse.Namespace) -> None:
     """Fetch the v1.8 files into the current folder."""
-    files = fetch(args.url, COMMIT, BLOBS, Path.cwd())
-    print("\n".join(f"checked {file.relative_to(Path.cwd())}" for file in files))
+    for file in fetch(args.url, COMMIT, BLOBS, Path.cwd()):
+        print(f"checked {file.relative_to(Path.cwd())}")
     print(
         "Use them with --norm-dir NormTerm/v1.8 --model-dir trained_SSLmodels_v1.8 (extract_DeepMI.py) and "
         "--metric-dir curriculum_metric_v1.8 (training_Curriculum.py)."
