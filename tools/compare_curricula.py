@@ -2,43 +2,49 @@
 
     python -m tools.compare_curricula -emo Val --seeds 5 --orders deepmi reverse random none --corpus CORPUS
 
-trains the regressor of training_Curriculum.py once an order and seed, on the DeepMI file that stage 2 wrote, and tests
-it. With --ssl-epochs each seed has a DeepEmoCluster and a DeepMI of its own, so that the differences between seeds are
-those of the whole method:
+trains the regressor of training_Curriculum.py once per order and seed, on the DeepMI file that stage 2 wrote, and tests
+it. With --ssl-epochs each seed trains a DeepEmoCluster and extracts its DeepMI, so that the differences between seeds
+are those of the whole method:
 
     python -m tools.compare_curricula -emo Val --seeds 5 --ssl-epochs 200 --unlabeled UNLABELED --corpus CORPUS \\
         --orders deepmi deepmi-balanced reverse random none agreement selftaught prediction ridge --label-noise 0.3
 
-Orders, the first to be trained first:
+Orders, by what comes first:
 
     deepmi           highest DeepMI                  (Lin, Sridhar & Busso 2024)
-    deepmi-balanced  highest DeepMI within each emotion level, every level with the same share of every bin
+    deepmi-balanced  highest DeepMI within each emotion level, each level with the same share of each bin
     reverse          lowest DeepMI
     random           drawn by the seed, same pacing: the control
-    none             all from the start: the baseline
-    agreement        least standard deviation between raters; needs labels_detailed  (Lotfian & Busso 2018)
-    selftaught       least error of a regressor without curriculum that was trained on other utterances
+    none             the whole set from the start: the baseline
+    agreement        lowest standard deviation between raters; needs labels_detailed  (Lotfian & Busso 2018)
+    selftaught       lowest error of a regressor without curriculum that was trained on different utterances
                      (Hacohen & Weinshall 2019, cross-fitted over five folds of speakers)
-    prediction       least error of DeepEmoCluster's own regressor: what the clusters add to DeepMI is missing here
-    ridge            no order: scikit-learn's RidgeCV on the same features, the yardstick
+    prediction       lowest error of DeepEmoCluster's own regressor: DeepMI without its clusters
+    ridge            no order: scikit-learn's RidgeCV on the same features, for comparison
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
+import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
-import testing_Curriculum
-from deepmi import cli, storage
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+import utils
+from deepmi import cli, curriculum, plots, scores, storage
+from deepmi.ccc import RESAMPLES, bootstrap_groups, concordance_cc, widened_cccs, widening, widest_interval
 from deepmi.process import UserError
 from deepmi.seeds import derived_seed
 from tools import trials
 
-CONTROLS = ("random", "none")  # what the other orders are compared with
+CONTROLS = ("random", "none")  # every order is compared with these
 
 
 def share(text: str) -> float:
@@ -53,7 +59,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
     parser = cli.new_parser(__doc__)
     cli.add_training_arguments(parser, epochs=70)
-    cli.add_clusters_argument(parser, "clusters of DeepEmoCluster: those of the DeepMI file, or to be made")
+    cli.add_clusters_argument(parser, "number of clusters K of the DeepMI file, or of the DeepEmoClusters to train")
     parser.add_argument(
         "--seeds", type=cli.positive_int, default=5, metavar="N", help="number of seeds, counted from --seed"
     )
@@ -71,11 +77,11 @@ def get_args_parser() -> argparse.ArgumentParser:
         type=share,
         default=0.0,
         metavar="P",
-        help="share of the Train labels to replace by draws from all Train labels, anew for each seed; needs "
+        help="share of the Train labels to replace by draws from all Train labels, different for each seed; needs "
         "--ssl-epochs where an order goes by DeepMI, which must not have seen the true labels",
     )
     cli.add_metric_dir_argument(parser)
-    parser.add_argument("--metric", type=Path, metavar="FILE", help="DeepMI file, whatever -nc and --metric-dir say")
+    parser.add_argument("--metric", type=Path, metavar="FILE", help="DeepMI file, in place of -nc and --metric-dir")
     parser.add_argument(
         "--checkpoint",
         type=Path,
@@ -86,7 +92,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--paired-test",
         choices=("t", "wilcoxon"),
         default="t",
-        help="test of the differences over seeds; Wilcoxon's signed ranks need six seeds to fall below .05, and more "
+        help="test of the differences over seeds; Wilcoxon's signed ranks need six seeds to reach p < .05, and more "
         "after the correction for the number of comparisons",
     )
     parser.add_argument("--split", default="Test1", metavar="NAME", help="split to test on")
@@ -96,19 +102,19 @@ def get_args_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="CORPUS",
-        help="other corpora to test on, whole, for mismatched conditions; their features must be of the same set",
+        help="further corpora to test on, all their splits; their features must be of the same set",
     )
-    testing_Curriculum.add_label_scale_argument(parser, " of the --testing corpora")
+    scores.add_label_scale_argument(parser, " of the --testing corpora")
     cli.add_corpus_arguments(parser)
     parser.add_argument(
         "--ssl-epochs",
         type=cli.positive_int,
         metavar="N",
-        help="train a DeepEmoCluster of N epochs for each seed, and take its DeepMI",
+        help="train a DeepEmoCluster of N epochs for each seed, and use its DeepMI",
     )
     cli.add_unlabeled_arguments(parser)
     trials.add_trial_arguments(parser)
-    cli.add_compute_arguments(parser, "the first seed; each seeds weights, batches, dropout, order and noise")
+    cli.add_compute_arguments(parser, "the first seed; it seeds the weights, batches, dropout, random order and noise")
     return parser
 
 
@@ -117,65 +123,69 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def by_deepemocluster(args: argparse.Namespace) -> list[str]:
-    """Those of the orders that go by what DeepEmoCluster gives."""
-    from deepmi import curriculum
-
+    """Those of the orders that need a DeepEmoCluster."""
     return [order for order in args.orders if order in (*curriculum.METRIC_ORDERS, "prediction")]
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raise `UserError` where flags do not fit together; nothing has been computed then."""
+    """Raise `UserError` where flags do not fit together, before anything is computed."""
     args.orders = list(dict.fromkeys(args.orders))
     if args.label_scale and not args.testing:
-        raise UserError("--label-scale is that of other corpora; name them with --testing, or leave it out.")
-    scales = testing_Curriculum.scale_pairs(args.label_scale)
-    args.testing_scales = tuple(testing_Curriculum.one_each(scales, args.testing, "--label-scale"))
+        raise UserError("--label-scale is that of further corpora; name them with --testing, or leave it out.")
+    args.testing_scales = scores.one_each(scores.scale_pairs(args.label_scale), args.testing, "--label-scale")
     by_metric = by_deepemocluster(args)
-    if args.ssl_epochs:
-        if args.metric or args.checkpoint:
-            raise UserError("--ssl-epochs makes DeepMI and checkpoint itself; leave out --metric, --checkpoint.")
-        return
-    if args.label_noise and by_metric:
+    if args.ssl_epochs and (args.metric or args.checkpoint):
+        raise UserError("--ssl-epochs makes the DeepMI and the checkpoint; leave out --metric and --checkpoint.")
+    if args.label_noise and by_metric and not args.ssl_epochs:
         raise UserError(
-            f"--label-noise {args.label_noise:g}: {', '.join(by_metric)} would go by a DeepMI that has seen the true "
-            "labels. Add --ssl-epochs N, so that each seed makes its own from the noisy ones."
+            f"--label-noise {args.label_noise:g}: the DeepMI behind {', '.join(by_metric)} has seen the true labels. "
+            "Add --ssl-epochs N, so that each seed extracts DeepMI from its noisy labels."
         )
-    if "prediction" in args.orders and args.checkpoint is None:
+    if "prediction" in args.orders and not (args.ssl_epochs or args.checkpoint):
         raise UserError(
-            "the order prediction needs a DeepEmoCluster checkpoint: name it with --checkpoint FILE, or have one "
-            "trained for each seed with --ssl-epochs N."
+            "the order prediction needs a DeepEmoCluster checkpoint: name it with --checkpoint FILE, or train one per "
+            "seed with --ssl-epochs N."
         )
 
 
-def seeds_of(args: argparse.Namespace) -> list[int]:
-    """The seeds of a comparison."""
-    return [args.seed + number for number in range(args.seeds)]
-
-
-def run_trials(args: argparse.Namespace) -> list[dict]:
-    """Train everything that is not there yet; the results as from `trials.run_trial`, one an order and seed."""
-    by_seed = [trials.with_changes(args, seed=seed) for seed in seeds_of(args)]
+def run_trials(args: argparse.Namespace, data: trials.Data) -> dict[tuple[str, int], dict]:
+    """Train what is not trained yet; the results as from `trials.run_trials`, by order and seed."""
+    by_seed = {seed: trials.with_changes(args, seed=seed) for seed in range(args.seed, args.seed + args.seeds)}
+    later = {"selftaught", *(by_deepemocluster(args) if args.ssl_epochs else ())}
+    # What an order goes by is read before any training, so that a missing file is not found hours later.
+    score_files = {order: trials.score_file(args, order, data) for order in args.orders if order not in later}
+    data_of = dict.fromkeys(by_seed, data)
     if args.label_noise:
-        for task in by_seed:
+        for seed, task in by_seed.items():
             task.labels = trials.noisy_labels(task)
-    if args.ssl_epochs and by_deepemocluster(args):
-        trials.make_metrics(by_seed, args.jobs)
+            data_of[seed] = dataclasses.replace(data, train=utils.open_corpus(task).load("Train"))
+    if later - {"selftaught"}:
+        trials.make_metrics(list(by_seed.values()), args.jobs)
     if "selftaught" in args.orders:
-        for task, scores in trials.side_by_side(trials.self_taught, by_seed, args.jobs, "self-taught scores"):
-            task.scores = scores
+        for task, file in trials.side_by_side(trials.self_taught, [*by_seed.values()], args.jobs, "self-taught scores"):
+            task.self_taught = file
     tasks = []
-    for task, order in itertools.product(by_seed, args.orders):
-        if order == trials.RIDGE and not args.label_noise and task.seed != args.seed:
+    for (seed, task), order in itertools.product(by_seed.items(), args.orders):
+        if order == trials.RIDGE and not args.label_noise and seed != args.seed:
             continue  # the same for all seeds
-        tasks.append(trials.with_changes(task, order=order))
-    return [result for _, result in trials.side_by_side(trials.run_trial, tasks, args.jobs, "regressors")]
+        if order == "selftaught":
+            file = task.self_taught
+        else:
+            file = score_files[order] if order in score_files else trials.score_file(task, order, data_of[seed])
+        tasks.append(trials.with_changes(task, order=order, scores=file))
+    found = {
+        (task.order, task.seed): result for task, result in zip(tasks, trials.run_trials(tasks, data_of, args.jobs))
+    }
+    return {
+        (order, seed): found.get((order, seed)) or found[order, args.seed] for order in args.orders for seed in by_seed
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Statistics
 
 
-def holm(p_values: list[float]) -> list[float]:
+def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for their number by Holm's step-down method; NaN stays NaN and does not count.
 
     Source: Holm, Scandinavian Journal of Statistics 6 (1979).
@@ -188,108 +198,92 @@ def holm(p_values: list[float]) -> list[float]:
     return corrected
 
 
-def paired_p(differences, test: str) -> float:
-    """p-value (two-sided) of paired differences over seeds, NaN where there are too few or none differs.
+def paired_p(differences: NDArray, test: str) -> float:
+    """Two-sided p-value of paired differences over seeds; NaN for fewer than two, or where all are the same.
 
     Args:
         differences: shape (S,).
-        test: `t` (paired t) or `wilcoxon` (signed ranks; six seeds at least, or no result can be below .05).
+        test: `t` (paired t) or `wilcoxon` (signed ranks).
     """
-    import numpy as np
-    from scipy import stats
-
     if len(differences) < 2 or np.ptp(differences) == 0:
         return float("nan")
-    if test == "t":
-        return float(stats.ttest_1samp(differences, 0).pvalue)
-    return float(stats.wilcoxon(differences).pvalue)
+    found = stats.ttest_1samp(differences, 0) if test == "t" else stats.wilcoxon(differences)
+    return float(found.pvalue)
 
 
-def order_means(samples, cccs, seed: int):
+def order_means(samples: NDArray, cccs: NDArray, seed: int) -> NDArray:
     """Mean CCC of each order in each bootstrap sample, with the seeds resampled too.
 
-    Speakers and seeds are separate sources of chance; the spread of each is widened by its own factor.
+    Speakers and seeds are independent sources of variation; each is widened by its own factor.
 
     Args:
-        samples: one of `metrics.widened_cccs`, shape (resamples, orders, S).
+        samples: one array of `ccc.widened_cccs`, shape (resamples, orders, S).
         cccs: CCCs of the whole test set, shape (orders, S).
         seed: of the resampling.
     Returns:
         Shape (resamples, orders). A sample has the same utterances and seeds for all orders, so that differences
         between its columns are paired.
     """
-    import numpy as np
-
-    from deepmi.ccc import widening
-
     resamples, _, seeds = samples.shape
-    # A random stream separate from that of the speakers, so that equal numbers of both are not drawn alike.
+    # A random stream that is independent of that of the speakers, even where there are as many speakers as seeds.
     drawn = np.random.default_rng(derived_seed(seed, "resampled seeds")).integers(0, seeds, (resamples, seeds))
     of_seeds = cccs[:, drawn].mean(axis=2).T - cccs.mean(axis=1)
     return samples.mean(axis=2) + widening(np.ones(seeds)) * of_seeds
 
 
-def compare(args: argparse.Namespace, test: str, data, results: dict[tuple[str, int], dict]):
+def compare(
+    args: argparse.Namespace, test: str, data: utils.LabeledSet, results: dict[tuple[str, int], dict]
+) -> tuple[pd.DataFrame, str]:
     """Statistics of every order on one test set.
 
     Args:
         test: its name in the results.
-        data: its `utils.LabeledSet`.
+        data: the test set.
         results: by order and seed.
     Returns:
-        (table, one row per order; what the bootstrap resamples, in words).
+        (table with one row per order; what the bootstrap resamples, in words).
     """
-    import numpy as np
-    import pandas as pd
-
-    from deepmi.ccc import concordance_cc, widened_cccs, widest_interval
-
-    seeds = seeds_of(args)
-    predictions = [
-        [results[order, seed]["tests"][test][name] for name in data.names] for order in args.orders for seed in seeds
-    ]
-    shape = len(args.orders), len(seeds)
+    by_order = {order: [results[order, args.seed + number] for number in range(args.seeds)] for order in args.orders}
+    predictions = [[run["tests"][test][name] for name in data.names] for runs in by_order.values() for run in runs]
+    shape = len(args.orders), args.seeds
     cccs = np.reshape([concordance_cc(data.labels, one) for one in predictions], shape)
-    groups, drawn, warning = testing_Curriculum.bootstrap_groups(data.speakers, data.names)
+    groups, drawn, warning = bootstrap_groups(data.speakers, data.names)
     draws = [
         order_means(samples.reshape(-1, *shape), cccs, args.seed)
         for samples in widened_cccs(data.labels, predictions, groups, seed=args.seed)
     ]
-
     rows, p_values = [], {}
-    for place, order in enumerate(args.orders):
+    for place, (order, runs) in enumerate(by_order.items()):
         low, high = widest_interval([means[:, place] for means in draws])
-        runs = [results[order, seed] for seed in seeds]
-        has_curve = runs[0]["curve"] is not None
+        curves = [run["curve"] for run in runs if run["curve"]]
         row = {
             "order": order,
             "test": test,
             "utterances": len(data.names),
             "ccc": cccs[place].mean(),
-            "sd": cccs[place].std(ddof=1) if len(seeds) > 1 else float("nan"),
+            "sd": cccs[place].std(ddof=1) if args.seeds > 1 else float("nan"),
             "low": low,
             "high": high,
-            "best_epoch": np.mean([run["best_epoch"] for run in runs]) if has_curve else float("nan"),
-            "validation_area": np.mean([run["curve"] for run in runs]) if has_curve else float("nan"),
+            "best_epoch": np.mean([run["best_epoch"] for run in runs]) if curves else float("nan"),
+            "validation_area": np.mean(curves) if curves else float("nan"),
         }
-        for control in CONTROLS:
-            if control in args.orders and order != control:
-                other = args.orders.index(control)
-                difference = cccs[place] - cccs[other]
-                row[f"minus_{control}"] = difference.mean()
-                bounds = widest_interval([means[:, place] - means[:, other] for means in draws], limit=2)
-                row[f"minus_{control}_low"], row[f"minus_{control}_high"] = bounds
-                row[f"p_{control}"] = p_values[frozenset((order, control))] = paired_p(difference, args.paired_test)
-        row |= {f"ccc_seed{seed}": ccc for seed, ccc in zip(seeds, cccs[place])}
-        rows.append(row)
-    # The two controls are compared with each other twice in the table, but that is one comparison.
+        for control in (control for control in CONTROLS if control in args.orders and control != order):
+            other = args.orders.index(control)
+            difference = cccs[place] - cccs[other]
+            low, high = widest_interval([means[:, place] - means[:, other] for means in draws], limit=2)
+            p = p_values[frozenset((order, control))] = paired_p(difference, args.paired_test)
+            names = [f"minus_{control}", f"minus_{control}_low", f"minus_{control}_high", f"p_{control}"]
+            row |= dict(zip([*names, f"p_{control}_holm"], [difference.mean(), low, high, p, p]))
+        rows.append(row | {f"ccc_seed{args.seed + number}": ccc for number, ccc in enumerate(cccs[place])})
+    # The two controls are compared with each other in two rows, but that is one comparison.
     corrected = dict(zip(p_values, holm(list(p_values.values()))))
-    table = pd.DataFrame(rows)
-    for control in CONTROLS:
-        if f"p_{control}" in table:
-            found = [corrected.get(frozenset((order, control)), float("nan")) for order in args.orders]
-            table.insert(table.columns.get_loc(f"p_{control}") + 1, f"p_{control}_holm", found)
-    return table, drawn + warning
+    for row in rows:
+        row |= {
+            f"p_{control}_holm": corrected.get(frozenset((row["order"], control)))
+            for control in CONTROLS
+            if f"p_{control}" in row
+        }
+    return pd.DataFrame(rows), drawn + warning
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -297,133 +291,89 @@ def compare(args: argparse.Namespace, test: str, data, results: dict[tuple[str, 
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A figure without its leading zero; `-` where there is none."""
-    if value is None or math.isnan(value):
+    """A figure without its leading zero; `-` for NaN."""
+    if math.isnan(value):
         return "-"
     text = f"{value:.{digits}f}"
-    return text.replace("0.", ".", 1) if abs(value) < 1 and digits else text
+    return text.replace("0.", ".", 1) if abs(value) < 1 else text
 
 
-def markdown(table, controls: list[str]) -> list[str]:
+def markdown(table: pd.DataFrame) -> list[str]:
     """The statistics of one test set as a Markdown table."""
-    header = ["order", "CCC", "sd", "95 % interval", "best epoch", "validation CCC, mean of epochs"]
-    p_columns = [f"p_{control}" for control in controls if f"p_{control}" in table]
-    with_p = ", p" if table[p_columns].notna().any(axis=None) else ""
-    header += [f"minus {control} [95 %]{with_p}" for control in controls]
-    rows = [header]
+    controls = [control for control in CONTROLS if control in set(table["order"])]
+    has_p = any(table.get(f"p_{control}", pd.Series()).notna().any() for control in controls)
+    rows = [["order", "CCC", "sd", "95 % interval", "best epoch", "validation CCC, mean of epochs"]]
+    rows[0] += [f"minus {control} [95 %]{', p' * has_p}" for control in controls]
     for row in table.to_dict("records"):
         cells = [row["order"], number(row["ccc"]), number(row["sd"]), f"{number(row['low'])} .. {number(row['high'])}"]
         cells += [number(row["best_epoch"], 1), number(row["validation_area"])]
         for control in controls:
-            difference = row.get(f"minus_{control}", float("nan"))
-            if math.isnan(difference):
-                cells.append("-")
-                continue
-            low, high = (number(row[f"minus_{control}_{end}"]) for end in ("low", "high"))
-            p = row[f"p_{control}_holm"]
-            cells.append(f"{number(difference)} [{low} .. {high}]" + ("" if math.isnan(p) else f", p {number(p)}"))
+            ends = ("", "_low", "_high")
+            mean, low, high = (number(row.get(f"minus_{control}{end}", float("nan"))) for end in ends)
+            p = number(row.get(f"p_{control}_holm", float("nan")))
+            cells.append("-" if mean == "-" else f"{mean} [{low} .. {high}]" + (f", p {p}" if p != "-" else ""))
         rows.append(cells)
     return cli.markdown_table(rows)
 
 
-def describe(args: argparse.Namespace, train: int, validation: int, drawn: dict[str, str]) -> list[str]:
-    """What was compared, for whoever finds the table without its command.
+def describe(args: argparse.Namespace, data: trials.Data, drawn: dict[str, str]) -> list[str]:
+    """What was compared, for readers of the table who do not have its command.
 
     Args:
-        train, validation: number of utterances.
         drawn: by test set, what the bootstrap resamples.
     """
-    from deepmi import curriculum
-    from deepmi.ccc import RESAMPLES
-
-    noise = f", {100 * args.label_noise:g} % of the Train labels drawn anew" if args.label_noise else ""
-    metric = (
-        f", DeepEmoCluster of {args.ssl_epochs} epochs for each seed" if args.ssl_epochs else ", one DeepMI for all"
-    )
-    metric = metric if by_deepemocluster(args) else ""
-    names = {"t": "paired t test", "wilcoxon": "Wilcoxon signed-rank test"}
+    train = len(data.train.names)
+    noise = f", {100 * args.label_noise:g} % of the Train labels replaced at random" if args.label_noise else ""
+    metric = f", one DeepEmoCluster of {args.ssl_epochs} epochs per seed" if args.ssl_epochs else ", one DeepMI for all"
     lines = [
-        f"{args.emo_attr}: {train} Train, {validation} Validation utterances{noise}; -ep {args.epoch} -batch "
-        f"{args.batch_size} -nc {args.num_clusters}, pacing {args.pacing}{metric}, seeds {args.seed} to "
-        f"{args.seed + args.seeds - 1}.",
+        f"{args.emo_attr}: {train} Train, {len(data.validation.names)} Validation utterances{noise}; -ep {args.epoch} "
+        f"-batch {args.batch_size} -nc {args.num_clusters}, pacing {args.pacing}"
+        f"{metric if by_deepemocluster(args) else ''}, seeds {args.seed} to {args.seed + args.seeds - 1}.",
+        *(f"{test}: bootstrap over seeds and {words}." for test, words in drawn.items()),
+        f"Intervals: {RESAMPLES} resamples, differences paired by seed and utterance.",
     ]
-    lines += [f"{test}: bootstrap over seeds and {words}." for test, words in drawn.items()]
-    lines.append(f"Intervals: {RESAMPLES} resamples, differences paired by seed and utterance.")
     if args.seeds > 1:
+        test = "paired t test" if args.paired_test == "t" else "Wilcoxon signed-rank test"
         lines.append(
-            f"p: {names[args.paired_test]} over the {args.seeds} seeds, corrected by Holm over all comparisons of a "
-            "table; unlike the intervals it does not ask whether other utterances would say the same."
+            f"p: {test} over the {args.seeds} seeds, corrected by Holm over all comparisons of a table; unlike the "
+            "intervals it does not account for the choice of test utterances."
         )
     else:
-        lines.append("One seed says nothing of how far seeds differ: no p.")
+        lines.append("One seed does not show how much seeds differ, so there is no p.")
     if args.epoch <= curriculum.FULL_EPOCH:
         last = curriculum.training_size("deepmi", args.epoch - 1, train, args.pacing)
         lines.append(
-            f"warning: -ep {args.epoch} ends within the curriculum, at {last} of {train} Train utterances; none, ridge "
-            f"and the folds of selftaught have had all of theirs. From -ep {curriculum.FULL_EPOCH + 1} on all have."
+            f"warning: -ep {args.epoch} ends within the curriculum, at {last} of {train} Train utterances, while none, "
+            f"ridge and the folds of selftaught have seen all of theirs. Use at least -ep {curriculum.FULL_EPOCH + 1}."
         )
     return lines
 
 
-def output_stem(args: argparse.Namespace) -> Path:
-    """results/compare_Val, with noise and pacing in the name; other settings replace the files before."""
-    noise = f"_noise{100 * args.label_noise:g}" if args.label_noise else ""
-    pacing = f"_{args.pacing}" if args.pacing != "paper" else ""
-    return args.results_dir / f"compare_{args.emo_attr}{noise}{pacing}"
-
-
-def look_at_input(args: argparse.Namespace) -> tuple[dict, tuple[int, int]]:
-    """(`utils.LabeledSet` of every test set, number of Train and Validation utterances).
-
-    Raises:
-        UserError: something that an order goes by is missing; hours of training are not needed to find that.
-    """
-    data = trials.load_data(args)
-    made_here = {trials.RIDGE, "selftaught", *(by_deepemocluster(args) if args.ssl_epochs else ())}
-    with contextlib.redirect_stdout(io.StringIO()):
-        for order in args.orders:
-            if order not in made_here:
-                trials.order_of(trials.with_changes(args, order=order), data)
-    sizes = len(data.train.data.names), len(data.validation.data.names)
-    return {test: part.data for test, part in data.tests.items()}, sizes
-
-
 def main(args: argparse.Namespace) -> None:
-    """Train, compare, write table and pictures."""
-    import pandas as pd
-
-    from deepmi import plots
-
+    """Train, compare, write the table and two pictures."""
     check_arguments(args)
     trials.prepare(args)
-    args.testing = tuple(args.testing)
-    tests, sizes = look_at_input(args)
-    results = {(result["order"], result["seed"]): result for result in run_trials(args)}
-    for seed in seeds_of(args):
-        if trials.RIDGE in args.orders:
-            results.setdefault((trials.RIDGE, seed), results[trials.RIDGE, args.seed])
+    data = trials.load_data(args)
+    results = run_trials(args, data)
 
     tables, drawn, lines = {}, {}, []
-    controls = [control for control in CONTROLS if control in args.orders]
-    for test, data in tests.items():
-        tables[test], drawn[test] = compare(args, test, data, results)
-        lines += [f"{args.emo_attr} on {test}, {len(data.names)} utterances:", ""]
-        lines += [*markdown(tables[test], controls), ""]
-    lines += describe(args, *sizes, drawn)
+    for test, of in data.tests.items():
+        tables[test], drawn[test] = compare(args, test, of, results)
+        lines += [f"{args.emo_attr} on {test}, {len(of.names)} utterances:", "", *markdown(tables[test]), ""]
+    lines += describe(args, data, drawn)
     print("\n".join(lines))
 
-    stem = output_stem(args)
-    files = [stem.with_name(stem.name + ending) for ending in (".md", ".csv", "_curves.png", "_orders.png")]
+    stem = f"compare_{args.emo_attr}" + (f"_noise{100 * args.label_noise:g}" if args.label_noise else "")
+    stem += f"_{args.pacing}" if args.pacing != "paper" else ""
+    files = [args.results_dir / f"{stem}{ending}" for ending in (".md", ".csv", "_curves.png", "_orders.png")]
     storage.write_text(files[0], "\n".join(lines) + "\n")
     storage.write_text(files[1], pd.concat(tables.values()).to_csv(index=False))
-    curves = {
-        order: [results[order, seed]["curve"] for seed in seeds_of(args)]
-        for order in args.orders
-        if order != trials.RIDGE
-    }
-    title = f"{args.emo_attr}, {args.seeds} seeds" + (
-        f", {args.label_noise:.0%} label noise" if args.label_noise else ""
-    )
+    title = f"{args.emo_attr}, {args.seeds} seeds"
+    title += f", {args.label_noise:.0%} label noise" if args.label_noise else ""
+    curves: dict[str, list[list[float]]] = {}
+    for (order, _), result in results.items():
+        if result["curve"]:
+            curves.setdefault(order, []).append(result["curve"])
     plots.draw_validation_curves(curves, files[2], title)
     plots.draw_orders(tables, files[3], title)
     print("\n".join(f"wrote {file}" for file in files))
