@@ -24,20 +24,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="A",
         help="weight of the predicted level, 0 to 1; by default the paper's: 0.5 for Val, 0 for Act and Dom",
     )
-    parser.add_argument(
-        "--clusters",
-        choices=("head", "kmeans"),
-        default="head",
-        help="where the clusters come from: the cluster head (the paper's), or k-means on the 256-d features of Train, "
-        "which uses all clusters even on a small corpus",
-    )
-    parser.add_argument(
-        "--restarts",
-        type=cli.positive_int,
-        default=1,
-        metavar="R",
-        help="with --clusters kmeans: number of clusterings over which DeepMI is averaged; 20 give fewer ties",
-    )
+    cli.add_cluster_source_arguments(parser)
     cli.add_corpus_arguments(parser)
     cli.add_model_dir_argument(parser)
     cli.add_metric_dir_argument(parser)

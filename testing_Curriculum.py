@@ -62,13 +62,11 @@ from dataclasses import dataclass
 import pandas as pd
 
 import utils
-from deepmi import run_log, runtime, storage
+from deepmi import run_log, runtime, storage, test_sets
 from deepmi.batches import Rows, in_batches
-from deepmi.ccc import RESAMPLES, bootstrap_interval, concordance_cc
-from deepmi.process import UNPRINTABLE, UserError, notify
+from deepmi.ccc import concordance_cc, interval_by_speaker
+from deepmi.process import UNPRINTABLE, UserError
 from model import load_regressor
-
-FEW = 10  # speakers, or utterances: an interval from fewer is approximate
 
 
 def find_regressor(args: argparse.Namespace) -> Path:
@@ -89,49 +87,12 @@ def find_regressor(args: argparse.Namespace) -> Path:
     return others[0]
 
 
-def bootstrap_groups(speakers: list[str], names: list[str]) -> tuple[list[str] | None, str, str]:
-    """What the bootstrap resamples: whole speakers where several are known, else utterances.
-
-    Args:
-        speakers: speaker of each utterance.
-        names: file name of each utterance.
-    Returns:
-        (group of each utterance, or None to resample utterances; what is resampled, in words; a warning where that is
-        too little, else empty).
-    """
-
-    known = len({speaker for speaker in speakers if speaker != utils.UNKNOWN_SPEAKER})
-    unknown = speakers.count(utils.UNKNOWN_SPEAKER)
-    groups, count, unit = None, len(names), "utterance"
-    drawn = f"{count} utterance" + "s" * (count != 1)
-    if known == 1 and not unknown:
-        return groups, drawn, "; only 1 speaker: this interval says nothing about other speakers"
-    if known:
-        # An utterance of an unknown speaker stands for itself.
-        groups = [name if who == utils.UNKNOWN_SPEAKER else f"speaker {who}" for who, name in zip(speakers, names)]
-        count, unit = known, "speaker"
-        drawn = f"{known} whole speaker" + "s" * (known != 1)
-        drawn += f" and {unknown} utterance{'s' * (unknown != 1)} of unknown speakers" if unknown else ""
-        drawn += ", no narrower than for single utterances"
-    warning = f"; only {count} {unit}{'s' * (count != 1)}: treat this interval as approximate"
-    return groups, drawn, warning if count < FEW else ""
-
-
-def interval(truth, prediction, speakers: list[str], names: list[str], seed: int) -> tuple[tuple[float, float], str]:
-    """The 95 % bootstrap interval, by speaker where several are known, and one line that says so."""
-
-    groups, drawn, warning = bootstrap_groups(speakers, names)
-    low, high = bootstrap_interval(truth, prediction, groups, seed=seed)
-    line = f"95 % bootstrap interval: {low:.3f} .. {high:.3f} ({RESAMPLES} resamples of {drawn})"
-    return (low, high), line + warning
-
-
 @dataclass
 class TestCorpus:
     """One corpus to test on.
 
     Attributes:
-        name: as from `distinct_names`.
+        name: as from `test_sets.distinct_names`.
         corpus: the opened corpus.
         data: the rows of the split.
         split: which rows.
@@ -147,66 +108,6 @@ class TestCorpus:
     norm_dir: Path
 
 
-def distinct_names(corpora: list) -> list[str]:
-    """A name for each of several corpora, empty for a single one.
-
-    That is its folder, with the one above where two are alike, and a number where that does not help.
-    """
-    if len(corpora) == 1:
-        return [""]
-    paths = [folder.resolve() for folder in corpora]
-    names = [path.name for path in paths]
-    if len(set(names)) < len(names):
-        names = ["_".join(path.parts[-2:]).strip("/") for path in paths]
-    earlier = [names[:number].count(name) for number, name in enumerate(names)]
-    return [f"{name}_{count + 1}" if count else name for name, count in zip(names, earlier)]
-
-
-def one_each(values: list, corpora: list, flag: str) -> list:
-    """A flag's value for each corpus; raises `UserError` where there are neither one nor as many as corpora."""
-    if len(values) not in (1, len(corpora)):
-        raise UserError(f"{flag}: {len(values)} given for {len(corpora)} corpora; expected one, or one each.")
-    return values * len(corpora) if len(values) == 1 else values
-
-
-def scale_pairs(bounds: list[float] | None) -> list[tuple[float, float] | None]:
-    """The pairs of --label-scale, [None] where it is not given; raises `UserError` where a number has no partner."""
-    bounds = bounds or []
-    if len(bounds) % 2:
-        raise UserError(f"--label-scale: {len(bounds)} numbers; expected pairs, the lowest label first.")
-    return list(zip(bounds[::2], bounds[1::2])) or [None]
-
-
-def label_scale(labels: Path, asked: tuple[float, float] | None) -> tuple[tuple[float, float], tuple[float, float]]:
-    """(scale of the label file, scale of the labels that it was made from).
-
-    Raises:
-        UserError: the file was prepared from another scale than the one asked for.
-    """
-
-    if asked:
-        utils.refuse_label_scale(*asked)
-    prepared = utils.prepared_scale(labels)
-    if prepared is None:
-        return (asked or utils.LABEL_RANGE,) * 2
-    if asked not in (None, prepared, utils.LABEL_RANGE):
-        raise UserError(
-            f"{labels}: prepared from labels of {prepared[0]:g}..{prepared[1]:g}, on 1..7 now; --label-scale says "
-            f"{asked[0]:g}..{asked[1]:g}. Leave it out; among several corpora give a pair each, 1 7 for this one."
-        )
-    return utils.LABEL_RANGE, prepared
-
-
-def note_if_narrow_scale(data, labels: Path, asked: tuple[float, float] | None) -> None:
-    """Print a note where no scale was given and all labels are as those of a scale 1..5 would be."""
-
-    if asked is None and utils.prepared_scale(labels) is None and len(data.labels) >= 20 and data.labels.max() <= 5:
-        notify(
-            f"note: {labels}: all {len(data.labels)} labels are at most {data.labels.max():g}. If its scale is 1 to 5, "
-            "give --label-scale 1 5; the CCC depends on it."
-        )
-
-
 def open_tests(args: argparse.Namespace) -> list[TestCorpus]:
     """Every corpus, read before any is tested.
 
@@ -220,21 +121,22 @@ def open_tests(args: argparse.Namespace) -> list[TestCorpus]:
     for split in args.split:
         if re.search(rf"[/\\{UNPRINTABLE}]", split) or len(split) > 64:
             raise UserError(f"--split {split}: becomes part of a file name; expected the name of a split.")
-    scales = scale_pairs(args.label_scale)
+    scales = test_sets.scale_pairs(args.label_scale)
     tests = []
     for name, folder, split, norm_dir, asked in zip(
-        distinct_names(corpora),
+        test_sets.distinct_names(corpora),
         corpora,
-        one_each(args.split, corpora, "--split"),
-        one_each(args.norm_dir, corpora, "--norm-dir"),
-        one_each(scales, corpora, "--label-scale"),
+        test_sets.one_each(args.split, corpora, "--split"),
+        test_sets.one_each(args.norm_dir, corpora, "--norm-dir"),
+        test_sets.one_each(scales, corpora, "--label-scale"),
     ):
         labels = utils.find_corpus(folder, args.labels, args.features).labels
-        scale, original = label_scale(labels, asked)
+        prepared = utils.prepared_scale(labels)
+        scale, original = test_sets.label_scale(labels, prepared, asked)
         one = argparse.Namespace(**{**vars(args), "corpus": folder, "norm_dir": norm_dir})
         corpus = utils.open_corpus(one, scale)
         data = corpus.load(split)
-        note_if_narrow_scale(data, labels, asked)
+        test_sets.note_if_narrow_scale(labels, prepared, asked, data.labels)
         tests.append(TestCorpus(name, corpus, data, split, original, norm_dir))
     return tests
 
@@ -256,7 +158,7 @@ def test_on(test: TestCorpus, model_file: Path, device, precision: str, args: ar
     ccc = concordance_cc(data.labels, prediction)
     if min(data.labels) == max(data.labels):
         print(f"note: all labels of {test.split} are the same; their CCC is 0 whatever is predicted.")
-    bounds, interval_line = interval(data.labels, prediction, data.speakers, data.names, args.seed)
+    bounds, interval_line = interval_by_speaker(data.labels, prediction, data.speakers, data.names, args.seed)
     result = {
         "attribute": args.emo_attr,
         "ccc": ccc if math.isfinite(ccc) else None,

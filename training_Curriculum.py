@@ -35,13 +35,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "bin (deepmi-balanced), for metrics whose first bins hold few levels; or as controls random, low DeepMI first "
         "(reverse), all at once (none)",
     )
-    parser.add_argument(
-        "--keep",
-        type=cli.positive_share,
-        default=1.0,
-        metavar="SHARE",
-        help="train only on this share of the utterances, those of highest DeepMI in each emotion level",
-    )
+    cli.add_keep_argument(parser)
     cli.add_schedule_arguments(parser)
     cli.add_corpus_arguments(parser)
     cli.add_model_dir_argument(parser)

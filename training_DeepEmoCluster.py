@@ -44,10 +44,10 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 import utils
-from deepmi import clustering, features, plots, ranks, run_log, runtime
+from deepmi import clustering, plots, ranks, run_log, runtime
 from deepmi.batches import Rows, in_batches
 from deepmi.ccc import ccc_loss, concordance_cc
-from deepmi.process import UserError, num_ranks
+from deepmi.process import num_ranks
 from deepmi.seeds import derived_seed
 from model import DenseResNet, save_ssl_checkpoint
 
@@ -147,28 +147,6 @@ def validation_loss(learner: Learner, rows: Rows, targets, args: argparse.Namesp
     return 1 - concordance_cc(targets, predictions.cpu().numpy())
 
 
-def load_sets(args: argparse.Namespace) -> tuple[dict, dict]:
-    """Train, Validation and (unless its size is 0) the unlabeled set, and facts for the checkpoint."""
-    if args.unlabeled_size and args.unlabeled is None:
-        raise UserError(utils.NO_UNLABELED)
-    corpus = utils.open_corpus(args)
-    facts = corpus.facts()
-    sets = {"Train": corpus.load("Train"), "Validation": corpus.load_validation()}
-    if args.unlabeled_size:
-        paths = utils.draw_unlabeled(args.unlabeled, args.unlabeled_size, args.unlabeled_seed)
-        facts["feature_set"] = features.common_feature_set(
-            {args.norm_dir: corpus.feature_set, paths.folder: features.read_feature_set(paths.folder)}
-        )
-        sets["unlabeled"] = features.pack_features(
-            paths.folder, paths.names, *corpus.feature_norm, args.cache_dir, args.workers, "unlabeled"
-        )
-        corpus.warn_of_tested(sets["unlabeled"].names, paths.folder)
-    for name, data in sets.items():
-        if name != "Validation" and args.num_clusters > len(data.names):
-            raise UserError(f"-nc {args.num_clusters}: more clusters than the {len(data.names)} utterances of {name}.")
-    return sets, facts
-
-
 def describe(record: dict) -> str:
     """One console line per epoch."""
     labeled = record["labeled"]
@@ -191,7 +169,7 @@ def main(args: argparse.Namespace) -> None:
     checkpoint = utils.ssl_checkpoint(args.model_dir, args.epoch, args.batch_size, args.num_clusters, args.emo_attr)
     utils.make_output_folders(args.model_dir, args.cache_dir)
     with ranks.first_rank_first():
-        sets, facts = load_sets(args)
+        sets, facts = utils.load_training_sets(args)
         counts = {name: len(data.names) for name, data in sets.items()}
         keys = {name: data.key for name, data in sets.items()}
         details = {"corpus": str(args.corpus), "counts": counts, "device": str(device), "ranks": num_ranks()}

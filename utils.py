@@ -377,6 +377,32 @@ def open_corpus(args: argparse.Namespace, scale: tuple[float, float] = LABEL_RAN
     return LabeledCorpus(corpus, args.emo_attr, args.norm_dir, args.cache_dir, args.workers, args.skip_missing, scale)
 
 
+def load_training_sets(args: argparse.Namespace) -> tuple[dict[str, LabeledSet | features.PackedFeatures], dict]:
+    """Train, Validation and (unless its size is 0) the unlabeled set of DeepEmoCluster, and facts for its checkpoint.
+
+    Raises:
+        UserError: as `LabeledCorpus.load`; no or too few unlabeled files; or fewer utterances than clusters.
+    """
+    if args.unlabeled_size and args.unlabeled is None:
+        raise UserError(NO_UNLABELED)
+    corpus = open_corpus(args)
+    facts = corpus.facts()
+    sets = {"Train": corpus.load("Train"), "Validation": corpus.load_validation()}
+    if args.unlabeled_size:
+        paths = draw_unlabeled(args.unlabeled, args.unlabeled_size, args.unlabeled_seed)
+        facts["feature_set"] = features.common_feature_set(
+            {args.norm_dir: corpus.feature_set, paths.folder: features.read_feature_set(paths.folder)}
+        )
+        sets["unlabeled"] = features.pack_features(
+            paths.folder, paths.names, *corpus.feature_norm, args.cache_dir, args.workers, "unlabeled"
+        )
+        corpus.warn_of_tested(sets["unlabeled"].names, paths.folder)
+    for name, data in sets.items():
+        if name != "Validation" and args.num_clusters > len(data.names):
+            raise UserError(f"-nc {args.num_clusters}: more clusters than the {len(data.names)} utterances of {name}.")
+    return sets, facts
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Names of output files
 

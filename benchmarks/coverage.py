@@ -31,7 +31,7 @@ from deepmi.ccc import (
     widening,
     widest_interval,
 )
-from tools.compare_curricula import order_means
+from tools.statistics import order_means
 
 LABELS = (0.5, 0.9)  # standard deviation of labels between speakers, and within one
 EFFECTS = {"none": (0.0, 0.0), "medium": (0.25, 0.12), "large": (0.7, 0.3)}  # sd over speakers of shift and slope

@@ -1,4 +1,4 @@
-"""Concordance correlation coefficient (CCC), its loss, and bootstrap intervals. Population moments throughout."""
+"""Concordance correlation coefficient (CCC), its loss and its bootstrap intervals. Moments are over N, not N - 1."""
 
 from __future__ import annotations
 
@@ -9,21 +9,26 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 RESAMPLES = 2000
+FEW = 10  # speakers, or utterances: an interval from fewer is approximate
+UNKNOWN_SPEAKER = "Unknown"  # in label tables
 
 
 def concordance_cc(truth: ArrayLike, prediction: ArrayLike) -> float:
     r"""Concordance correlation coefficient.
 
-    $\frac{2\,cov(x, y)}{var(x) + var(y) + (\bar x - \bar y)^2}$ with moments over N, not N - 1.
+    $\frac{2\,cov(x, y)}{var(x) + var(y) + (\bar x - \bar y)^2}$
 
     Args:
         truth: labels, shape (N,).
-        prediction: predictions, shape (N,), in the same unit.
+        prediction: predictions in the same unit, shape (N,).
     Returns:
         A value in [-1, 1]; NaN if both are constant and equal, where it is not defined.
     Raises:
         ValueError: different lengths, or no samples.
-    Source: L. I. Lin, Biometrics 45 (1989); 1/N moments, see docs/differences.md, difference 6.
+    Source: L. I. Lin, Biometrics 45 (1989); moments over N, see docs/differences.md, difference 6.
+
+    >>> round(concordance_cc([1, 2, 3], [2, 3, 4]), 4)
+    0.5714
     """
     x = np.asarray(truth, dtype=np.float64)
     y = np.asarray(prediction, dtype=np.float64)
@@ -39,7 +44,7 @@ def ccc_loss(prediction, truth):
 
     Args:
         prediction: torch tensor, shape (B,).
-        truth: torch tensor, shape (B,), in the same unit.
+        truth: torch tensor in the same unit, shape (B,).
     Returns:
         Scalar tensor in [0, 2]; 1 where the CCC is not defined (both constant and equal, e.g. one perfect sample).
     Source: as `concordance_cc`.
@@ -49,6 +54,51 @@ def ccc_loss(prediction, truth):
     covariance = (dx * dy).mean()
     scale = (dx * dx).mean() + (dy * dy).mean() + (x.mean() - y.mean()) ** 2
     return 1 - 2 * covariance / scale.clamp_min(1e-12)
+
+
+def interval_by_speaker(
+    truth: ArrayLike, prediction: ArrayLike, speakers: Sequence[str], names: Sequence[str], seed: int
+) -> tuple[tuple[float, float], str]:
+    """The 95 % bootstrap interval, by speaker where several are known.
+
+    Args:
+        truth, prediction: shape (N,) each.
+        speakers, names: as for `bootstrap_groups`.
+        seed: of the resampling.
+    Returns:
+        ((low, high), one line that describes the interval).
+    """
+    groups, drawn, warning = bootstrap_groups(speakers, names)
+    low, high = bootstrap_interval(truth, prediction, groups, seed=seed)
+    line = f"95 % bootstrap interval: {low:.3f} .. {high:.3f} ({RESAMPLES} resamples of {drawn})"
+    return (low, high), line + warning
+
+
+def bootstrap_groups(speakers: Sequence[str], names: Sequence[str]) -> tuple[list[str] | None, str, str]:
+    """What the bootstrap resamples: whole speakers where several are known, else single utterances.
+
+    Args:
+        speakers: speaker of each utterance, UNKNOWN_SPEAKER where it is not known; N of them.
+        names: file name of each utterance.
+    Returns:
+        (group of each utterance, or None to resample utterances; what is resampled, in words; a warning where there
+        are too few groups, else empty).
+    """
+    known = len({*speakers} - {UNKNOWN_SPEAKER})
+    unknown = list(speakers).count(UNKNOWN_SPEAKER)
+    groups, count, unit = None, len(names), "utterance"
+    drawn = f"{count} utterance{'s' * (count != 1)}"
+    if known == 1 and not unknown:
+        return groups, drawn, "; only 1 speaker: this interval says nothing about other speakers"
+    if known:
+        # An utterance of an unknown speaker is a group by itself.
+        groups = [name if who == UNKNOWN_SPEAKER else f"speaker {who}" for who, name in zip(speakers, names)]
+        count, unit = known, "speaker"
+        drawn = f"{known} whole speaker{'s' * (known != 1)}"
+        drawn += f" and {unknown} utterance{'s' * (unknown != 1)} of unknown speakers" if unknown else ""
+        drawn += ", no narrower than for single utterances"
+    warning = f"; only {count} {unit}{'s' * (count != 1)}: treat this interval as approximate"
+    return groups, drawn, warning if count < FEW else ""
 
 
 def bootstrap_interval(
@@ -62,16 +112,20 @@ def bootstrap_interval(
     """Bootstrap interval of the CCC, for new utterances of new speakers.
 
     Args:
-        truth: labels, shape (N,).
-        prediction: predictions, shape (N,).
-        groups: group of each utterance, usually its speaker; the utterances of one speaker are not independent. None
+        truth, prediction: shape (N,) each.
+        groups: group of each utterance, usually its speaker, since utterances of one speaker are not independent. None
             resamples single utterances.
         resamples: number of bootstrap samples.
         level: coverage, 0..1.
         seed: of the resampling.
     Returns:
-        (low, high), from -1 to 1. Never narrower than the interval of single utterances.
+        (low, high) within -1..1, never narrower than the interval of single utterances.
     Source: as `widened_cccs`; coverage in benchmarks/coverage.py.
+
+    >>> labels, predictions = [1, 2, 3, 4, 5, 6], [2, 2, 3, 5, 5, 6]
+    >>> low, high = bootstrap_interval(labels, predictions, groups=["a", "a", "b", "b", "c", "c"])
+    >>> low < concordance_cc(labels, predictions) < high
+    True
     """
     draws = widened_cccs(truth, [prediction], groups, resamples, level, seed)
     return widest_interval([draw[:, 0] for draw in draws], level)
@@ -85,7 +139,7 @@ def widest_interval(draws: Sequence[NDArray], level: float = 0.95, limit: float 
 
 
 def percentile_interval(values: NDArray, level: float = 0.95) -> tuple[float, float]:
-    """(low, high) between which the middle `level` of the values lies, those that are NaN aside; NaN if all are."""
+    """(low, high) of the middle `level` of the values, NaN left out; (NaN, NaN) if all are NaN."""
     if np.isnan(values).all():
         return float("nan"), float("nan")
     tail = 50 * (1 - level)
@@ -94,17 +148,17 @@ def percentile_interval(values: NDArray, level: float = 0.95) -> tuple[float, fl
 
 
 def widening(sizes: ArrayLike, level: float = 0.95) -> float:
-    r"""Factor that makes up for few groups, by which a bootstrap sample's distance from the estimate is multiplied.
+    r"""Factor by which a bootstrap sample's distance from the estimate is multiplied, to correct for few groups.
 
     A percentile interval of G groups is too narrow by $\sqrt{(G - 1) / G}$, and its percentiles are those of a normal
     distribution where Student's t with G - 1 degrees of freedom applies. For groups of unequal size G is the
-    effective number $(\sum n)^2 / \sum n^2$, but at least 2: one group says nothing about others.
+    effective number $(\sum n)^2 / \sum n^2$, but at least 2: one group says nothing about other groups.
 
     Args:
         sizes: utterances in each group, shape (G,).
         level: coverage of the interval, 0..1.
     Returns:
-        9.2 for 2 groups of one size, 1.2 for 10, near 1 for many.
+        9.2 for two groups of the same size, 1.2 for ten, near 1 for many.
     Source: the factor is that of Hesterberg's expanded percentile interval, The American Statistician 69 (2015), which
         moves the percentiles instead; few groups have too few different bootstrap samples for that. Effective number:
         Kish, Survey Sampling (1965).
@@ -117,13 +171,13 @@ def widening(sizes: ArrayLike, level: float = 0.95) -> float:
 
 
 def student_t_quantile(probability: float, freedom: float) -> float:
-    """Quantile of Student's t distribution.
+    """Quantile of Student's t distribution, without SciPy.
 
     Args:
         probability: 0.5 to 1, exclusive.
-        freedom: degrees of freedom, at least 1 and not necessarily whole.
-    Source: by x = sqrt(freedom) tan(angle) the density becomes proportional to cos(angle)^(freedom - 1), which is
-        summed by the trapezoidal rule.
+        freedom: degrees of freedom, at least 1 and not necessarily an integer.
+    Source: with x = sqrt(freedom) tan(angle) the density is proportional to cos(angle)^(freedom - 1), which the
+        trapezoidal rule integrates.
     """
     angle = np.linspace(0, np.pi / 2, 2**17 + 1)
     density = np.cos(angle) ** (freedom - 1)
@@ -139,9 +193,9 @@ def widened_cccs(
     level: float = 0.95,
     seed: int = 31,
 ) -> list[NDArray[np.float64]]:
-    """Bootstrap samples whose percentiles are bounds of an interval: of utterances and, if there are any, of groups.
+    """Bootstrap samples whose percentiles bound an interval: of utterances and, where they are given, of groups.
 
-    Groups that happen to agree would make an interval too narrow, so `widest_interval` takes the bounds of both.
+    Groups that agree by chance would make an interval too narrow, so `widest_interval` takes the bounds of both.
 
     Args:
         truth, predictions, groups, resamples, seed: as for `bootstrap_cccs`.
@@ -173,7 +227,7 @@ def bootstrap_cccs(
         truth: labels, shape (N,).
         predictions: S predictions, shape (N,) each.
         groups: group of each utterance; whole groups are drawn with replacement, as many as there are. None draws
-            utterances. What the groups are called makes no difference.
+            utterances. The names of the groups make no difference.
         resamples, seed: as for `bootstrap_interval`.
     Returns:
         Shape (resamples, S); NaN where a sample has no CCC.
@@ -198,7 +252,7 @@ def bootstrap_cccs(
 
 
 def _numbered(groups: Sequence[str] | None, count: int) -> NDArray[np.int64]:
-    """Number of each utterance's group, in the order in which the groups appear; without groups, of each utterance."""
+    """Number of each utterance's group, in the order of their first utterances; without groups, of each utterance."""
     if groups is None:
         return np.arange(count)
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}

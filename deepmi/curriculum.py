@@ -1,4 +1,4 @@
-"""Which utterances the curriculum regressor sees at which epoch, and at which learning rate."""
+"""Which utterances the curriculum regressor is trained on in which epoch, and at which learning rate."""
 
 from __future__ import annotations
 
@@ -45,48 +45,47 @@ def match_metric(
     train: Sequence[str] | None = None,
     skip_missing: bool = False,
 ) -> NDArray[np.float64]:
-    """The metric's value of each utterance, joined by file name.
+    """The metric's value per utterance, joined by file name.
 
     Args:
-        metric: DeepMI or another value by file name.
-        utterances: those to train on, N of them.
+        metric: file name -> DeepMI or another value.
+        utterances: file names to train on, N of them.
         source: the metric's file, for the messages.
-        train: every utterance of the label file's Train split, with or without features; by default `utterances`.
-        skip_missing: whether the metric may lack utterances; how many is reported.
+        train: every utterance of the Train split, with or without features; by default `utterances`.
+        skip_missing: accept a metric that lacks utterances; their number is reported.
     Returns:
         float64, shape (N,), NaN where the metric lacks an utterance.
     Raises:
-        UserError: the metric lacks an utterance (all of them, with `skip_missing`), or has one that is not in `train`.
+        UserError: the metric lacks utterances (with `skip_missing`: all of them), or has some that are not in `train`.
+
+    >>> match_metric({"b.wav": 0.25, "a.wav": 0.5}, ["a.wav", "b.wav"], "DeepMI.json")
+    array([0.5 , 0.25])
     """
+
+    def some(names: list[str]) -> str:
+        return f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+
     known = set(utterances if train is None else train)
     lacking = [name for name in utterances if name not in metric]
     unknown = [name for name in metric if name not in known]
-    if lacking and skip_missing and not unknown and len(lacking) < len(utterances):
-        notify(
-            f"warning: {source}: no value for {len(lacking)} of {len(utterances)} Train utterances "
-            f"({', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}); left out."
-        )
-    elif lacking or unknown:
-        parts = [
-            f"{what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-            for what, names in (
-                (f"lacks {len(lacking)} of them", lacking),
-                (f"has {len(unknown)} besides", unknown),
-            )
-            if names
-        ]
+    if unknown or (lacking and not (skip_missing and len(lacking) < len(utterances))):
+        found = [f"lacks {len(lacking)} of them {some(lacking)}"] * bool(lacking)
+        found += [f"has {len(unknown)} besides them {some(unknown)}"] * bool(unknown)
         raise UserError(
             f"{source}: made for a Train split different from these {len(utterances)} utterances: it "
-            f"{' and '.join(parts)}. Run extract_DeepMI.py on this corpus, or name its metric with --metric FILE"
+            f"{' and '.join(found)}. Run extract_DeepMI.py on this corpus, or name its metric with --metric FILE"
             + (", or leave out what it lacks with --skip-missing." if not (unknown or skip_missing) else ".")
         )
+    if lacking:
+        count = f"{len(lacking)} of {len(utterances)}"
+        notify(f"warning: {source}: no value for {count} Train utterances {some(lacking)}; left out.")
     return np.array([metric.get(name, math.nan) for name in utterances])
 
 
 def training_order(
     order: str, utterances: Sequence[str], values: NDArray | None, seed: int, levels: NDArray | None = None
 ) -> NDArray[np.int64]:
-    """Positions of the utterances, the first to be trained first.
+    """Positions of the utterances in the order of training.
 
     Args:
         order: `deepmi` (highest value first), `deepmi-balanced` (highest first within each emotion level, every level
@@ -96,10 +95,13 @@ def training_order(
         values: DeepMI, or what the rival goes by (less error, less disagreement: higher), shape (N,); None where the
             order needs none. Utterances whose value is NaN are left out, and equal values are ordered by `tie_keys`.
         seed: of `random`.
-        levels: emotion level of each utterance, shape (N,), for `deepmi-balanced`.
+        levels: emotion level per utterance, shape (N,), for `deepmi-balanced`.
     Returns:
         Each position once, int64, shape (N,), fewer where values are NaN.
     Source: Lin, Sridhar & Busso (2024); ties: docs/differences.md, difference 4.
+
+    >>> training_order("deepmi", ["a.wav", "b.wav", "c.wav"], np.array([0.1, 0.3, 0.2]), seed=31)
+    array([1, 2, 0])
     """
     names = np.asarray(utterances, dtype=str)
     by_name = np.argsort(names, kind="stable")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from deepmi.ccc import UNKNOWN_SPEAKER
 from deepmi.features import feature_name
 from deepmi.norm_stats import LABEL_RANGE
 from deepmi.process import UserError, notify
@@ -16,7 +17,6 @@ from deepmi.tables import EMPTY, UNKNOWN, check_columns, check_names, csv_lines,
 
 CONSENSUS_COLUMNS = ("FileName", "EmoClass", "EmoAct", "EmoVal", "EmoDom", "SpkrID", "Gender", "Split_Set")
 DETAILED_COLUMNS = ("FileName", "Worker", "EmoClass_Major", "EmoClass_Second", "EmoAct", "EmoDom", "EmoVal")
-UNKNOWN_SPEAKER = "Unknown"
 SPLITS = {  # how tables write the splits, in any case; all other names are kept
     "Train": ("train", "training"),
     "Validation": ("validation", "valid", "val", "development", "devel", "dev"),
@@ -242,3 +242,19 @@ def rater_spread(path: Path, emo_attr: str) -> pd.Series:
     if spread.empty:
         raise UserError(f"{path}: no utterance has two ratings of {emo_attr}, so raters can't be compared.")
     return spread
+
+
+def draw_ratings(path: Path, emo_attr: str, seed: int) -> pd.Series:
+    """The rating of one random rater per utterance.
+
+    Args:
+        path: labels_detailed, as for `read_detailed_labels`.
+        emo_attr: `Act`, `Dom` or `Val`.
+        seed: of the draw.
+    Returns:
+        Ratings in their own unit, float64, indexed by file name; utterances without a rating are left out.
+    Raises:
+        UserError: as `read_detailed_labels`.
+    """
+    ratings = read_detailed_labels(path).dropna(subset=f"Emo{emo_attr}").sort_values(["FileName", "Worker"])
+    return ratings.groupby("FileName").sample(1, random_state=seed).set_index("FileName")[f"Emo{emo_attr}"]

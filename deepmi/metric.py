@@ -1,4 +1,4 @@
-"""DeepMI: what the acoustic clusters tell about emotion levels, as one value an utterance. Plain numpy.
+"""DeepMI: the information that acoustic clusters carry about emotion levels, as one value per utterance. Plain numpy.
 
 X is the cluster of an utterance, Y the level of its label, Y' the level of its prediction (Lin, Sridhar & Busso 2024).
 """
@@ -21,7 +21,11 @@ DECIMALS = 5
 
 
 def emotion_levels(labels: ArrayLike) -> NDArray[np.int64]:
-    """Level 0..5 of labels on the scale 1..7, shape (N,) to (N,); a value on an edge belongs to the level above."""
+    """Level 0..5 of labels on the scale 1..7, shape (N,) to (N,); a value on an edge belongs to the level above.
+
+    >>> emotion_levels([1.9, 2.0, 6.5])
+    array([0, 1, 5])
+    """
     return np.digitize(np.asarray(labels, dtype=np.float64), LEVEL_EDGES)
 
 
@@ -29,16 +33,19 @@ def joint_probability(first: ArrayLike, second: ArrayLike, num_first: int, num_s
     """Relative frequency of each pair of values.
 
     Args:
-        first: values 0..num_first-1, shape (N,).
-        second: values 0..num_second-1, shape (N,).
+        first, second: values 0..num_first-1 and 0..num_second-1, shape (N,) each.
     Returns:
         Table that sums to 1, shape (num_first, num_second).
     Raises:
         ValueError: different lengths, no samples, or a value outside its range.
+
+    >>> joint_probability([0, 0, 1, 1], [0, 1, 1, 1], 2, 2)
+    array([[0.25, 0.25],
+           [0.  , 0.5 ]])
     """
     x, y = np.asarray(first, dtype=np.int64), np.asarray(second, dtype=np.int64)
     if x.shape != y.shape or x.ndim != 1 or x.size == 0:
-        raise ValueError(f"first and second need one length of at least 1: {x.shape} and {y.shape}")
+        raise ValueError(f"expected equal lengths of at least 1, found {x.shape} and {y.shape}")
     for values, number in ((x, num_first), (y, num_second)):
         if values.min() < 0 or values.max() >= number:
             raise ValueError(f"values {values.min()}..{values.max()} outside 0..{number - 1}")
@@ -64,43 +71,41 @@ def entropy(probability: NDArray[np.float64]) -> float:
 def deepmi_values(
     clusters: ArrayLike, levels: ArrayLike, predicted_levels: ArrayLike, num_clusters: int, alpha: float
 ) -> tuple[NDArray[np.float64], dict[str, float]]:
-    """DeepMI of each utterance, and the information behind it.
+    """DeepMI per utterance, and the mutual information behind it.
 
-    (1 - alpha) times the information of its (cluster, level) cell plus alpha times that of its (predicted level, level)
-    cell, all probabilities over the utterances given.
+    DeepMI is (1 - alpha) times the information of the utterance's (cluster, level) cell plus alpha times that of its
+    (predicted level, level) cell, with relative frequencies over these utterances as probabilities.
 
     Args:
-        clusters: X, 0..num_clusters-1, shape (N,).
-        levels: Y, 0..5, shape (N,).
-        predicted_levels: Y', 0..5, shape (N,).
+        clusters, levels, predicted_levels: X in 0..num_clusters-1, Y and Y' in 0..5, shape (N,) each.
         num_clusters: K.
-        alpha: weight of the prediction's part, 0..1.
+        alpha: weight of the predicted level's part, 0..1.
     Returns:
         (values in nats, rounded to 5 decimals, shape (N,); I(X;Y), I(Y';Y) under the key `I(Yp;Y)`, and H(X), in nats,
         summed over cells).
     Source: Lin, Sridhar & Busso (2024).
+
+    >>> values, information = deepmi_values([0, 0, 1, 1], [0, 0, 5, 5], [0, 0, 5, 0], num_clusters=2, alpha=0.0)
+    >>> values, round(information["I(X;Y)"], 5)
+    (array([0.34657, 0.34657, 0.34657, 0.34657]), 0.69315)
     """
     joint_xy = joint_probability(clusters, levels, num_clusters, NUM_LEVELS)
     joint_yy = joint_probability(predicted_levels, levels, NUM_LEVELS, NUM_LEVELS)
     cells_xy, cells_yy = information_of_cells(joint_xy), information_of_cells(joint_yy)
     raw = (1 - alpha) * cells_xy[clusters, levels] + alpha * cells_yy[predicted_levels, levels]
-    # Python's round is exact in decimals; + 0.0 turns -0.0 into 0.0
+    # Unlike NumPy's, Python's round is exact in decimals; + 0.0 turns -0.0 into 0.0
     values = np.array([round(value, DECIMALS) + 0.0 for value in raw.tolist()])
-    information = {
-        "I(X;Y)": float(cells_xy.sum()),
-        "I(Yp;Y)": float(cells_yy.sum()),
-        "H(X)": entropy(joint_xy.sum(axis=1)),
-    }
-    return values, information
+    totals = {"I(X;Y)": float(cells_xy.sum()), "I(Yp;Y)": float(cells_yy.sum())}
+    return values, totals | {"H(X)": entropy(joint_xy.sum(axis=1))}
 
 
 def write_metric(path: Path, values: dict[str, float]) -> None:
-    """One flat JSON object, file name (`.wav`) -> value, as the original writes it."""
+    """Write one flat JSON object, file name (`.wav`) -> value, as the original does."""
     write_text(path, json.dumps(values))
 
 
 def read_metric(path: Path) -> dict[str, float]:
-    """Read a DeepMI file, this program's or the original's.
+    """Read a DeepMI file of this program or of the original.
 
     Raises:
         UserError: missing, not JSON, or not one flat object of finite numbers.
@@ -108,23 +113,23 @@ def read_metric(path: Path) -> dict[str, float]:
     path = Path(path)
     if not path.is_file():
         others = sorted(file.name for file in path.parent.glob("DeepMI_*.json"))
-        found = f"there are {', '.join(others[:5])} (-nc says which)" if others else "there is none in that folder"
+        found = f"there are {', '.join(others[:5])} (-nc chooses)" if others else "there is none in that folder"
         raise UserError(
             f"{path}: no such DeepMI file; {found}. Run extract_DeepMI.py with the same -nc first, or name another "
-            "with --metric FILE or --metric-dir."
+            "file with --metric FILE or another folder with --metric-dir."
         )
     values = read_json_object(path)
     for name, value in values.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not abs(value) < 1e300:  # a whole number may be too large for a float
+        if not number or not abs(value) < 1e300:  # an integer may be too large for a float
             raise UserError(f"{path}: the value of {name[:60]} is {str(value)[:40]!r}; expected a finite number.")
     return {name: float(value) for name, value in values.items()}
 
 
 def warn_if_flat(values: NDArray[np.float64], source: object) -> None:
-    """Warn where all utterances have the same value, as where they are all in one cluster."""
+    """Warn where all utterances have the same value, as when they are all in one cluster."""
     if len(values) > 1 and values.min() == values.max():
         notify(
-            f"warning: {source}: one value for all {len(values)} utterances, so it tells nothing, and a curriculum "
-            "by it follows file names. A DeepEmoCluster of more epochs or clusters may tell them apart."
+            f"warning: {source}: one value for all {len(values)} utterances, so a curriculum by it is an order by file "
+            "name. Train a DeepEmoCluster with more epochs or clusters."
         )

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import read_rows, run_script, write_labels
 from scipy import stats
 
@@ -13,7 +14,9 @@ from deepmi import curriculum
 from deepmi.ccc import bootstrap_cccs
 from deepmi.metric import read_metric
 from deepmi.process import UserError
-from tools import compare_curricula, trials
+from model import load_ssl_checkpoint
+from tools import compare_curricula, statistics, trials
+from tools.side_by_side import with_changes
 
 # Trials run in processes of their own, which know nothing of the narrow networks of the tests.
 pytestmark = pytest.mark.as_published
@@ -38,9 +41,9 @@ def task(bench, **changes):
     args = compare_curricula.get_args_parser().parse_args(
         [*map(str, ["--corpus", bench.corpus, "-emo", "Val", "-nc", 5, "-batch", 16, "-ep", 3])]
     )
+    compare_curricula.check_arguments(args)
     trials.prepare(args)
-    args.testing = args.testing_scales = ()
-    return trials.with_changes(args, **changes)
+    return with_changes(args, rate_decay="paper", keep=1.0, **changes)
 
 
 def test_every_order_in_one_table_and_again_without_training(trained):
@@ -61,19 +64,18 @@ def test_every_order_in_one_table_and_again_without_training(trained):
         assert (results / f"compare_Val{ending}").stat().st_size > 10_000
 
     files = {file: file.stat().st_mtime_ns for file in (results / "trials").iterdir()}
-    assert len(files) == 8 * 2 + 1 + 2  # ridge has no seed; two files of self-taught scores
+    # ridge has no seed; scores of agreement and prediction, and self-taught ones of each seed
+    assert len(files) == 8 * 2 + 1 + 2 + 2
     before = (results / "compare_Val.md").read_bytes()
-    lost, cut, odd = (
-        next(file for file in files if f"{order}_seed32" in file.name) for order in ("reverse", "none", "random")
-    )
-    contents = {file: file.read_bytes() for file in (lost, cut, odd)}
+    lost, cut = (next(file for file in files if f"{order}_seed32" in file.name) for order in ("reverse", "none"))
+    contents = {file: file.read_bytes() for file in (lost, cut)}
     lost.unlink()
     cut.write_bytes(contents[cut][:-20])
-    odd.write_bytes(contents[odd].replace(b": 4.", b": NaN, ", 1))
     assert compare(trained, *more, "--jobs", 1)[0] == 0
     # In this process, with the bytes of another one.
     assert {file: file.read_bytes() for file in contents} == contents
-    assert all(file.stat().st_mtime_ns == time for file, time in files.items() if file not in contents)
+    kept = [file for file in files if file not in contents and "_scores_" not in file.name]
+    assert all(file.stat().st_mtime_ns == files[file] for file in kept)
     assert (results / "compare_Val.md").read_bytes() == before
 
 
@@ -83,8 +85,8 @@ def test_each_seed_has_a_deepmi_of_its_own_and_noise_reaches_it(bench):
     assert compare(bench, *more)[0] == 0
     code, out, err = compare(bench, *more, "--label-noise", 0.5)
     assert code == 0, err
-    assert "50 % of the Train labels drawn anew" in out
-    files = list((bench.folder / "results" / "trials").glob("Val_seed3[12]_*/DeepMI_5clusters@_Val.json"))
+    assert "50 % of the Train labels replaced at random" in out
+    files = list((bench.folder / "results" / "trials").glob("Val_seed3[12]_*/head/DeepMI_5clusters@_Val.json"))
     assert len({file.read_bytes() for file in files}) == len(files) == 4
     assert (bench.folder / "results" / "compare_Val_noise50.md").is_file()
 
@@ -116,50 +118,85 @@ def test_a_trial_is_stage_3(trained):
     assert done.returncode == 0, done.stderr
     log = (trained.folder / "Models" / "SimpleEmoRegressor_reverse@_Val.log.jsonl").read_text().splitlines()
     losses = [json.loads(line)["validation_ccc_loss"] for line in log[1:-1]]
-    tasks = [task(trained, order="reverse", pacing="root")]
-    ((_, result),) = trials.side_by_side(trials.run_trial, tasks, 1, "")
-    assert result["curve"] == [1 - loss for loss in losses]
+    args = task(trained, order="reverse", pacing="root", scores=trained.metric)
+    ((found,),) = [trials.run_trials([args], {args.seed: trials.load_data(args)}, 1)]
+    assert found["curve"] == [1 - loss for loss in losses]
 
 
 def test_no_utterance_is_scored_by_what_has_learned_it(trained, monkeypatch):
-    learned, fit, predict = [], trials.fit, trials.predict
+    learned, run_stage = [], trials.run_stage
 
-    def watched_fit(args, data, order):
-        assert args.order == "none"
-        learned.append(set(order.tolist()))
-        return fit(args, data, order)
+    def watched(stage, args, **changes):
+        table = utils.read_labels(changes["labels"])
+        learned.append(set(table["FileName"][table["Split_Set"] == "Train"]))
+        run_stage(stage, args, **changes)
 
-    monkeypatch.setattr(trials, "fit", watched_fit)
-    monkeypatch.setattr(trials, "predict", lambda *more: predict(*more) * 0 + len(learned))
+    monkeypatch.setattr(trials, "run_stage", watched)
+    # The regressor of fold f predicts f for everything.
+    monkeypatch.setattr(trials, "predict_by", lambda _, corpus, rows, args: np.full(len(rows), len(learned)))
     args = task(trained)
-    train = trials.load_data(args).train.data
+    train = trials.load_data(args).train
     scores = read_metric(trials.self_taught(args))
-    assert len(learned) == 5 and set.intersection(*learned) == set()
-    for position, name in enumerate(train.names):
-        fold = round(-scores[name] + train.targets[position]), round(scores[name] + train.targets[position])
-        by = next(number for number in fold if abs(abs(number - train.targets[position]) + scores[name]) < 1e-5)
-        assert position not in learned[by - 1]
+    assert len(learned) == 5 and set.union(*learned) == set(train.names)
+    for name, target in zip(train.names, train.targets):
+        (fold,) = (fold for fold in range(5) if abs(abs(fold + 1 - target) + scores[name]) < 1e-5)
+        assert name not in learned[fold]
 
 
 def test_agreement_starts_with_raters_who_agree_and_ends_with_single_ones(trained):
-    with pytest.raises(UserError, match="labels_detailed"):
-        trials.order_of(task(trained, order="agreement"), trials.load_data(task(trained)))
-    write_detailed(trained)
     data = trials.load_data(task(trained))
-    order = trials.order_of(task(trained, order="agreement"), data)
-    assert order.tolist() == list(range(60))  # names are numbered as the spread grows
+    with pytest.raises(UserError, match="labels_detailed"):
+        trials.score_file(task(trained), "agreement", data)
+
+    def order():
+        scores = read_metric(trials.score_file(task(trained), "agreement", data))
+        return sorted(data.train.names, key=scores.get, reverse=True)
+
+    write_detailed(trained)
+    assert order() == data.train.names  # names are numbered as the spread grows
     detailed = trained.corpus / "Labels" / "labels_detailed.csv"
     lines = detailed.read_text().splitlines()
-    detailed.write_text("\n".join(lines[:2] + lines[4:]))  # the first clip keeps one rating
-    assert trials.order_of(task(trained, order="agreement"), data).tolist() == [*range(1, 60), 0]
+    detailed.write_text("\n".join(lines[:2] + lines[4:]))  # the first utterance keeps one rating
+    assert order() == [*data.train.names[1:], data.train.names[0]]
 
 
-def test_prediction_starts_with_the_least_error_of_deepemocluster(trained):
-    data = trials.load_data(task(trained))
-    args = task(trained, order="prediction", checkpoint=trained.ssl_checkpoint)
-    errors = np.abs(trials._cluster_predictions(args, data) - data.train.data.targets)
-    assert (np.diff(errors[trials.order_of(args, data)]) >= 0).all()
+def test_prediction_scores_are_the_errors_of_deepemocluster(trained):
+    args = task(trained, checkpoint=trained.ssl_checkpoint)
+    data = trials.load_data(args)
+    scores = read_metric(trials.score_file(args, "prediction", data))
+    network, _ = load_ssl_checkpoint(trained.ssl_checkpoint, data.corpus.num_features, 5, "Val")
+    with torch.no_grad():
+        z = network.eval().predict_attribute(torch.from_numpy(np.array(data.train.rows))).numpy()
+    assert [scores[name] for name in data.train.names] == pytest.approx(-np.abs(z - data.train.targets), abs=1e-5)
     trained.refuses(compare(trained, "--orders", "prediction"), "--checkpoint", "--ssl-epochs")
+
+
+def test_a_single_rater_replaces_the_consensus_of_train(trained):
+    with pytest.raises(UserError, match="labels_detailed"):
+        trials.noisy_labels(task(trained, train_labels="single-rater"))
+    write_detailed(trained)
+    truth = utils.read_labels(trained.labels)
+    found = [utils.read_labels(trials.noisy_labels(task(trained, train_labels="single-rater", seed=s))) for s in (1, 2)]
+    train = (truth["Split_Set"] == "Train").to_numpy()
+    assert found[0][~train].equals(truth[~train])
+    number = np.arange(len(truth))[train]
+    offsets = [(pd.to_numeric(table["EmoVal"])[train].to_numpy() - 4) * 100 / np.maximum(number, 1) for table in found]
+    assert all(set(offset[1:].round(6)) == {-1, 0, 1} for offset in offsets)  # each is that of rater a, b or c
+    assert (offsets[0] != offsets[1]).any()
+
+
+def test_variants_and_the_controls_they_are_compared_with():
+    given = ["--orders", "deepmi", "random", "ridge", "--rate-decay", "paper", "late", "--ssl-epochs", "1"]
+    args = compare_curricula.get_args_parser().parse_args(
+        [*given, "--clusters", "head", "kmeans", "--keep", "1", "0.5"]
+    )
+    compare_curricula.check_arguments(args)
+    variants = compare_curricula.variants_of(args)
+    assert len(variants) == 2 * 2 * 2 + 2 * (1 + 2) + 1  # random needs DeepMI only where a share is kept
+    assert "deepmi, late, keep 0.5, kmeans" in variants and "random, late, keep 1" in variants and "ridge" in variants
+    controls = compare_curricula.controls_of(variants)
+    assert controls["deepmi, late, keep 0.5, kmeans"] == {"random": "random, late, keep 1"}
+    assert controls["random, late, keep 1"] == {}
 
 
 def test_spread_of_raters_is_the_population_deviation(tmp_path):
@@ -173,28 +210,28 @@ def test_spread_of_raters_is_the_population_deviation(tmp_path):
 
 
 def test_holm_steps_down_and_passes_over_what_has_no_p():
-    assert compare_curricula.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    found = compare_curricula.holm([0.3, float("nan"), 0.6])
+    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    found = statistics.holm([0.3, float("nan"), 0.6])
     assert found[0] == pytest.approx(0.6) and np.isnan(found[1]) and found[2] == pytest.approx(0.6)
 
 
 def test_p_is_that_of_the_paired_tests():
     first, second = np.array([0.3, 0.35, 0.32, 0.4, 0.31, 0.37]), np.array([0.28, 0.3, 0.33, 0.33, 0.27, 0.31])
-    assert compare_curricula.paired_p(first - second, "t") == pytest.approx(stats.ttest_rel(first, second).pvalue)
-    assert compare_curricula.paired_p(first - second, "wilcoxon") == pytest.approx(stats.wilcoxon(first, second).pvalue)
-    assert np.isnan(compare_curricula.paired_p(np.zeros(5), "t"))
+    assert statistics.paired_p(first - second, "t") == pytest.approx(stats.ttest_rel(first, second).pvalue)
+    assert statistics.paired_p(first - second, "wilcoxon") == pytest.approx(stats.wilcoxon(first, second).pvalue)
+    assert np.isnan(statistics.paired_p(np.zeros(5), "t"))
 
 
 def test_means_of_orders_are_over_the_same_seeds():
     cccs = np.arange(4.0) + np.arange(3)[:, None] * 10
-    means = compare_curricula.order_means(np.tile(cccs, (50, 1, 1)), cccs, 1)
+    means = statistics.order_means(np.tile(cccs, (50, 1, 1)), cccs, 1)
     assert np.allclose(np.diff(means, axis=1), 10)
     assert len(np.unique(means[:, 0])) > 3
 
 
 def test_seeds_widen_an_interval_as_their_t_interval_does():
     cccs = np.random.default_rng(2).normal(0.5, 0.05, (1, 6))
-    means = compare_curricula.order_means(np.tile(cccs, (4000, 1, 1)), cccs, 1)
+    means = statistics.order_means(np.tile(cccs, (4000, 1, 1)), cccs, 1)
     low, high = np.percentile(means, [2.5, 97.5])
     expected = stats.t.interval(0.95, 5, cccs.mean(), stats.sem(cccs[0]))
     assert high - low == pytest.approx(expected[1] - expected[0], rel=0.1)
@@ -202,14 +239,14 @@ def test_seeds_widen_an_interval_as_their_t_interval_does():
 
 def test_one_seed_leaves_the_samples_of_speakers_as_they_are():
     samples = np.random.default_rng(2).normal(0.5, 0.05, (50, 3, 1))
-    assert np.array_equal(compare_curricula.order_means(samples, samples[0], 1), samples[..., 0])
+    assert np.array_equal(statistics.order_means(samples, samples[0], 1), samples[..., 0])
 
 
 def test_as_many_seeds_as_speakers_are_drawn_independently():
     labels, speakers = np.random.default_rng(0).normal(size=200), np.repeat(np.arange(5), 40)
     samples = bootstrap_cccs(labels, [labels + speakers] * 5, list(speakers), 400, 31).reshape(400, 1, 5)
     still = np.zeros_like(samples)
-    of_seeds = compare_curricula.order_means(still, np.arange(5.0)[None] ** 2, 31)[:, 0]
+    of_seeds = statistics.order_means(still, np.arange(5.0)[None] ** 2, 31)[:, 0]
     first_speaker = bootstrap_cccs(labels, [labels + (speakers == 4)], list(speakers), 400, 31)[:, 0]
     assert abs(np.corrcoef(of_seeds, first_speaker)[0, 1]) < 0.2
 
@@ -264,5 +301,9 @@ def test_parts_of_a_corpus_are_enough_but_not_for_agreement(trained):
 
 
 def test_flags_that_would_do_nothing_are_refused(trained):
-    result = compare(trained, "--ssl-epochs", 1, "--metric", trained.metric)
-    trained.refuses(result, "--ssl-epochs", "leave out --metric")
+    for more, fragment in (
+        (["--ssl-epochs", 1, "--metric", trained.metric], "leave out --metric"),
+        (["--clusters", "kmeans"], "add --ssl-epochs"),
+        (["--ssl-epochs", 1, "--restarts", 2], "add --clusters kmeans"),
+    ):
+        trained.refuses(compare(trained, *more), fragment)

@@ -114,7 +114,7 @@ def test_metric_is_joined_by_name():
 
 
 def test_metric_of_another_corpus_is_refused():
-    with pytest.raises(UserError, match=r"m.json.*lacks 1 of them \(d.wav\) and has 1 besides \(x.wav\)"):
+    with pytest.raises(UserError, match=r"m.json.*lacks 1 of them \(d.wav\) and has 1 besides them \(x.wav\)"):
         curriculum.match_metric({"a.wav": 1, "b.wav": 1, "c.wav": 1, "x.wav": 1}, NAMES, "m.json")
 
 

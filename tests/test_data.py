@@ -19,6 +19,7 @@ from deepmi.ccc import concordance_cc
 from deepmi.seeds import derived_seed
 from model import DenseNet, DenseResNet
 from tools import compare_curricula, compare_metrics, trials
+from tools.side_by_side import with_changes
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The identity of a run
@@ -269,7 +270,7 @@ def test_two_unlabeled_sizes_that_draw_the_same_set_are_one_setting(bench):
     assert code == 0 and "90000" in err and "50 utterances" in err
     assert len([line for line in out.splitlines() if line.startswith("| K 3, 50 unlabeled")]) == 1
     args = compare_metrics.get_args_parser().parse_args(["--unlabeled", f"{bench.corpus}_unlabeled"])
-    tasks = [trials.with_changes(args, unlabeled_size=size) for size in (0, 20, 60, 70)]
+    tasks = [with_changes(args, unlabeled_size=size) for size in (0, 20, 60, 70)]
     assert [task.unlabeled_size for task in compare_metrics.without_equal_sizes(tasks)] == [0, 20, 60]
 
 

@@ -11,7 +11,7 @@ from joblib.externals.loky import get_reusable_executor
 
 from deepmi import cli, process, run_log
 from deepmi.process import workers_without_interrupt
-from tools import trials
+from tools.side_by_side import side_by_side
 
 
 def blocked_signals():
@@ -87,4 +87,4 @@ def test_a_trial_leaves_no_lock_between_processes():
     import argparse
 
     tasks = [argparse.Namespace(device="cpu") for _ in range(2)]
-    assert {found for _, found in trials.side_by_side(bars_lock, tasks, 2, "x")} == {type(threading.RLock()).__name__}
+    assert {found for _, found in side_by_side(bars_lock, tasks, 2, "x")} == {type(threading.RLock()).__name__}

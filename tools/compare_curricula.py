@@ -1,42 +1,40 @@
-"""Does the curriculum help? The same regressor under several orders and seeds: one table, two pictures.
+"""Does the curriculum help? The same regressor under several orders, schedules and seeds: one table, two pictures.
 
     python -m tools.compare_curricula -emo Val --seeds 5 --orders deepmi reverse random none --corpus CORPUS
 
-trains the regressor of training_Curriculum.py once an order and seed, on the DeepMI file that stage 2 wrote, and tests
-it. With --ssl-epochs each seed has a DeepEmoCluster and a DeepMI of its own, so that the differences between seeds are
-those of the whole method:
+trains the regressor of training_Curriculum.py once per order and seed, on the DeepMI file that stage 2 wrote, and tests
+it. With --ssl-epochs each seed trains a DeepEmoCluster and extracts its DeepMI, so that the differences between seeds
+are those of the whole method. Where a flag takes several values, each gets a row of the table:
 
     python -m tools.compare_curricula -emo Val --seeds 5 --ssl-epochs 200 --unlabeled UNLABELED --corpus CORPUS \\
-        --orders deepmi deepmi-balanced reverse random none agreement selftaught prediction ridge --label-noise 0.3
+        --orders deepmi deepmi-balanced random none agreement selftaught prediction ridge --label-noise 0.3 \\
+        --rate-decay paper late --clusters head kmeans --restarts 20
 
-Orders, the first to be trained first:
+Orders, by what comes first:
 
     deepmi           highest DeepMI                  (Lin, Sridhar & Busso 2024)
-    deepmi-balanced  highest DeepMI within each emotion level, every level with the same share of every bin
+    deepmi-balanced  highest DeepMI within each emotion level, each level with the same share of each bin
     reverse          lowest DeepMI
     random           drawn by the seed, same pacing: the control
-    none             all from the start: the baseline
-    agreement        least standard deviation between raters; needs labels_detailed  (Lotfian & Busso 2018)
-    selftaught       least error of a regressor without curriculum that was trained on other utterances
+    none             the whole set from the start: the baseline
+    agreement        lowest standard deviation between raters; needs labels_detailed  (Lotfian & Busso 2018)
+    selftaught       lowest error of a regressor without curriculum that was trained on different utterances
                      (Hacohen & Weinshall 2019, cross-fitted over five folds of speakers)
-    prediction       least error of DeepEmoCluster's own regressor: what the clusters add to DeepMI is missing here
-    ridge            no order: scikit-learn's RidgeCV on the same features, the yardstick
+    prediction       lowest error of DeepEmoCluster's own regressor: DeepMI without its clusters
+    ridge            no order: scikit-learn's RidgeCV on the same features, for comparison
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
+import dataclasses
 import itertools
-import math
 from pathlib import Path
 
 from deepmi import cli, curriculum
 from deepmi.process import UserError
-from deepmi.seeds import derived_seed
 
-CONTROLS = ("random", "none")  # what the other orders are compared with
+CONTROLS = ("random", "none")  # every order is compared with these
 
 
 def share(text: str) -> float:
@@ -51,7 +49,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
     parser = cli.new_parser(__doc__)
     cli.add_training_arguments(parser, epochs=70)
-    cli.add_clusters_argument(parser, "clusters of DeepEmoCluster: those of the DeepMI file, or to be made")
+    cli.add_clusters_argument(parser, "number of clusters K of the DeepMI file, or of the DeepEmoClusters to train")
     parser.add_argument(
         "--seeds", type=cli.positive_int, default=5, metavar="N", help="number of seeds, counted from --seed"
     )
@@ -63,28 +61,13 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="ORDER",
         help="what to compare: " + ", ".join(curriculum.COMPARED),
     )
-    cli.add_schedule_arguments(parser)
-    parser.add_argument(
-        "--label-noise",
-        type=share,
-        default=0.0,
-        metavar="P",
-        help="share of the Train labels to replace by draws from all Train labels, anew for each seed; needs "
-        "--ssl-epochs where an order goes by DeepMI, which must not have seen the true labels",
-    )
-    cli.add_metric_dir_argument(parser)
-    cli.add_metric_argument(parser)
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        metavar="FILE",
-        help="DeepEmoCluster checkpoint of that DeepMI file, for the order prediction",
-    )
+    cli.add_keep_argument(parser, several=True)
+    cli.add_schedule_arguments(parser, several=True)
     parser.add_argument(
         "--paired-test",
         choices=("t", "wilcoxon"),
         default="t",
-        help="test of the differences over seeds; Wilcoxon's signed ranks need six seeds to fall below .05, and more "
+        help="test of the differences over seeds; Wilcoxon's signed ranks need six seeds to reach p < .05, and more "
         "after the correction for the number of comparisons",
     )
     parser.add_argument("--split", default="Test1", metavar="NAME", help="split to test on")
@@ -94,19 +77,50 @@ def get_args_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="CORPUS",
-        help="other corpora to test on, whole, for mismatched conditions; their features must be of the same set",
+        help="further corpora to test on, all their splits; their features must be of the same set",
     )
     cli.add_label_scale_argument(parser, " of the --testing corpora")
     cli.add_corpus_arguments(parser)
-    parser.add_argument(
+
+    noise = parser.add_argument_group(
+        "noise in the Train labels, different for each seed; DeepMI must not have seen "
+        "the true labels, so it needs --ssl-epochs"
+    )
+    noise.add_argument(
+        "--label-noise",
+        type=share,
+        default=0.0,
+        metavar="P",
+        help="share of the Train labels to replace by draws from all Train labels",
+    )
+    noise.add_argument(
+        "--train-labels",
+        choices=("consensus", "single-rater"),
+        default="consensus",
+        help="train on the consensus, or on the rating of one random rater per utterance (needs labels_detailed); "
+        "tests are on the consensus",
+    )
+
+    group = parser.add_argument_group("DeepMI: one file for all seeds")
+    cli.add_metric_dir_argument(group)
+    cli.add_metric_argument(group)
+    group.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="DeepEmoCluster checkpoint of that DeepMI file, for the order prediction",
+    )
+    group = parser.add_argument_group("DeepMI: one DeepEmoCluster per seed")
+    group.add_argument(
         "--ssl-epochs",
         type=cli.positive_int,
         metavar="N",
-        help="train a DeepEmoCluster of N epochs for each seed, and take its DeepMI",
+        help="train a DeepEmoCluster of N epochs for each seed, and use its DeepMI",
     )
+    cli.add_cluster_source_arguments(group, several=True)
     cli.add_unlabeled_arguments(parser)
     cli.add_trial_arguments(parser)
-    cli.add_compute_arguments(parser, "the first seed; each seeds weights, batches, dropout, order and noise")
+    cli.add_compute_arguments(parser, "the first seed; it seeds the weights, batches, dropout, random order and noise")
     return parser
 
 
@@ -115,316 +129,269 @@ if __name__ == "__main__":
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-import testing_Curriculum
-from deepmi import storage
-from deepmi.ccc import RESAMPLES, concordance_cc, widened_cccs, widening, widest_interval
+import utils
+from deepmi import storage, test_sets
+from deepmi.ccc import RESAMPLES
 from tools import comparison_plots, trials
+from tools.side_by_side import side_by_side, with_changes
+from tools.statistics import compare
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Training
+# What is compared
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One row of the comparison: an order with its schedule, its kind of clusters and the share that is kept."""
+
+    order: str
+    rate_decay: str
+    keep: float
+    clusters: str | None
+
+    def needs_metric(self) -> bool:
+        """Whether DeepMI decides what is trained when."""
+        return self.order in curriculum.METRIC_ORDERS or (self.keep < 1 and self.order in curriculum.ORDERS)
+
+
+def variants_of(args: argparse.Namespace) -> dict[str, Variant]:
+    """The rows by name; a name gives the settings that differ within the comparison."""
+    names: dict[str, Variant] = {}
+    for order, decay, keep, clusters in itertools.product(args.orders, args.rate_decay, args.keep, args.clusters):
+        variant = Variant(order, decay, keep, clusters)
+        if order == curriculum.RIDGE:
+            variant = Variant(order, args.rate_decay[0], 1.0, None)
+        elif not variant.needs_metric():
+            variant = dataclasses.replace(variant, clusters=None)
+        parts = [order]
+        if order != curriculum.RIDGE:
+            parts += [decay] * (len(args.rate_decay) > 1) + [f"keep {keep:g}"] * (len(args.keep) > 1)
+        if variant.clusters and len(args.clusters) > 1:
+            parts.append(variant.clusters)
+        names[", ".join(parts)] = variant
+    return names
+
+
+def controls_of(variants: dict[str, Variant]) -> dict[str, dict[str, str]]:
+    """For each row the rows of CONTROLS, of the same schedule and the largest share, that it is compared with."""
+    most = max(variant.keep for variant in variants.values())
+    found: dict[str, dict[str, str]] = {}
+    for name, variant in variants.items():
+        found[name] = {}
+        for other, control in variants.items():
+            if control.order in CONTROLS and other != name:
+                if (control.rate_decay, control.keep) == (variant.rate_decay, most):
+                    found[name].setdefault(control.order, other)
+    return found
 
 
 def by_deepemocluster(args: argparse.Namespace) -> list[str]:
-    """Those of the orders that go by what DeepEmoCluster gives."""
-    return [order for order in args.orders if order in (*curriculum.METRIC_ORDERS, "prediction")]
+    """Those of the orders that need a DeepEmoCluster."""
+    selected = min(args.keep) < 1
+    wanted = (*curriculum.METRIC_ORDERS, "prediction", *(curriculum.ORDERS if selected else ()))
+    return [order for order in args.orders if order in wanted]
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raise `UserError` where flags do not fit together; nothing has been computed then."""
-    args.orders = list(dict.fromkeys(args.orders))
+    """Raise `UserError` where flags do not fit together, before anything is computed."""
+    for name in ("orders", "rate_decay", "keep"):
+        setattr(args, name, list(dict.fromkeys(getattr(args, name))))
     if args.label_scale and not args.testing:
-        raise UserError("--label-scale is that of other corpora; name them with --testing, or leave it out.")
-    scales = testing_Curriculum.scale_pairs(args.label_scale)
-    args.testing_scales = tuple(testing_Curriculum.one_each(scales, args.testing, "--label-scale"))
+        raise UserError("--label-scale is that of further corpora; name them with --testing, or leave it out.")
+    args.testing_scales = test_sets.one_each(test_sets.scale_pairs(args.label_scale), args.testing, "--label-scale")
+    if args.clusters and not args.ssl_epochs:
+        raise UserError("--clusters: has an effect only on DeepMI that is extracted here; add --ssl-epochs N.")
+    args.clusters = list(dict.fromkeys(args.clusters or ["head"]))
+    if args.restarts > 1 and "kmeans" not in args.clusters:
+        raise UserError("--restarts: has no effect on the cluster head; add --clusters kmeans.")
     by_metric = by_deepemocluster(args)
-    if args.ssl_epochs:
-        if args.metric or args.checkpoint:
-            raise UserError("--ssl-epochs makes DeepMI and checkpoint itself; leave out --metric, --checkpoint.")
-        return
-    if args.label_noise and by_metric:
+    if args.ssl_epochs and (args.metric or args.checkpoint):
+        raise UserError("--ssl-epochs makes the DeepMI and the checkpoint; leave out --metric and --checkpoint.")
+    if trials.noise_suffix(args) and by_metric and not args.ssl_epochs:
         raise UserError(
-            f"--label-noise {args.label_noise:g}: {', '.join(by_metric)} would go by a DeepMI that has seen the true "
-            "labels. Add --ssl-epochs N, so that each seed makes its own from the noisy ones."
+            f"noise in the labels: the DeepMI behind {', '.join(by_metric)} has seen the true labels. Add --ssl-epochs "
+            "N, so that each seed extracts DeepMI from its noisy labels."
         )
-    if "prediction" in args.orders and args.checkpoint is None:
+    if "prediction" in args.orders and not (args.ssl_epochs or args.checkpoint):
         raise UserError(
-            "the order prediction needs a DeepEmoCluster checkpoint: name it with --checkpoint FILE, or have one "
-            "trained for each seed with --ssl-epochs N."
+            "the order prediction needs a DeepEmoCluster checkpoint: name it with --checkpoint FILE, or train one per "
+            "seed with --ssl-epochs N."
         )
 
 
-def seeds_of(args: argparse.Namespace) -> list[int]:
-    """The seeds of a comparison."""
-    return [args.seed + number for number in range(args.seeds)]
-
-
-def run_trials(args: argparse.Namespace) -> list[dict]:
-    """Train everything that is not there yet; the results as from `trials.run_trial`, one an order and seed."""
-    by_seed = [trials.with_changes(args, seed=seed) for seed in seeds_of(args)]
-    if args.label_noise:
+def run_trials(args: argparse.Namespace, variants: dict[str, Variant], data: trials.Data) -> dict[str, list[dict]]:
+    """Train what is not trained yet; for each row the results of `trials.run_trials` by seed."""
+    by_seed = [with_changes(args, seed=args.seed + number) for number in range(args.seeds)]
+    fixed: dict[str, Path] = {}  # scores that are the same for all seeds, read before any training
+    if not args.ssl_epochs:
+        if any(variant.needs_metric() for variant in variants.values()):
+            fixed["deepmi"] = args.metric or utils.metric_file(args.metric_dir, args.num_clusters, args.emo_attr)
+            trials.check_metric(fixed["deepmi"], data)
+        if "prediction" in args.orders:
+            fixed["prediction"] = trials.score_file(args, "prediction", data)
+    if "agreement" in args.orders:
+        fixed["agreement"] = trials.score_file(args, "agreement", data)
+    data_of = {task.seed: data for task in by_seed}
+    if trials.noise_suffix(args):
         for task in by_seed:
             task.labels = trials.noisy_labels(task)
+            data_of[task.seed] = dataclasses.replace(data, train=utils.open_corpus(task).load("Train"))
     if args.ssl_epochs and by_deepemocluster(args):
         trials.make_metrics(by_seed, args.jobs)
     if "selftaught" in args.orders:
-        for task, scores in trials.side_by_side(trials.self_taught, by_seed, args.jobs, "self-taught scores"):
-            task.scores = scores
-    tasks = []
-    for task, order in itertools.product(by_seed, args.orders):
-        if order == curriculum.RIDGE and not args.label_noise and task.seed != args.seed:
-            continue  # the same for all seeds
-        tasks.append(trials.with_changes(task, order=order))
-    return [result for _, result in trials.side_by_side(trials.run_trial, tasks, args.jobs, "regressors")]
+        for task, file in side_by_side(trials.self_taught, by_seed, args.jobs, "self-taught scores"):
+            task.self_taught = file
 
+    def scores_of(task: argparse.Namespace, variant: Variant) -> Path | None:
+        if variant.order == "selftaught":
+            return task.self_taught
+        if variant.order in fixed:
+            return fixed[variant.order]
+        if variant.order == "prediction":
+            return trials.score_file(task, "prediction", data_of[task.seed])
+        if variant.needs_metric():
+            return fixed["deepmi"] if "deepmi" in fixed else task.metrics[variant.clusters]
+        return None
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Statistics
-
-
-def holm(p_values: list[float]) -> list[float]:
-    """p-values corrected for their number by Holm's step-down method; NaN stays NaN and does not count.
-
-    Source: Holm, Scandinavian Journal of Statistics 6 (1979).
-    """
-    ranked = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
-    corrected, highest = list(p_values), 0.0
-    for rank, (p, place) in enumerate(ranked):
-        highest = max(highest, min(1.0, p * (len(ranked) - rank)))
-        corrected[place] = highest
-    return corrected
-
-
-def paired_p(differences, test: str) -> float:
-    """p-value (two-sided) of paired differences over seeds, NaN where there are too few or none differs.
-
-    Args:
-        differences: shape (S,).
-        test: `t` (paired t) or `wilcoxon` (signed ranks; six seeds at least, or no result can be below .05).
-    """
-    if len(differences) < 2 or np.ptp(differences) == 0:
-        return float("nan")
-    if test == "t":
-        return float(stats.ttest_1samp(differences, 0).pvalue)
-    return float(stats.wilcoxon(differences).pvalue)
-
-
-def order_means(samples, cccs, seed: int):
-    """Mean CCC of each order in each bootstrap sample, with the seeds resampled too.
-
-    Speakers and seeds are separate sources of chance; the spread of each is widened by its own factor.
-
-    Args:
-        samples: one of `metrics.widened_cccs`, shape (resamples, orders, S).
-        cccs: CCCs of the whole test set, shape (orders, S).
-        seed: of the resampling.
-    Returns:
-        Shape (resamples, orders). A sample has the same utterances and seeds for all orders, so that differences
-        between its columns are paired.
-    """
-
-    resamples, _, seeds = samples.shape
-    # A random stream separate from that of the speakers, so that equal numbers of both are not drawn alike.
-    drawn = np.random.default_rng(derived_seed(seed, "resampled seeds")).integers(0, seeds, (resamples, seeds))
-    of_seeds = cccs[:, drawn].mean(axis=2).T - cccs.mean(axis=1)
-    return samples.mean(axis=2) + widening(np.ones(seeds)) * of_seeds
-
-
-def compare(args: argparse.Namespace, test: str, data, results: dict[tuple[str, int], dict]):
-    """Statistics of every order on one test set.
-
-    Args:
-        test: its name in the results.
-        data: its `utils.LabeledSet`.
-        results: by order and seed.
-    Returns:
-        (table, one row per order; what the bootstrap resamples, in words).
-    """
-
-    seeds = seeds_of(args)
-    predictions = [
-        [results[order, seed]["tests"][test][name] for name in data.names] for order in args.orders for seed in seeds
+    tasks = [
+        with_changes(task, order=of.order, rate_decay=of.rate_decay, keep=of.keep, scores=scores_of(task, of))
+        for of, task in itertools.product(variants.values(), by_seed)
     ]
-    shape = len(args.orders), len(seeds)
-    cccs = np.reshape([concordance_cc(data.labels, one) for one in predictions], shape)
-    groups, drawn, warning = testing_Curriculum.bootstrap_groups(data.speakers, data.names)
-    draws = [
-        order_means(samples.reshape(-1, *shape), cccs, args.seed)
-        for samples in widened_cccs(data.labels, predictions, groups, seed=args.seed)
-    ]
-
-    rows, p_values = [], {}
-    for place, order in enumerate(args.orders):
-        low, high = widest_interval([means[:, place] for means in draws])
-        runs = [results[order, seed] for seed in seeds]
-        has_curve = runs[0]["curve"] is not None
-        row = {
-            "order": order,
-            "test": test,
-            "utterances": len(data.names),
-            "ccc": cccs[place].mean(),
-            "sd": cccs[place].std(ddof=1) if len(seeds) > 1 else float("nan"),
-            "low": low,
-            "high": high,
-            "best_epoch": np.mean([run["best_epoch"] for run in runs]) if has_curve else float("nan"),
-            "validation_area": np.mean([run["curve"] for run in runs]) if has_curve else float("nan"),
-        }
-        for control in CONTROLS:
-            if control in args.orders and order != control:
-                other = args.orders.index(control)
-                difference = cccs[place] - cccs[other]
-                row[f"minus_{control}"] = difference.mean()
-                bounds = widest_interval([means[:, place] - means[:, other] for means in draws], limit=2)
-                row[f"minus_{control}_low"], row[f"minus_{control}_high"] = bounds
-                row[f"p_{control}"] = p_values[frozenset((order, control))] = paired_p(difference, args.paired_test)
-        row |= {f"ccc_seed{seed}": ccc for seed, ccc in zip(seeds, cccs[place])}
-        rows.append(row)
-    # The two controls are compared with each other twice in the table, but that is one comparison.
-    corrected = dict(zip(p_values, holm(list(p_values.values()))))
-    table = pd.DataFrame(rows)
-    for control in CONTROLS:
-        if f"p_{control}" in table:
-            found = [corrected.get(frozenset((order, control)), float("nan")) for order in args.orders]
-            table.insert(table.columns.get_loc(f"p_{control}") + 1, f"p_{control}_holm", found)
-    return table, drawn + warning
+    results = trials.run_trials(tasks, data_of, args.jobs)
+    return {name: results[place * args.seeds : (place + 1) * args.seeds] for place, name in enumerate(variants)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Outputs
 
 
+def training_columns(results: dict[str, list[dict]]) -> pd.DataFrame:
+    """For each row the mean over seeds of the best epoch, its validation CCC, and the validation CCC of all epochs."""
+    table = {}
+    for name, runs in results.items():
+        curves = np.array([run["curve"] for run in runs if run["curve"]])
+        epochs = [run["best_epoch"] for run in runs if run["curve"]]
+        if not epochs:  # ridge
+            table[name] = dict.fromkeys(("best_epoch", "validation", "validation_area"), float("nan"))
+            continue
+        best, area = curves.max(axis=1).mean(), curves.mean()
+        table[name] = {"best_epoch": np.mean(epochs), "validation": best, "validation_area": area}
+    return pd.DataFrame.from_dict(table, orient="index")
+
+
 def number(value: float, digits: int = 3) -> str:
-    """A figure without its leading zero; `-` where there is none."""
-    if value is None or math.isnan(value):
+    """A figure without its leading zero; `-` for NaN."""
+    if np.isnan(value):
         return "-"
     text = f"{value:.{digits}f}"
-    return text.replace("0.", ".", 1) if abs(value) < 1 and digits else text
+    return text.replace("0.", ".", 1) if abs(value) < 1 else text
 
 
-def markdown(table, controls: list[str]) -> list[str]:
+def markdown(table: pd.DataFrame) -> list[str]:
     """The statistics of one test set as a Markdown table."""
-    header = ["order", "CCC", "sd", "95 % interval", "best epoch", "validation CCC, mean of epochs"]
-    p_columns = [f"p_{control}" for control in controls if f"p_{control}" in table]
-    with_p = ", p" if table[p_columns].notna().any(axis=None) else ""
-    header += [f"minus {control} [95 %]{with_p}" for control in controls]
-    rows = [header]
-    for row in table.to_dict("records"):
-        cells = [row["order"], number(row["ccc"]), number(row["sd"]), f"{number(row['low'])} .. {number(row['high'])}"]
-        cells += [number(row["best_epoch"], 1), number(row["validation_area"])]
+    controls = [control for control in CONTROLS if f"minus_{control}" in table]
+    has_p = any(table[f"p_{control}"].notna().any() for control in controls)
+    rows = [["order", "CCC", "sd", "95 % interval", "best epoch", "validation CCC"]]
+    rows[0] += [f"minus {control} [95 %]{', p' * has_p}" for control in controls]
+    for name, row in zip(table["order"], table.to_dict("records")):
+        cells = [name, number(row["ccc"]), number(row["sd"]), f"{number(row['low'])} .. {number(row['high'])}"]
+        cells += [number(row["best_epoch"], 1), number(row["validation"])]
         for control in controls:
-            difference = row.get(f"minus_{control}", float("nan"))
-            if math.isnan(difference):
-                cells.append("-")
-                continue
-            low, high = (number(row[f"minus_{control}_{end}"]) for end in ("low", "high"))
-            p = row[f"p_{control}_holm"]
-            cells.append(f"{number(difference)} [{low} .. {high}]" + ("" if math.isnan(p) else f", p {number(p)}"))
+            mean, low, high = (number(row[f"minus_{control}{end}"]) for end in ("", "_low", "_high"))
+            p = number(row[f"p_{control}_holm"])
+            cells.append("-" if mean == "-" else f"{mean} [{low} .. {high}]" + (f", p {p}" if p != "-" else ""))
         rows.append(cells)
     return cli.markdown_table(rows)
 
 
-def describe_schedule(args: argparse.Namespace) -> str:
-    """Pacing and learning rate in words, with the bins where they are not the paper's."""
-    bins = f" of {args.bins} bins, {args.epochs_per_bin} epochs each"
-    is_papers = (args.bins, args.epochs_per_bin) == (curriculum.NUM_BINS, curriculum.EPOCHS_PER_BIN)
-    return f"pacing {args.pacing}{'' if is_papers else bins}, rate decay {args.rate_decay}"
+def describe_labels(args: argparse.Namespace) -> str:
+    """The noise in the Train labels in words; empty without noise."""
+    rater = ", Train labels of one random rater per utterance" if args.train_labels == "single-rater" else ""
+    return rater + (f", {100 * args.label_noise:g} % of the Train labels replaced at random" * bool(args.label_noise))
 
 
-def describe(args: argparse.Namespace, train: int, validation: int, drawn: dict[str, str]) -> list[str]:
-    """What was compared, for whoever finds the table without its command.
+def describe(args: argparse.Namespace, data: trials.Data, drawn: dict[str, str]) -> list[str]:
+    """What was compared, for readers of the table who do not have its command.
 
     Args:
-        train, validation: number of utterances.
+        args: of the comparison.
+        data: of the first seed.
         drawn: by test set, what the bootstrap resamples.
     """
-    noise = f", {100 * args.label_noise:g} % of the Train labels drawn anew" if args.label_noise else ""
-    metric = (
-        f", DeepEmoCluster of {args.ssl_epochs} epochs for each seed" if args.ssl_epochs else ", one DeepMI for all"
-    )
-    metric = metric if by_deepemocluster(args) else ""
-    names = {"t": "paired t test", "wilcoxon": "Wilcoxon signed-rank test"}
+    train = len(data.train.names)
+    schedule = f"pacing {args.pacing}"
+    if (args.bins, args.epochs_per_bin) != (curriculum.NUM_BINS, curriculum.EPOCHS_PER_BIN):
+        schedule += f" of {args.bins} bins, {args.epochs_per_bin} epochs each"
+    schedule += f", rate decay {' and '.join(args.rate_decay)}"
+    if args.keep != [1]:
+        schedule += f", share kept {' and '.join(f'{share:g}' for share in args.keep)}"
+    metric = ""
+    if by_deepemocluster(args):
+        metric = ", one DeepMI for all"
+        if args.ssl_epochs:
+            metric = (
+                f", one DeepEmoCluster of {args.ssl_epochs} epochs per seed, clusters {' and '.join(args.clusters)}"
+            )
+            metric += f" (mean of {args.restarts})" if args.restarts > 1 else ""
     lines = [
-        f"{args.emo_attr}: {train} Train, {validation} Validation utterances{noise}; -ep {args.epoch} -batch "
-        f"{args.batch_size} -nc {args.num_clusters}, {describe_schedule(args)}{metric}, seeds {args.seed} to "
+        f"{args.emo_attr}: {train} Train, {len(data.validation.names)} Validation utterances{describe_labels(args)}; "
+        f"-ep {args.epoch} -batch {args.batch_size} -nc {args.num_clusters}, {schedule}{metric}, seeds {args.seed} to "
         f"{args.seed + args.seeds - 1}.",
+        *(f"{test}: bootstrap over seeds and {words}." for test, words in drawn.items()),
+        f"Intervals: {RESAMPLES} resamples. Differences are paired by seed and utterance, for the same rate decay.",
     ]
-    lines += [f"{test}: bootstrap over seeds and {words}." for test, words in drawn.items()]
-    lines.append(f"Intervals: {RESAMPLES} resamples, differences paired by seed and utterance.")
     if args.seeds > 1:
+        test = "paired t test" if args.paired_test == "t" else "Wilcoxon signed-rank test"
         lines.append(
-            f"p: {names[args.paired_test]} over the {args.seeds} seeds, corrected by Holm over all comparisons of a "
-            "table; unlike the intervals it does not ask whether other utterances would say the same."
+            f"p: {test} over the {args.seeds} seeds, corrected by Holm over all comparisons of a table; unlike the "
+            "intervals it does not account for the choice of test utterances."
         )
     else:
-        lines.append("One seed says nothing of how far seeds differ: no p.")
-    schedule = cli.schedule(args)
-    if args.epoch <= schedule.full_epoch:
-        last = schedule.size("deepmi", args.epoch - 1, train)
+        lines.append("One seed does not show how much seeds differ, so there is no p.")
+    full_epoch = cli.schedule(args).full_epoch
+    if args.epoch <= full_epoch:
+        last = cli.schedule(args).size("deepmi", args.epoch - 1, train)
         lines.append(
-            f"warning: -ep {args.epoch} ends within the curriculum, at {last} of {train} Train utterances; none, ridge "
-            f"and the folds of selftaught have had all of theirs. From -ep {schedule.full_epoch + 1} on all have."
+            f"warning: -ep {args.epoch} ends within the curriculum, at {last} of {train} Train utterances, while none, "
+            f"ridge and the folds of selftaught have seen all of theirs. Use at least -ep {full_epoch + 1}."
         )
     return lines
 
 
-def output_stem(args: argparse.Namespace) -> Path:
-    """results/compare_Val, with noise, pacing and rate decay in the name; other settings replace the files."""
-    noise = f"_noise{100 * args.label_noise:g}" if args.label_noise else ""
-    pacing = f"_{args.pacing}" if args.pacing != "paper" else ""
-    decay = f"_{args.rate_decay}" if args.rate_decay != "paper" else ""
-    return args.results_dir / f"compare_{args.emo_attr}{noise}{pacing}{decay}"
-
-
-def look_at_input(args: argparse.Namespace) -> tuple[dict, tuple[int, int]]:
-    """(`utils.LabeledSet` of every test set, number of Train and Validation utterances).
-
-    Raises:
-        UserError: something that an order goes by is missing; hours of training are not needed to find that.
-    """
-    data = trials.load_data(args)
-    made_here = {curriculum.RIDGE, "selftaught", *(by_deepemocluster(args) if args.ssl_epochs else ())}
-    with contextlib.redirect_stdout(io.StringIO()):
-        for order in args.orders:
-            if order not in made_here:
-                trials.order_of(trials.with_changes(args, order=order), data)
-    sizes = len(data.train.data.names), len(data.validation.data.names)
-    return {test: part.data for test, part in data.tests.items()}, sizes
+def output_stem(args: argparse.Namespace) -> str:
+    """Name of the output files without ending: what is not the paper's is part of it."""
+    stem = f"compare_{args.emo_attr}{trials.noise_suffix(args)}"
+    return stem + (f"_{args.pacing}" if args.pacing != "paper" else "")
 
 
 def main(args: argparse.Namespace) -> None:
-    """Train, compare, write table and pictures."""
-
+    """Train, compare, write the table and two pictures."""
     check_arguments(args)
     trials.prepare(args)
-    args.testing = tuple(args.testing)
-    tests, sizes = look_at_input(args)
-    results = {(result["order"], result["seed"]): result for result in run_trials(args)}
-    for seed in seeds_of(args):
-        if curriculum.RIDGE in args.orders:
-            results.setdefault((curriculum.RIDGE, seed), results[curriculum.RIDGE, args.seed])
+    variants, data = variants_of(args), trials.load_data(args)
+    results = run_trials(args, variants, data)
 
     tables, drawn, lines = {}, {}, []
-    controls = [control for control in CONTROLS if control in args.orders]
-    for test, data in tests.items():
-        tables[test], drawn[test] = compare(args, test, data, results)
-        lines += [f"{args.emo_attr} on {test}, {len(data.names)} utterances:", ""]
-        lines += [*markdown(tables[test], controls), ""]
-    lines += describe(args, *sizes, drawn)
+    for test, of in data.tests.items():
+        predictions = {name: [list(run["tests"][test].values()) for run in runs] for name, runs in results.items()}
+        table, drawn[test] = compare(
+            of.labels, predictions, of.speakers, of.names, controls_of(variants), args.seed, args.paired_test
+        )
+        table = training_columns(results).join(table).rename_axis("order").reset_index()
+        table.insert(1, "test", test)
+        table.insert(2, "utterances", len(of.names))
+        tables[test] = table
+        lines += [f"{args.emo_attr} on {test}, {len(of.names)} utterances:", "", *markdown(table), ""]
+    lines += describe(args, data, drawn)
     print("\n".join(lines))
 
     stem = output_stem(args)
-    files = [stem.with_name(stem.name + ending) for ending in (".md", ".csv", "_curves.png", "_orders.png")]
+    files = [args.results_dir / f"{stem}{ending}" for ending in (".md", ".csv", "_curves.png", "_orders.png")]
     storage.write_text(files[0], "\n".join(lines) + "\n")
     storage.write_text(files[1], pd.concat(tables.values()).to_csv(index=False))
-    curves = {
-        order: [results[order, seed]["curve"] for seed in seeds_of(args)]
-        for order in args.orders
-        if order != curriculum.RIDGE
-    }
-    title = f"{args.emo_attr}, {args.seeds} seeds" + (
-        f", {args.label_noise:.0%} label noise" if args.label_noise else ""
-    )
+    title = f"{args.emo_attr}, {args.seeds} seeds{describe_labels(args)}"
+    curves = {name: [run["curve"] for run in runs] for name, runs in results.items() if runs[0]["curve"]}
     comparison_plots.draw_validation_curves(curves, files[2], title)
     comparison_plots.draw_orders(tables, files[3], title)
     print("\n".join(f"wrote {file}" for file in files))

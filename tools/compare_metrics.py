@@ -10,7 +10,12 @@ moved most.
         --corpus CORPUS --unlabeled UNLABELED
 
 trains a DeepEmoCluster for each seed, number of clusters and size of the unlabeled set, and compares their DeepMI:
-files of one setting over seeds, and files of two settings, always of different seeds.
+files of one setting over seeds, and files of two settings, always of different seeds. --clusters head kmeans compares
+both kinds of clusters of the same networks.
+
+    python -m tools.compare_metrics --mean OUT.json A.json B.json ...
+
+writes one DeepMI file, the mean of several, since those of different seeds agree only in part.
 """
 
 from __future__ import annotations
@@ -33,6 +38,18 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, metavar="FILE.csv", help="write value and rank of every utterance in every file"
     )
+    parser.add_argument(
+        "--mean",
+        type=Path,
+        metavar="OUT.json",
+        help="write the mean of the files as one DeepMI file, in place of comparing them",
+    )
+    parser.add_argument(
+        "--mean-of",
+        choices=("values", "ranks"),
+        default="values",
+        help="what --mean averages: the values, or their ranks from 0 to 1, for files whose values differ in size",
+    )
     group = parser.add_argument_group("stability, in place of files")
     group.add_argument(
         "--seeds", type=cli.positive_int, metavar="N", help="number of seeds, at least 2, counted from --seed"
@@ -40,6 +57,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     cli.add_trial_arguments(group)
     cli.add_training_arguments(group, epochs=200)
     cli.add_clusters_argument(group, "numbers of clusters to compare", several=True)
+    cli.add_cluster_source_arguments(group, several=True)
     cli.add_unlabeled_arguments(parser, several=True)
     cli.add_corpus_arguments(parser)
     cli.add_compute_arguments(parser, "the first seed")
@@ -57,8 +75,9 @@ from scipy import stats
 from scipy.stats import rankdata
 
 import utils
-from deepmi.metric import read_metric
+from deepmi.metric import DECIMALS, read_metric, write_metric
 from tools import trials
+from tools.side_by_side import with_changes
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Agreement
@@ -136,9 +155,11 @@ def pair_lines(titles: tuple[str, str], metrics: tuple[dict, dict], moved: int) 
 # Stability
 
 
-def setting_name(task: argparse.Namespace) -> str:
-    """Clusters and unlabeled size of a training, in words."""
-    return f"K {task.num_clusters}, {task.num_unlabeled or 'no'} unlabeled"
+def setting_name(task: argparse.Namespace, kind: str) -> str:
+    """Clusters and unlabeled size of a training, in words; the kind of clusters only where several are compared."""
+    name = f"K {task.num_clusters}, {task.num_unlabeled or 'no'} unlabeled"
+    mean_of = f" (mean of {task.restarts})" if kind == "kmeans" and task.restarts > 1 else ""
+    return name + (f", {kind}{mean_of}" if len(task.clusters) > 1 else "")
 
 
 def stability_rows(metrics: dict[str, dict[int, dict[str, float]]]) -> list[list[str]]:
@@ -182,16 +203,16 @@ def measure_stability(args: argparse.Namespace) -> list[str]:
     if args.seeds < 2:
         raise UserError("--seeds 1: expected at least 2, to compare them.")
     trials.prepare(args)
-    args.ssl_epochs = args.epoch
+    args.ssl_epochs, args.clusters = args.epoch, list(dict.fromkeys(args.clusters or ["head"]))
     tasks = [
-        trials.with_changes(args, seed=args.seed + number, num_clusters=clusters, unlabeled_size=size)
+        with_changes(args, seed=args.seed + number, num_clusters=clusters, unlabeled_size=size)
         for clusters, size, number in itertools.product(args.num_clusters, args.unlabeled_size, range(args.seeds))
     ]
     tasks = without_equal_sizes(tasks)
     trials.make_metrics(tasks, args.jobs)
     metrics: dict[str, dict[int, dict[str, float]]] = {}
-    for task in tasks:
-        metrics.setdefault(setting_name(task), {})[task.seed] = read_metric(task.metric)
+    for task, kind in itertools.product(tasks, args.clusters):
+        metrics.setdefault(setting_name(task, kind), {})[task.seed] = read_metric(task.metrics[kind])
     count = len(next(iter(metrics.values()))[args.seed])
     title = (
         f"{args.emo_attr}, {count} Train utterances, DeepEmoCluster -ep {args.epoch} -batch {args.batch_size}, "
@@ -207,8 +228,8 @@ def measure_stability(args: argparse.Namespace) -> list[str]:
 def main(args: argparse.Namespace) -> None:
     """Compare files, or train and compare."""
     if args.seeds:
-        if args.files or args.out:
-            raise UserError("--seeds makes the DeepMI files itself; leave out files and --out.")
+        if args.files or args.out or args.mean:
+            raise UserError("--seeds makes the DeepMI files itself; leave out files, --out and --mean.")
         lines = measure_stability(args)
         target = args.results_dir / f"compare_metrics_{args.emo_attr}.md"
         storage.write_text(target, "\n".join(lines) + "\n")
@@ -222,11 +243,34 @@ def main(args: argparse.Namespace) -> None:
     metrics = {str(file): read_metric(file) for file in args.files}
     if len(metrics) < len(args.files):
         raise UserError("a DeepMI file is given twice; expected each once.")
+    if args.mean:
+        write_mean(args.mean, metrics, args.mean_of)
+        print(f"wrote {args.mean}")
+        return
     for titles in itertools.combinations(metrics, 2):
         print("\n".join(pair_lines(titles, tuple(metrics[title] for title in titles), args.moved)), end="\n\n")
     if args.out:
         write_values(args.out, metrics)
         print(f"wrote {args.out}")
+
+
+def write_mean(target: Path, metrics: dict[str, dict[str, float]], of: str) -> None:
+    """Write the mean of DeepMI files, of their `values` or their `ranks` (0 to 1), as one DeepMI file.
+
+    Raises:
+        UserError: the files are not of the same utterances.
+    """
+    first, *others = metrics
+    names = sorted(metrics[first])
+    for other in others:
+        if different := metrics[first].keys() ^ metrics[other].keys():
+            raise UserError(
+                f"{first} and {other}: {len(different)} utterances are in one of them only ({min(different)}); "
+                "expected DeepMI files of the same Train split."
+            )
+    columns = [np.array([metric[name] for name in names]) for metric in metrics.values()]
+    mean = np.mean([percentiles(column) for column in columns] if of == "ranks" else columns, axis=0)
+    write_metric(target, dict(zip(names, (mean.round(DECIMALS) + 0.0).tolist())))
 
 
 def write_values(target: Path, metrics: dict[str, dict[str, float]]) -> None:
