@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from deepmi.metric import read_metric
 from tools import compare_metrics
 
 NAMES = [f"{number:02d}.wav" for number in range(20)]
@@ -59,16 +60,27 @@ def test_files_without_a_common_utterance_are_refused(bench):
     bench.refuses(bench.run("tools.compare_metrics", first, "--seeds", 2), "leave out files")
 
 
+def test_the_mean_of_files_is_a_deepmi_file(bench):
+    first, second = write(bench.folder / "a.json", range(20)), write(bench.folder / "b.json", [0.5] * 19 + [1000])
+    assert bench.run("tools.compare_metrics", "--mean", "mean.json", first, second)[0] == 0
+    values = read_metric(bench.folder / "mean.json")
+    assert list(values) == NAMES and values["03.wav"] == 1.75 and values["19.wav"] == 509.5
+    assert bench.run("tools.compare_metrics", "--mean", "mean.json", "--mean-of", "ranks", first, second)[0] == 0
+    ranks = read_metric(bench.folder / "mean.json")
+    assert ranks["19.wav"] == 1 and ranks["00.wav"] == pytest.approx(9 / 19 / 2, abs=1e-5)  # 19 tied: rank 9 of 0..19
+    second.write_text('{"x.wav": 1, "y.wav": 2}')
+    bench.refuses(bench.run("tools.compare_metrics", "--mean", "mean.json", first, second), "in one of them only")
+
+
 def test_stability_compares_seeds_within_and_across_settings(bench):
     bench.stage(0)
     given = ["--seeds", 2, "-ep", 1, "-batch", 16, "-emo", "Val", "-nc", 3, 5, "--corpus", bench.corpus]
     given += ["--unlabeled", f"{bench.corpus}_unlabeled", "--unlabeled-size", 0, "--jobs", 1]
+    given += ["--clusters", "head", "kmeans"]
     code, out, err = bench.run("tools.compare_metrics", *given)
     assert code == 0, err
     rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in out.splitlines() if line.startswith("| K")]
-    assert rows == [
-        ["K 3, no unlabeled", "another seed", "1"],
-        ["K 3, no unlabeled", "K 5, no unlabeled", "2"],
-        ["K 5, no unlabeled", "another seed", "1"],
-    ]
+    settings = [f"K {count}, no unlabeled, {kind}" for count in (3, 5) for kind in ("head", "kmeans")]
+    assert [row for row in rows if row[1] == "another seed"] == [[name, "another seed", "1"] for name in settings]
+    assert [settings[0], settings[2], "2"] in rows and len(rows) == 10
     assert (bench.folder / "results" / "compare_metrics_Val.md").read_text() in out

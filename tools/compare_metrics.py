@@ -47,8 +47,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mean-of",
         choices=("values", "ranks"),
-        default="values",
-        help="what --mean averages: the values, or their ranks from 0 to 1, for files whose values differ in size",
+        help="what --mean averages: the values (default), or their ranks from 0 to 1, for values of different size",
     )
     group = parser.add_argument_group("stability, in place of files")
     group.add_argument(
@@ -235,6 +234,8 @@ def main(args: argparse.Namespace) -> None:
         storage.write_text(target, "\n".join(lines) + "\n")
         print("\n".join([*lines, f"wrote {target}"]))
         return
+    if args.mean_of and not args.mean:
+        raise UserError("--mean-of: has no effect without --mean OUT.json.")
     if len(args.files) < 2:
         raise UserError(f"{len(args.files)} DeepMI files given; expected two or more, or --seeds N.")
     for file in args.files:
