@@ -33,7 +33,6 @@ TOOLS = (
     "tools.predict",
     "tools.make_demo_corpus",
     "tools.fetch_v18",
-    "tools.draw_method",
     "tools.compare_curricula",
     "tools.compare_metrics",
     "tools.report_DeepMI",
