@@ -51,20 +51,20 @@ def _resume_file(checkpoint: Path) -> Path:
 
 
 def note_if_unfinished(checkpoint: Path) -> None:
-    """Print a note if a checkpoint that is about to be used comes from a run that has not finished."""
+    """Print a note if the training of a checkpoint that is about to be used has not finished."""
     if _resume_file(checkpoint).exists():
         notify(f"note: {checkpoint}: its training has not finished; this is the best epoch so far.")
 
 
 def weighted_mean(losses: Tensor, batches: Sequence[Tensor], smallest: int = 1) -> float:
-    """Mean loss of an epoch's batches, each weighted by its size.
+    """Mean loss of the batches of an epoch, each weighted by its size.
 
     Args:
         losses: shape (number of batches,).
-        batches: positions of each batch's utterances.
+        batches: positions of the utterances of each batch.
         smallest: smaller batches do not count.
     Returns:
-        The mean, or 1 where no batch counts.
+        The mean, or 1 if no batch counts.
     """
     weights = losses.new_tensor([len(batch) if len(batch) >= smallest else 0 for batch in batches])
     return (losses @ weights / weights.sum()).item() if weights.any() else 1.0
@@ -75,19 +75,19 @@ def refuse_divergence(losses: Tensor, batches: Sequence[Tensor], names: Sequence
 
     Args:
         losses: shape (number of batches, losses per batch).
-        batches: positions of each batch's utterances.
+        batches: positions of the utterances of each batch.
         names: file names that the positions point to.
-        title: what was being trained.
+        title: what is trained.
     Raises:
-        UserError: names the batch and its files.
+        UserError: a loss is not finite; the message names the batch and its files.
     """
-    broken = (~losses.isfinite().all(dim=1)).nonzero()
-    if len(broken):
-        first = int(broken[0])
+    finite = losses.isfinite().all(dim=1)
+    if not finite.all():
+        first = int(finite.int().argmin())
         files = ", ".join(names[i] for i in batches[first][:5].tolist())
         raise UserError(
-            f"{title}: the loss of batch {first} is not finite (files {files}, ...). Check their features, or try "
-            "--precision fp32. The last saved state, if there is one, is kept."
+            f"{title}: the loss of batch {first} is NaN or infinite (files {files}, ...). Check their features, or try "
+            "--precision fp32. The last saved state, if any, is kept."
         )
 
 
@@ -95,22 +95,22 @@ def better_of(best: dict, loss: float, epoch: int, weights: dict) -> dict:
     """The best epoch so far, with a copy of its weights.
 
     Args:
-        best: the result for the epochs before; NO_BEST at first.
+        best: the result of the previous epochs; NO_BEST at first.
         loss: validation loss of this epoch.
         epoch: counted from 0.
         weights: state dict.
     Raises:
-        UserError: the loss is not finite.
+        UserError: the loss is NaN or infinite.
     """
     if not math.isfinite(loss):
         raise UserError(
-            f"epoch {epoch}: the validation loss is not finite: training diverged, or all validation labels are the "
-            "same. Check them, or try --precision fp32. The last saved state, if there is one, is kept."
+            f"epoch {epoch}: the validation loss is NaN or infinite: training diverged, or all validation labels are "
+            "equal. Check them, or try --precision fp32. The last saved state, if any, is kept."
         )
     if best["weights"] is not None and loss >= best["loss"]:
         return best
     kept = best["weights"] or {key: value.detach().clone() for key, value in weights.items()}
-    for key, value in weights.items():  # in place, since large blocks that are freed at odd times fragment the memory
+    for key, value in weights.items():  # in place, because allocating and freeing large blocks fragments the memory
         kept[key].copy_(value.detach())
     return {"loss": loss, "epoch": epoch, "weights": kept}
 
@@ -118,8 +118,8 @@ def better_of(best: dict, loss: float, epoch: int, weights: dict) -> dict:
 class TrainingRun:
     """The log (one JSON line per epoch) and the resume file beside a checkpoint.
 
-    A state is saved whenever ten times the cost of a save has passed, so saving takes at most a tenth of a run and a
-    kill costs seconds. A resumed run repeats the epochs since then with the same seeds.
+    The state is saved whenever ten times the duration of a save has passed, so saving takes at most a tenth of a run
+    and a kill costs seconds. A resumed run repeats the epochs since the last save with the same seeds.
 
     A hidden file beside them is locked during a run, so that no second run writes the same files.
     """
@@ -128,9 +128,9 @@ class TrainingRun:
         """
         Args:
             checkpoint: the file that this run writes; the log and the resume file are named after it.
-            arguments: what the user chose that changes the outcome.
+            arguments: the user's settings that change the result.
             inputs: digests of the data that the run reads.
-            details: more facts for the first line of the log (folders, corpus counts).
+            details: further facts for the first line of the log (folders, corpus counts).
             resume: continue from a saved state if there is one.
         """
         self.checkpoint = Path(checkpoint)

@@ -32,7 +32,10 @@ BLOCK = 256  # segments that pass through the networks together; a killed run lo
 
 def segment_seconds(text: str) -> float:
     """A length in seconds, at least SHORTEST_SEGMENT."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not SHORTEST_SEGMENT <= value < math.inf:
         raise argparse.ArgumentTypeError(f"expected a number of seconds, at least {SHORTEST_SEGMENT}, found {text}")
     return value
