@@ -85,7 +85,7 @@ def test_what_a_checkpoint_says_of_its_training_is_plain_or_refused(regressor):
     ):
         weights._metadata = {"": {"deepmi": facts}}
         torch.save(weights, path)
-        refuses(path, "notes on its training")
+        refuses(path, "facts about its training")
     weights._metadata = {"": {"deepmi": {"epoch": endless}}}
     torch.save(weights, path)
     refuses(path, "more than its")
