@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,18 +19,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from benchmarks.sections import add_results_argument, fill_section, machine
-from deepmi import cli
-from deepmi.ccc import (
-    bootstrap_cccs,
-    bootstrap_interval,
-    ccc_of_sums,
-    concordance_cc,
-    moment_sums,
-    percentile_interval,
-    widened_cccs,
-    widening,
-    widest_interval,
-)
+from deepmi import ccc, cli
 from tools.compare_curricula import order_means
 
 LABELS = (0.5, 0.9)  # standard deviation of labels between and within speakers
@@ -43,6 +32,8 @@ RULES = ("utterances", "speakers, then utterances", "whole speakers", "jackknife
 SEEDS = 5
 SEED_SPREAD = 0.05  # sd over training seeds of the slope
 DIFFERENCE_SIZES = ((2, 60), (10, 30), (20, 30))
+
+Cells = tuple[list[str], list[str]]  # coverage and mean width of each rule
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -102,7 +93,7 @@ def population_ccc(effect: str, slope, noise: float):
 def two_stages(corpus: Corpus, predictions: list[np.ndarray], resamples: int, seed: int) -> np.ndarray:
     """Bootstrap CCCs by speakers, then utterances within each drawn speaker; shape (resamples, S)."""
     x = corpus.labels
-    sums = np.stack([moment_sums(x, y) for y in predictions], 1)
+    sums = np.stack([ccc.moment_sums(x, y) for y in predictions], 1)
     sizes = np.bincount(corpus.speaker)
     starts = np.cumsum(sizes) - sizes
     rng = np.random.default_rng(seed)
@@ -112,58 +103,56 @@ def two_stages(corpus: Corpus, predictions: list[np.ndarray], resamples: int, se
         size = np.repeat(sizes[drawn], sizes[drawn])
         utterances = np.repeat(starts[drawn], sizes[drawn]) + rng.integers(0, size)
         times[sample] = np.bincount(utterances, minlength=len(x))
-    return ccc_of_sums(np.tensordot(times, sums, 1))
+    return ccc.ccc_of_sums(np.tensordot(times, sums, 1))
 
 
 def jackknife(corpus: Corpus, prediction: np.ndarray) -> tuple[float, float]:
     """Interval from Fisher's z of the CCC, its variance by leaving out one speaker at a time, and Student's t."""
-    sums = moment_sums(corpus.labels, prediction)
+    sums = ccc.moment_sums(corpus.labels, prediction)
     by_speaker = np.stack([np.bincount(corpus.speaker, column) for column in sums.T], 1)
     count = len(by_speaker)
-    estimate = np.arctanh(ccc_of_sums(sums.sum(axis=0)))
-    z = np.arctanh(ccc_of_sums(sums.sum(axis=0) - by_speaker))
+    estimate = np.arctanh(ccc.ccc_of_sums(sums.sum(axis=0)))
+    z = np.arctanh(ccc.ccc_of_sums(sums.sum(axis=0) - by_speaker))
     half = stats.t.ppf(0.975, count - 1) * np.sqrt((count - 1) / count * ((z - z.mean()) ** 2).sum())
     return np.tanh(estimate - half), np.tanh(estimate + half)
 
 
 def intervals(corpus: Corpus, prediction: np.ndarray, resamples: int, seed: int) -> Iterator[tuple[float, float]]:
     """The interval of every rule."""
-    ccc = concordance_cc(corpus.labels, prediction)
-    draws = widened_cccs(corpus.labels, [prediction], list(corpus.speaker), resamples, seed=seed)
+    whole = ccc.concordance_cc(corpus.labels, prediction)
+    draws = ccc.widened_cccs(corpus.labels, [prediction], list(corpus.speaker), resamples, seed=seed)
     sizes = np.ones(len(corpus.labels)), np.bincount(corpus.speaker)
     # Undoing the widening gives the same result as drawing again, and is faster.
-    by_utterance, by_speaker = (ccc + (draw - ccc) / widening(size) for draw, size in zip(draws, sizes))
-    yield percentile_interval(by_utterance)
-    yield percentile_interval(two_stages(corpus, [prediction], resamples, seed))
-    yield percentile_interval(by_speaker)
+    by_utterance, by_speaker = (whole + (draw - whole) / ccc.widening(size) for draw, size in zip(draws, sizes))
+    yield ccc.percentile_interval(by_utterance)
+    yield ccc.percentile_interval(two_stages(corpus, [prediction], resamples, seed))
+    yield ccc.percentile_interval(by_speaker)
     yield jackknife(corpus, prediction)
-    yield widest_interval(draws)
+    yield ccc.widest_interval(draws)
 
 
 def without_speakers(corpus: Corpus, prediction: np.ndarray, resamples: int, seed: int) -> list[tuple[float, float]]:
     """The intervals without speakers: percentiles, and that of this program."""
-    cccs = bootstrap_cccs(corpus.labels, [prediction], None, resamples, seed)
-    ours = bootstrap_interval(corpus.labels, prediction, None, resamples, seed=seed)
-    return [percentile_interval(cccs), ours]
+    cccs = ccc.bootstrap_cccs(corpus.labels, [prediction], None, resamples, seed)
+    ours = ccc.bootstrap_interval(corpus.labels, prediction, None, resamples, seed=seed)
+    return [ccc.percentile_interval(cccs), ours]
 
 
 def difference_intervals(corpus: Corpus, predictions: list, resamples: int, seed: int) -> list[tuple[float, float]]:
     """Intervals of the difference in mean CCC of two orders: speakers, utterances and seeds; that of this program."""
-    cccs = np.reshape([concordance_cc(corpus.labels, one) for one in predictions], (2, SEEDS))
+    cccs = np.reshape([ccc.concordance_cc(corpus.labels, one) for one in predictions], (2, SEEDS))
     nested = two_stages(corpus, predictions, resamples, seed).reshape(-1, 2, SEEDS)
     seeds = np.random.default_rng((seed, 1)).integers(0, SEEDS, (resamples, 1, SEEDS))
     nested = np.take_along_axis(nested, seeds, axis=2).mean(axis=2)
-    draws = widened_cccs(corpus.labels, predictions, list(corpus.speaker), resamples, seed=seed)
+    draws = ccc.widened_cccs(corpus.labels, predictions, list(corpus.speaker), resamples, seed=seed)
     draws = [order_means(draw.reshape(-1, 2, SEEDS), cccs, seed) for draw in draws]
     return [
-        percentile_interval(nested[:, 0] - nested[:, 1]),
-        widest_interval([means[:, 0] - means[:, 1] for means in draws], limit=2),
+        ccc.percentile_interval(nested[:, 0] - nested[:, 1]),
+        ccc.widest_interval([means[:, 0] - means[:, 1] for means in draws], limit=2),
     ]
 
 
-def simulate(
-    args: argparse.Namespace, bar: tqdm, truths: dict[str, float], draw: Callable
-) -> tuple[list[str], list[str]]:
+def simulate(args: argparse.Namespace, bar: tqdm, truths: dict[str, float], draw: Callable) -> Cells:
     """Coverage and mean width of each rule, as cells that show all speaker effects.
 
     Args:
@@ -189,29 +178,18 @@ def simulate(
     )
 
 
-def simulate_cccs(args: argparse.Namespace, speakers: int, mean: int, equal: bool, bar) -> tuple[list[str], list[str]]:
-    """The cells of one row: intervals of the CCC."""
+def simulate_cccs(args: argparse.Namespace, bar: tqdm, effects: Iterable[str], rules: Callable, *sizes) -> Cells:
+    """The cells of one row: intervals of the CCC according to `rules`, for corpora of these sizes."""
     slope, noise = REGRESSORS[args.regressor]
 
-    def draw(rng: np.random.Generator, effect: str, number: int) -> Iterator[tuple[float, float]]:
-        corpus = draw_corpus(rng, speakers, mean, equal, effect)
-        return intervals(corpus, predict(rng, corpus, slope, noise), args.resamples, number)
+    def draw(rng: np.random.Generator, effect: str, number: int) -> Iterable[tuple[float, float]]:
+        corpus = draw_corpus(rng, *sizes, effect)
+        return rules(corpus, predict(rng, corpus, slope, noise), args.resamples, number)
 
-    return simulate(args, bar, {effect: population_ccc(effect, slope, noise) for effect in EFFECTS}, draw)
-
-
-def simulate_utterances(args: argparse.Namespace, utterances: int, bar) -> tuple[list[str], list[str]]:
-    """The cells of one row: unknown speakers, a different one for every utterance; no speaker effect."""
-    slope, noise = REGRESSORS[args.regressor]
-
-    def draw(rng: np.random.Generator, effect: str, number: int) -> list[tuple[float, float]]:
-        corpus = draw_corpus(rng, utterances, 1, True, effect)
-        return without_speakers(corpus, predict(rng, corpus, slope, noise), args.resamples, number)
-
-    return simulate(args, bar, {"none": population_ccc("none", slope, noise)}, draw)
+    return simulate(args, bar, {effect: population_ccc(effect, slope, noise) for effect in effects}, draw)
 
 
-def simulate_differences(args: argparse.Namespace, speakers: int, mean: int, bar) -> tuple[list[str], list[str]]:
+def simulate_differences(args: argparse.Namespace, bar: tqdm, speakers: int, mean: int) -> Cells:
     """The cells of one row: two orders with five seeds each; the second has a lower slope and new speaker effects."""
     slope, noise = REGRESSORS[args.regressor]
     slopes = slope, slope - 0.1
@@ -242,13 +220,15 @@ def tables(args: argparse.Namespace) -> str:
     with tqdm(total=runs * args.corpora, unit="corpus", disable=None) as bar:
         for speakers, mean, equal in settings:
             name = f"{speakers} x {mean}" if equal else f"{speakers} x {mean} on average, unequal"
-            for table, line in zip(cccs, simulate_cccs(args, speakers, mean, equal, bar)):
+            for table, line in zip(cccs, simulate_cccs(args, bar, EFFECTS, intervals, speakers, mean, equal)):
                 table.append([name, *line])
-        for utterances in NO_SPEAKERS:
-            for table, (percentiles, ours) in zip(cccs, simulate_utterances(args, utterances, bar)):
+        for utterances in NO_SPEAKERS:  # a different unknown speaker for every utterance; no speaker effect
+            for table, (percentiles, ours) in zip(
+                cccs, simulate_cccs(args, bar, ["none"], without_speakers, utterances, 1, True)
+            ):
                 table.append([f"{utterances} utterances, speakers unknown", percentiles, "-", "-", "-", ours])
         for speakers, mean in DIFFERENCE_SIZES:
-            for table, line in zip(differences, simulate_differences(args, speakers, mean, bar)):
+            for table, line in zip(differences, simulate_differences(args, bar, speakers, mean)):
                 table.append([f"{speakers} x {mean}", *line])
     slope, noise = REGRESSORS[args.regressor]
     true_cccs = " / ".join(f"{population_ccc(effect, slope, noise):.2f}" for effect in EFFECTS)
