@@ -14,6 +14,7 @@ import contextlib
 import csv
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -36,34 +37,29 @@ from tools.recordings import RECORD_FILE
 
 CORPUS = "--corpus corpus --workers 2"
 TRAINING = f"-batch 16 -emo Val {CORPUS}"
+REGRESSOR = "Models/SimpleEmoRegressor_DeepMI@_Val.pt.tar"
 SSL, CURRICULUM = f"-ep 4 -nc 4 {TRAINING}", f"-ep 30 {TRAINING}"
 DEMO = """from pathlib import Path; from tools.make_demo_corpus import make_corpus
 make_corpus(Path('made'), workers=2, clips={'Train': 40, 'Development': 8, 'Test1': 8, 'Unlabeled': 8})"""
 FETCH = """import json; from pathlib import Path; from tools.fetch_v18 import fetch
 fetch(**json.loads(Path('published.json').read_text()), target=Path('fetched'))"""
 STEPS = {
-    "make_demo_corpus": ["-c", DEMO],
-    "fetch_v18": ["-c", FETCH],
-    "extract_features": "-m tools.extract_features corpus/Audios features --workers 2".split(),
-    "prepare_corpus": (
-        "-m tools.prepare_corpus csv ratings.csv --audio corpus/Audios --out prepared --file-column FileName "
-        "--valence-column EmoVal --split-by-speaker .6 .2 .2 --speaker-column SpkrID --label-scale 1 7 "
-        "--norm-dir prepared_norm --workers 2"
-    ).split(),
-    "norm_para": f"norm_para.py {CORPUS}".split(),
-    "training_DeepEmoCluster": f"training_DeepEmoCluster.py {SSL} --unlabeled corpus/Unlabeled".split(),
-    "extract_DeepMI": f"extract_DeepMI.py {SSL}".split(),
-    "training_Curriculum": f"training_Curriculum.py -nc 4 {CURRICULUM}".split(),
-    "testing_Curriculum": f"testing_Curriculum.py {CURRICULUM}".split(),
-    "predict": (
-        "-m tools.predict corpus/Audios --model Models/SimpleEmoRegressor_DeepMI@_Val.pt.tar --out predictions.csv"
-    ).split(),
-    "compare_curricula": (
-        f"-m tools.compare_curricula -nc 4 {CURRICULUM} --seeds 2 --orders deepmi random ridge --ssl-epochs 2 "
-        "--unlabeled-size 0"
-    ).split(),
-    "compare_metrics": f"-m tools.compare_metrics --seeds 2 -ep 2 -nc 4 {TRAINING} --unlabeled-size 0".split(),
-    "report_DeepMI": f"-m tools.report_DeepMI {SSL}".split(),
+    "make_demo_corpus": f"-c {shlex.quote(DEMO)}",
+    "fetch_v18": f"-c {shlex.quote(FETCH)}",
+    "extract_features": "-m tools.extract_features corpus/Audios features --workers 2",
+    "prepare_corpus": "-m tools.prepare_corpus csv ratings.csv --audio corpus/Audios --out prepared --workers 2 "
+    "--file-column FileName --valence-column EmoVal --speaker-column SpkrID --split-by-speaker .6 .2 .2 "
+    "--label-scale 1 7 --norm-dir prepared_norm",
+    "norm_para": f"norm_para.py {CORPUS}",
+    "training_DeepEmoCluster": f"training_DeepEmoCluster.py {SSL} --unlabeled corpus/Unlabeled",
+    "extract_DeepMI": f"extract_DeepMI.py {SSL}",
+    "training_Curriculum": f"training_Curriculum.py -nc 4 {CURRICULUM}",
+    "testing_Curriculum": f"testing_Curriculum.py {CURRICULUM}",
+    "predict": f"-m tools.predict corpus/Audios --model {REGRESSOR} --out predictions.csv",
+    "compare_curricula": f"-m tools.compare_curricula -nc 4 {CURRICULUM} --seeds 2 --orders deepmi random ridge "
+    "--ssl-epochs 2 --unlabeled-size 0",
+    "compare_metrics": f"-m tools.compare_metrics --seeds 2 -ep 2 -nc 4 {TRAINING} --unlabeled-size 0",
+    "report_DeepMI": f"-m tools.report_DeepMI {SSL}",
 }
 
 
@@ -128,7 +124,7 @@ def run_step(step: str, folder: Path, kill_after: float | None = None) -> bool:
     Raises:
         UserError: the step failed.
     """
-    process = start(*STEPS[step], folder=folder, start_new_session=True)
+    process = start(*shlex.split(STEPS[step]), folder=folder, start_new_session=True)
     try:
         finish(process, timeout=kill_after)
     except subprocess.TimeoutExpired:
@@ -140,19 +136,17 @@ def run_step(step: str, folder: Path, kill_after: float | None = None) -> bool:
 
 def read_whole(path: Path) -> None:
     """Read an output from its first to its last byte; raises an exception if it is incomplete."""
+    complete = True
     match path.suffix:
         case ".json":
             json.loads(path.read_text())
         case ".jsonl":
             [json.loads(line) for line in path.read_text().splitlines()]
         case ".csv":
-            with path.open(newline="") as stream:
-                widths = {len(row) for row in csv.reader(stream, strict=True)}
-            if len(widths) != 1 or not path.read_text().endswith("\n"):
-                raise ValueError("rows of different lengths")
+            widths = {len(row) for row in csv.reader(path.read_text().splitlines(keepends=True), strict=True)}
+            complete = len(widths) == 1 and path.read_text().endswith("\n")
         case ".npy":
-            if not np.load(path, mmap_mode="r", allow_pickle=False)[-1].any():
-                raise ValueError("the last row is empty")
+            complete = np.load(path, mmap_mode="r", allow_pickle=False)[-1].any()  # the last row is written last
         case ".mat":
             matfile.read_mat(path, utils.NORM_KEY if "_norm_" in path.name else features.FEATURE_KEY)
         case ".tar" | ".resume":
@@ -160,13 +154,13 @@ def read_whole(path: Path) -> None:
         case ".wav":
             with wave.open(str(path)) as stream:
                 expected = stream.getnframes() * stream.getsampwidth() * stream.getnchannels()
-                if len(stream.readframes(stream.getnframes())) != expected:
-                    raise ValueError("the end is missing")
+                complete = len(stream.readframes(stream.getnframes())) == expected
         case ".png":
             matplotlib.image.imread(path)
         case ".html":
-            if not path.read_text().rstrip().endswith("</html>"):
-                raise ValueError("the end is missing")
+            complete = path.read_text().rstrip().endswith("</html>")
+    if not complete:
+        raise ValueError("the end is missing")
 
 
 def kill_often(step: str, folder: Path, count: Count, kills: int, rng: np.random.Generator) -> None:
