@@ -21,12 +21,12 @@ from deepmi.process import UserError
 DROPOUT = 0.3
 TRUNK_WIDTHS = (1024, 512, 256)
 REGRESSOR_WIDTH = 512
-LONGEST_FACT = 1000  # characters of one of these facts
-INFO_KEY = "deepmi"  # key under which a checkpoint keeps facts about its training
+LONGEST_FACT = 1000  # characters of a fact about the training
+INFO_KEY = "deepmi"  # key of the facts about the training in a checkpoint
 
 
 class ResidualBlock(nn.Module):
-    """relu(dense2(dropout(relu(dense1(x)))) + x), width kept."""
+    """relu(dense2(dropout(relu(dense1(x)))) + x); input and output have the same width."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -35,7 +35,7 @@ class ResidualBlock(nn.Module):
         self.dense2 = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The original leaves this dropout on when it extracts DeepMI; here eval mode turns it off.
+        # In the original this dropout stays on when DeepMI is extracted; here eval mode turns it off.
         hidden = self.dropout(self.dense1(x).relu_())
         return self.dense2(hidden).add_(x).relu_()
 
@@ -43,7 +43,7 @@ class ResidualBlock(nn.Module):
 class DenseResNet(nn.Module):
     """Trunk with a cluster head and an attribute head.
 
-    Source: Lin, Sridhar & Busso (2024), and the layers of the original's checkpoints.
+    Source: Lin, Sridhar & Busso (2024), and the layers in the checkpoints of the original.
     """
 
     def __init__(self, num_features: int, num_clusters: int):
@@ -74,13 +74,13 @@ class DenseResNet(nn.Module):
         return self.top_layer_class.out_features
 
     def forward(self, x: Tensor, clusters_only: bool = False) -> tuple[Tensor, Tensor | None]:
-        """(B, D) -> cluster logits (B, K) and z-normalised attribute (B,), or None and no gradient of the regressor."""
+        """(B, D) -> cluster logits (B, K) and z-normalised attribute (B,), or None if `clusters_only`."""
         hidden = self.dnn_features(x)  # (B, 256)
         attribute = None if clusters_only else self.emo_regressor(hidden).squeeze(1)
         return self.top_layer_class(self.classifier(hidden)), attribute
 
     def cluster_features(self, x: Tensor) -> Tensor:
-        """What k-means sees: (B, D) -> (B, 256), the classifier's linear output before its ReLU."""
+        """The input of k-means: (B, D) -> (B, 256), the linear output of the classifier before its ReLU."""
         return self.classifier[0](self.dnn_features(x))
 
     def predict_attribute(self, x: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class DenseResNet(nn.Module):
         return self.emo_regressor(self.dnn_features(x)).squeeze(1)
 
     def renew_top_layer(self) -> None:
-        """Fresh top layer for fresh pseudo-labels: weight from N(0, 0.01), bias 0."""
+        """Reset the top layer for new pseudo-labels: weights from N(0, 0.01), bias 0."""
         nn.init.normal_(self.top_layer_class.weight, 0.0, 0.01)
         nn.init.zeros_(self.top_layer_class.bias)
 
@@ -96,7 +96,7 @@ class DenseResNet(nn.Module):
 class DenseNet(nn.Module):
     """The curriculum regressor; no ReLU after its first layer, as in the original.
 
-    Source: Lin, Sridhar & Busso (2024), and the layers of the original's checkpoints.
+    Source: Lin, Sridhar & Busso (2024), and the layers in the checkpoints of the original.
     """
 
     def __init__(self, num_features: int, width: int = 0):
@@ -128,12 +128,12 @@ class DenseNet(nn.Module):
 
 
 def save_ssl_checkpoint(path: Path, state: Mapping[str, Tensor], info: dict) -> None:
-    """Write a DenseResNet in the original's layout.
+    """Write a DenseResNet in the layout of the original.
 
     Args:
-        path: target.
-        state: the network's state dict. The original's trunk sits in DataParallel, so its keys get `module.`.
-        info: plain values (attribute, epochs, ...) kept beside the weights; the original ignores them.
+        path: file to write.
+        state: state dict of the network. Trunk keys get `module.`, because the original wraps it in DataParallel.
+        info: plain values (attribute, epochs, ...) saved beside the weights; the original ignores them.
     """
     weights = {
         key.replace("dnn_features.", "dnn_features.module.", 1): value.detach().cpu().contiguous()
@@ -154,15 +154,16 @@ def load_ssl_checkpoint(
         emo_attr: expected attribute.
         feature_set: feature set of the data; empty if unknown.
     Returns:
-        (network on the CPU in eval mode, info saved with it; empty for the original's files).
+        (network on the CPU in eval mode, info saved with it; empty for files of the original).
     Raises:
-        UserError: missing, damaged, would run code, or made for another network, width, K, attribute or feature set.
+        UserError: missing, damaged, would run code, or made for a different network, width, K, attribute or feature
+            set.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(
             f"{path}: no such checkpoint. Run training_DeepEmoCluster.py with the same -ep, -batch, -emo and -nc first "
-            "(the published ones: --model-dir trained_SSLmodels_v1.8)."
+            "(published checkpoints: --model-dir trained_SSLmodels_v1.8)."
         )
     content = tensors.load_tensors(path)
     state = content.get("state_dict") if isinstance(content, dict) else None
@@ -196,24 +197,24 @@ def load_regressor(path: Path, num_features: int, emo_attr: str = "", feature_se
         emo_attr: expected attribute; empty accepts any.
         feature_set: feature set of the data; empty if unknown.
     Returns:
-        (network on the CPU in eval mode, info saved with it; empty for the original's files).
+        (network on the CPU in eval mode, info saved with it; empty for files of the original).
     Raises:
-        UserError: missing, damaged, would run code, or made for another network, width, attribute or feature set.
+        UserError: missing, damaged, would run code, or made for a different network, width, attribute or feature set.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"{path}: no such regressor. training_Curriculum.py writes them, as "
-            "SimpleEmoRegressor_DeepMI@_Val.pt.tar in its --model-dir."
+            f"{path}: no such regressor. training_Curriculum.py writes regressors such as "
+            "SimpleEmoRegressor_DeepMI@_Val.pt.tar to its --model-dir."
         )
     state = tensors.load_tensors(path)
     if not isinstance(state, dict):
         raise UserError(f"{path}: expected the state dict of a curriculum regressor, found {type(state).__name__}.")
     if "state_dict" in state:
         raise UserError(f"{path}: a DeepEmoCluster checkpoint, not a regressor (SimpleEmoRegressor_...).")
-    metadata = getattr(state, "_metadata", None)  # by module name; "" is the whole network
-    metadata = metadata.get("") if isinstance(metadata, dict) else None
-    info = metadata.get(INFO_KEY) if isinstance(metadata, dict) else None
+    info = getattr(state, "_metadata", None)
+    for key in ("", INFO_KEY):  # module name, "" for the whole network; then ours
+        info = info.get(key) if isinstance(info, dict) else None
     info = _checked_info(path, info, emo_attr, feature_set)
     width, found = _shape(path, state, "dense_net.0.weight")
     _refuse_width(path, found, num_features)
@@ -221,7 +222,7 @@ def load_regressor(path: Path, num_features: int, emo_attr: str = "", feature_se
 
 
 def _checked_info(path: Path, info: object, emo_attr: str, feature_set: str) -> dict:
-    """What was saved with a network, if anything; refuses foreign content, another attribute or feature set."""
+    """The facts saved with a network, if any; refuses foreign content, a different attribute or feature set."""
 
     def is_ours(name: object, value: object) -> bool:
         kinds = str if name in ("emo_attr", "feature_set", "norm_terms") else tensors.PLAIN
@@ -231,17 +232,17 @@ def _checked_info(path: Path, info: object, emo_attr: str, feature_set: str) -> 
     if info is None:
         return {}
     if not isinstance(info, dict) or not all(is_ours(*fact) for fact in info.items()):
-        raise UserError(f"{path}: its notes on its training are damaged; download or train it again.")
+        raise UserError(f"{path}: the facts about its training are damaged; download or train it again.")
     if emo_attr and info.get("emo_attr", emo_attr) != emo_attr:
         raise UserError(f"{path}: trained for {info['emo_attr']}; -emo asks for {emo_attr}.")
-    common_feature_set({"what --features and --norm-dir name": feature_set, path: info.get("feature_set", "")})
+    common_feature_set({"--features and --norm-dir": feature_set, path: info.get("feature_set", "")})
     return info
 
 
 def _shape(path: Path, state: Mapping[str, Tensor], key: str) -> tuple[int, int]:
     value = state.get(key)
     if not isinstance(value, Tensor) or value.ndim != 2:
-        raise UserError(f"{path}: no layer {key}; the file belongs to another network.")
+        raise UserError(f"{path}: no layer {key}; the file belongs to a different network.")
     return value.shape[0], value.shape[1]
 
 
@@ -255,7 +256,7 @@ def _refuse_width(path: Path, found: int, expected: int) -> None:
 
 def _with_weights(path: Path, network: type[nn.Module], sizes: tuple[int, int], state: Mapping) -> nn.Module:
     """A network of these sizes with these weights, in eval mode."""
-    with torch.device("meta"):  # without initialisation, which takes as long as reading the weights
+    with torch.device("meta"):  # skips the initialisation, which takes as long as reading the weights
         model = network(*sizes)
     for key, value in state.items():
         if not (isinstance(value, Tensor) and value.is_floating_point()):
@@ -266,5 +267,5 @@ def _with_weights(path: Path, network: type[nn.Module], sizes: tuple[int, int], 
         model.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
     except RuntimeError as error:
         first = str(error).splitlines()[1:2] or [str(error)]
-        raise UserError(f"{path}: does not fit this network ({first[0].strip()[:160]}).") from None
+        raise UserError(f"{path}: does not match this network ({first[0].strip()[:160]}).") from None
     return model.eval()

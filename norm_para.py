@@ -2,8 +2,8 @@
 
     python norm_para.py --corpus /data/MSP-PODCAST-Publish-1.8
 
-reads every Train feature file once and writes NormTerm/feat_norm_means.mat, feat_norm_stds.mat and, for each attribute
-with labels, e.g. act_norm_means.mat, act_norm_stds.mat. Every later stage normalises with them.
+Reads every Train feature file once and writes NormTerm/feat_norm_means.mat and feat_norm_stds.mat, and for each
+attribute with labels, such as Act, act_norm_means.mat and act_norm_stds.mat. All other stages normalise with them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"{attribute}: mean {label_mean:.4f}, standard deviation {label_std:.4f} over {count} labels.")
     for attribute in sorted(set(cli.ATTRIBUTES) - set(labels)):
         stale = (args.norm_dir / f"{attribute.lower()}_norm_means.mat").exists()
-        rest = f" Its statistics in {args.norm_dir} belong to another corpus." if stale else ""
+        rest = f" Its statistics in {args.norm_dir} belong to a different corpus." if stale else ""
         print(f"{attribute}: no labels in {corpus.labels}, left out.{rest}")
     print("\n".join(f"wrote {path}" for path in written))
 

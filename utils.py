@@ -1,4 +1,4 @@
-"""MSP-Podcast (releases 1.6 to 2.0): where its files lie, the unlabeled draw, names of output files.
+"""MSP-Podcast (releases 1.6 to 2.0): where its files are, the draw of the unlabeled set, names of output files.
 
 `LabeledCorpus.load` turns a corpus, a split and an attribute into names, features and targets.
 """
@@ -40,7 +40,7 @@ NO_UNLABELED = (
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Where a corpus lies
+# Where the parts of a corpus are
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Corpus:
     """The parts of a corpus.
 
     Attributes:
-        root: its folder, or None if the parts were named one by one.
+        root: its folder, or None if label file and feature folder were given separately.
         labels: consensus label file.
         features: folder of the .mat files.
     """
@@ -66,7 +66,7 @@ def find_corpus(root: Path | None, labels: Path | None = None, feature_dir: Path
         labels: label file to use instead of the one in the corpus.
         feature_dir: feature folder to use instead of the one in the corpus.
     Raises:
-        UserError: a part is not named, or does not exist.
+        UserError: a part is not given, or does not exist.
     """
     if root is None and (labels is None or feature_dir is None):
         raise UserError(NO_CORPUS)
@@ -92,23 +92,22 @@ def find_corpus(root: Path | None, labels: Path | None = None, feature_dir: Path
 
 
 def feature_folder(root: Path, feature_set: str) -> Path:
-    """Where a corpus keeps the features of a set; that of IS13 has MSP-Podcast's name."""
+    """The folder for a feature set in a corpus; the one for IS13 has MSP-Podcast's name."""
     return root / (FEATURE_FOLDER if feature_set == "IS13" else Path("Features", feature_set, FEATURE_FOLDER.name))
 
 
 def _below(folder: Path, name: str = "") -> list[Path]:
-    """The folders in a folder, in order; if a name is given, only those of that name in any case."""
+    """The folders in a folder, sorted; if a name is given, only those with that name in any case."""
     folders = sorted(child for child in folder.iterdir() if child.is_dir())
     return [child for child in folders if not name or child.name.casefold() == name.casefold()]
 
 
 def _find_features(root: Path) -> list[Path]:
-    """The feature folder of a corpus: that of IS13, or else every `Features/*/feat_mat`, in any case."""
+    """The feature folder of a corpus: the one for IS13, or else every `Features/*/feat_mat`, in any case."""
     top, middle, last = FEATURE_FOLDER.parts
     sets = [folder for features_folder in _below(root, top)[:1] for folder in _below(features_folder)]
-    known = [folder for folder in sets if folder.name.casefold() == middle.casefold()]
-    found = [matrices for folder in known for matrices in _below(folder, last)]
-    return found[:1] or [matrices for folder in sets for matrices in _below(folder, last)]
+    found = [matrices for folder in sets for matrices in _below(folder, last)]
+    return [matrices for matrices in found if matrices.parent.name.casefold() == middle.casefold()][:1] or found
 
 
 def _find_labels(root: Path, *stems: str) -> Path | None:
@@ -125,13 +124,12 @@ def find_label_file(root: Path) -> Path:
     Raises:
         UserError: none found.
     """
-    found = _find_labels(root, "labels_consensus", "labels_concensus")
-    if found is None:
-        raise UserError(
-            f"{root}: no label file; looked for labels_consensus and labels_concensus (.csv, .json) in its folder "
-            "Labels. Name one with --labels FILE."
-        )
-    return found
+    if found := _find_labels(root, "labels_consensus", "labels_concensus"):
+        return found
+    raise UserError(
+        f"{root}: no label file; looked for labels_consensus and labels_concensus (.csv, .json) in its folder Labels. "
+        "Name one with --labels FILE."
+    )
 
 
 def find_detailed_file(root: Path) -> Path | None:
@@ -153,7 +151,7 @@ def prepared_scale(labels: Path) -> tuple[float, float] | None:
     scale = read_json_object(mark).get("label_scale")
     numbers = isinstance(scale, list) and len(scale) == 2 and all(type(value) in (int, float) for value in scale)
     if not (numbers and is_label_scale(*scale)):
-        raise UserError(f"{mark}: no label_scale in it; prepare the corpus again.")
+        raise UserError(f"{mark}: no valid label_scale; prepare the corpus again.")
     return float(scale[0]), float(scale[1])
 
 
@@ -192,13 +190,13 @@ def draw_unlabeled(root: Path, sample_num: int, seed: int) -> FeatureFiles:
     """Feature files of the unlabeled set, drawn at random.
 
     Args:
-        root: laid out like a corpus, or the folder of .mat files itself.
-        sample_num: how many to draw, without replacement; all if there are fewer.
-        seed: of the draw.
+        root: a folder laid out like a corpus, or the folder of .mat files itself.
+        sample_num: number of files to draw, without replacement; all files if there are fewer.
+        seed: seed of the draw.
     Returns:
         Their folder and their sorted names; the same for the same folder, number and seed.
     Raises:
-        UserError: no such folder, or no .mat file in it.
+        UserError: the folder does not exist, or has no .mat files.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; --unlabeled (or DEEPMI_UNLABELED) names the unlabeled set.")
@@ -208,8 +206,8 @@ def draw_unlabeled(root: Path, sample_num: int, seed: int) -> FeatureFiles:
     names = sorted(name for name in entries if name.endswith(".mat") and not name.startswith("."))
     if not names:
         raise UserError(
-            f"{folder}: no .mat files, here or in {root / FEATURE_FOLDER}. Make features of recordings with "
-            "`python -m tools.extract_features`."
+            f"{folder}: no .mat files, neither here nor in {root / FEATURE_FOLDER}. Extract features from recordings "
+            "with `python -m tools.extract_features`."
         )
     if sample_num < len(names):
         drawn = np.random.default_rng(seed).choice(len(names), size=sample_num, replace=False)
@@ -229,14 +227,14 @@ def getPaths_unlabel_Podcast(root_dir: Path | str, sample_num: int = 90000, seed
 
 @dataclass
 class LabeledSet:
-    """Utterances of a split with features and labels; entry i of each part belongs to names[i].
+    """Utterances of a split with features and labels; entry i of each attribute belongs to names[i].
 
     Attributes:
         names: file names, sorted.
         rows: normalised features, float32 memory map, shape (N, D).
         labels: in label units (1..7), float64, shape (N,).
-        targets: labels z-normed by the statistics of Train, float32, shape (N,).
-        speakers: speaker of each utterance, `Unknown` if not given.
+        targets: labels z-normalised by the statistics of Train, float32, shape (N,).
+        speakers: speaker of each utterance, `Unknown` if missing.
         key: digest of features, normalisation statistics and labels.
     """
 
@@ -252,10 +250,9 @@ def present_utterances(corpus: Corpus, utterances: Sequence[str], skip_missing: 
     """The utterances that have a feature file.
 
     Raises:
-        UserError: some have none, and `skip_missing` is off; or none has one.
+        UserError: feature files are missing and `skip_missing` is off, or all are missing.
     """
-    missing = features.missing_features(corpus.features, utterances)
-    if not missing:
+    if not (missing := features.missing_features(corpus.features, utterances)):
         return list(utterances)
     first = ", ".join([*missing[:5], "..."][: len(missing)])
     found = f"{corpus.features}: {len(missing)} of {len(utterances)} feature files are missing ({first})"
@@ -279,7 +276,7 @@ class LabeledCorpus:
         skip_missing: leave out utterances without a feature file.
         scale: lowest and highest label of this corpus; labels are rescaled linearly to 1..7.
         table: from `read_labels`.
-        feature_set: of features and statistics, empty if it is recorded for neither.
+        feature_set: feature set of features and statistics, empty if neither records it.
         feature_norm: mean and standard deviation of each feature, shape (D,) each.
         label_norm: mean and standard deviation of the Train labels.
     Raises:
@@ -297,7 +294,7 @@ class LabeledCorpus:
     def __post_init__(self) -> None:
         self.table = read_labels(self.corpus.labels)
         if not has_labels(self.table, self.emo_attr):
-            attribute_labels(self.table, self.emo_attr, self.corpus.labels)  # says what is missing
+            attribute_labels(self.table, self.emo_attr, self.corpus.labels)  # its error lists what is missing
         self.feature_set = features.common_feature_set(
             {folder: features.read_feature_set(folder) for folder in (self.corpus.features, self.norm_dir)}
         )
@@ -333,7 +330,7 @@ class LabeledCorpus:
         """The Validation split, for choosing the best epoch.
 
         Raises:
-            UserError: as `load`; or all labels are the same, so that its CCC is 0 for any prediction.
+            UserError: as `load`; or all labels are equal, so that the CCC is 0 for any prediction.
         """
         data = self.load("Validation")
         if np.ptp(data.labels) == 0:
@@ -349,16 +346,16 @@ class LabeledCorpus:
         return self.feature_norm[0].size
 
     def facts(self) -> dict:
-        """What a network trained on this corpus should record about it."""
+        """What a network trained on this corpus records about it."""
         return {"feature_set": self.feature_set, "norm_terms": norm_key(self.feature_norm, self.label_norm)}
 
     def note_other_norm_stats(self, source: object, info: dict) -> None:
         """Print a note if the network in `source`, according to its `info`, was trained with different statistics."""
         if has_other_norm_stats(info, norm_key(self.feature_norm, self.label_norm)):
-            print(f"note: {source} was trained with different normalisation statistics; these results use those given.")
+            print(f"note: {source} was trained with different normalisation statistics; results use the given ones.")
 
     def warn_of_tested(self, unlabeled: Sequence[str], folder: Path) -> None:
-        """Warn if the unlabeled set, with these names in this folder, holds validation or test utterances."""
+        """Warn if the unlabeled set, with these names in this folder, contains validation or test utterances."""
         files = {features.feature_name(name) for name in unlabeled}
         shared = self.table[self.table["FileName"].map(features.feature_name).isin(files)]
         shared = shared[~shared["Split_Set"].map(split_name).isin(("Train", ""))]
@@ -366,8 +363,8 @@ class LabeledCorpus:
             counts = ", ".join(f"{count} of {split}" for split, count in shared["Split_Set"].value_counts().items())
             notify(
                 f"warning: {folder}: the unlabeled set has files with the names of {counts}, the first "
-                f"{shared['FileName'].iloc[0]}. If they are the same utterances, the network trains on them, and "
-                "results on these splits are too good: remove them from the unlabeled set."
+                f"{shared['FileName'].iloc[0]}. If they are the same utterances, the network is trained on them, and "
+                "results on these splits are too high: remove them from the unlabeled set."
             )
 
 
@@ -409,8 +406,8 @@ def load_training_sets(args: argparse.Namespace) -> tuple[dict[str, LabeledSet |
 
 def ssl_checkpoint(model_dir: Path, epoch: int, batch_size: int, num_clusters: int, emo_attr: str) -> Path:
     """DeepEmoCluster's checkpoint, under the original's name."""
-    run = f"epoch{epoch}_batch{batch_size}_{num_clusters}clusters_{emo_attr}"
-    return Path(model_dir) / f"ResNetDeepEmoCluster_{run}.pth.tar"
+    name = f"ResNetDeepEmoCluster_epoch{epoch}_batch{batch_size}_{num_clusters}clusters_{emo_attr}.pth.tar"
+    return Path(model_dir) / name
 
 
 def metric_file(metric_dir: Path, num_clusters: int, emo_attr: str) -> Path:

@@ -7,7 +7,7 @@ It writes a synthetic corpus to a temporary folder and runs each stage on it in 
 
 - training and extraction: the rate of matrix products of 2,048 x 2,048 (8,192 x 8,192 on a GPU) in the same precision,
   measured in the same process between the epochs; operations are counted from the sizes of the layers
-- normalization statistics and packing: scipy's loadmat of the same files on all cores
+- normalisation statistics and packing: scipy's loadmat of the same files on all cores
 - openSMILE: the speed of one recording at a time, times the number of cores
 - predictions: the speed of feature extraction alone
 """
@@ -33,17 +33,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--sizes", choices=SIZES, default="small", help="size of the corpus")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="what to measure")
     parser.add_argument("--epochs", type=cli.positive_int, default=12, metavar="N", help="DeepEmoCluster epochs to run")
-    parser.add_argument(
-        "--growth",
-        type=cli.positive_int,
-        nargs="+",
-        metavar="N",
-        help="measure instead how time and memory of a DeepEmoCluster epoch grow with these sizes of the unlabeled set",
-    )
+    help = "measure instead how time and memory per DeepEmoCluster epoch grow with these sizes of the unlabeled set"
+    parser.add_argument("--growth", type=cli.positive_int, nargs="+", metavar="N", help=help)
     cli.add_device_argument(parser)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="precision of matrix products")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="folder for all files instead of a temporary one")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="Markdown file in which to replace the section")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="folder for all files; by default a temporary one")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="Markdown file whose section is replaced")
     return parser
 
 
@@ -53,15 +48,14 @@ if __name__ == "__main__":
 import contextlib
 import io
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import pandas as pd
 import soundfile
 import torch
 from joblib import Parallel, delayed
@@ -70,9 +64,8 @@ from torch import nn
 
 import model
 import utils
-from benchmarks.sections import ROOT, machine, replace_section, split_section
+from benchmarks.sections import fill_section, machine, run
 from deepmi import features, matfile, runtime
-from deepmi.process import UserError
 from tools import extract_features, predict
 
 WIDTH = 6373
@@ -84,43 +77,31 @@ HEADER = ("stage", "s", "utterances/s", "GFLOP/s", "limit", "ratio", "memory MB"
 
 
 def make_corpus(root: Path, sizes: dict[str, int]) -> None:
-    """Write random labels and features of Train, Validation and the unlabeled set, and normalization statistics."""
+    """Write random labels and features of Train, Validation and the unlabeled set, and normalisation statistics."""
     rng = np.random.default_rng(0)
     labeled, unlabeled = root / "corpus" / utils.FEATURE_FOLDER, root / "unlabeled"
     for folder in (labeled, unlabeled, root / "corpus/Labels"):
         folder.mkdir(parents=True)
-    rows, written = [",".join(utils.CONSENSUS_COLUMNS)], []
+    rows, written = [], []
     for part, count in sizes.items():
-        folder = unlabeled if part == "unlabeled" else labeled
         for number, label in enumerate(np.clip(rng.normal(4, 1.2, count), 1, 7)):
-            file = folder / f"{part}_{number:08d}.mat"
+            file = (unlabeled if part == "unlabeled" else labeled) / f"{part}_{number:08d}.mat"
             if len(written) < DISTINCT:
                 matfile.write_mat(file, features.FEATURE_KEY, rng.normal(size=(1, WIDTH)))
                 written.append(file)
             else:
                 file.hardlink_to(written[number % DISTINCT])
             if part != "unlabeled":
-                rows.append(f"{file.stem}.wav,N,{label:.3f},{label:.3f},{label:.3f},Unknown,Male,{part}")
-    (root / "corpus/Labels/labels_consensus.csv").write_text("\n".join([*rows, ""]))
-    run_python(root, ROOT / "norm_para.py", "--corpus", "corpus")
-
-
-def run_python(folder: Path, *command: object) -> None:
-    """Run Python in a folder; its output goes to a file."""
-    variables = os.environ | {"PYTHONPATH": str(ROOT)}
-    with (folder / "output.txt").open("w") as output:
-        done = subprocess.run(
-            [sys.executable, *map(str, command)], cwd=folder, env=variables, stdout=output, stderr=output
-        )
-    if done.returncode:
-        text = (folder / "output.txt").read_text()
-        raise UserError(f"{command[0]} {command[1]} ended with status {done.returncode}: {text}")
+                rows.append((f"{file.stem}.wav", "N", label, label, label, "Unknown", "Male", part))
+    table = pd.DataFrame(rows, columns=utils.CONSENSUS_COLUMNS)
+    table.to_csv(root / "corpus/Labels/labels_consensus.csv", index=False, float_format="%.3f")
+    run("norm_para.py", "--corpus", "corpus", folder=root)
 
 
 def run_stage(args: argparse.Namespace, root: Path, stage: str, *argv: object) -> dict:
     """Run a stage in a separate process; returns what `measure_stage` measured."""
     common = ["--corpus", "corpus", "--device", args.device, "--precision", args.precision, "-emo", "Val"]
-    run_python(root, "-m", "benchmarks.measure_stage", stage, "measured.json", *common, *argv, "-batch", BATCH)
+    run("-m", "benchmarks.measure_stage", stage, "measured.json", *common, *argv, "-batch", BATCH, folder=root)
     return json.loads((root / "measured.json").read_text())
 
 
@@ -142,20 +123,31 @@ def operations(network: nn.Module, rows: int, trained: bool) -> float:
 def ssl_epoch_operations(sizes: dict[str, int]) -> float:
     """Operations of one DeepEmoCluster epoch."""
     whole = model.DenseResNet(WIDTH, CLUSTERS)
-    clusters_only = nn.ModuleList([whole.dnn_features, whole.classifier, whole.top_layer_class])
-    to_points = nn.ModuleList([whole.dnn_features, whole.classifier])
-    to_attribute = nn.ModuleList([whole.dnn_features, whole.emo_regressor])
+    trunk, head = whole.dnn_features, whole.classifier
     return (
-        operations(to_points, sizes["unlabeled"] + sizes["Train"], False)
-        + operations(clusters_only, sizes["unlabeled"], True)
+        operations(nn.ModuleList([trunk, head]), sizes["unlabeled"] + sizes["Train"], False)  # k-means
+        + operations(nn.ModuleList([trunk, head, whole.top_layer_class]), sizes["unlabeled"], True)
         + operations(whole, sizes["Train"], True)
-        + operations(to_attribute, sizes["Validation"], False)
+        + operations(nn.ModuleList([trunk, whole.emo_regressor]), sizes["Validation"], False)
     )
 
 
 def median_run(runs: list, ratio: Callable[[object], float]):
     """The run with the median ratio, because the speed of the machine itself changes between runs."""
     return sorted(runs, key=ratio)[len(runs) // 2]
+
+
+def timed_turns(work: dict[str, Callable[[int], object]], turns: int) -> list[dict[str, float]]:
+    """Seconds of each piece of work in each turn; the pieces run one after the other in every turn."""
+    found = []
+    for turn in range(turns):
+        found.append({})
+        for name, call in work.items():
+            begin = time.perf_counter()
+            with contextlib.redirect_stdout(io.StringIO()):
+                call(turn)
+            found[-1][name] = time.perf_counter() - begin
+    return found
 
 
 def row_of_products(name: str, seconds: float, utterances: int, flops: float, measured: dict) -> list[str]:
@@ -168,40 +160,33 @@ def row_of_products(name: str, seconds: float, utterances: int, flops: float, me
 def row_of_files(name: str, seconds: float, count: int, limit: float, unit: str) -> list[str]:
     """A row of the table; `limit` is the shortest possible time in seconds."""
     digits = ".0f" if unit == "files" else ".1f"
-    rate = f"{count / seconds:,{digits}}"
-    return [name, f"{seconds:.3g}", rate, "", f"{count / limit:,{digits}} {unit}/s", f"{limit / seconds:.2f}", ""]
-
-
-def load_some(paths: list[str]) -> None:
-    """Read .mat files with scipy."""
-    for path in paths:
-        loadmat(path)
+    rates = f"{count / seconds:,{digits}}", "", f"{count / limit:,{digits}} {unit}/s"
+    return [name, f"{seconds:.3g}", *rates, f"{limit / seconds:.2f}", ""]
 
 
 def bench_reading(root: Path, stages: list[str]) -> Iterator[list[str]]:
-    """Normalization statistics and packing of Train, three times in turn with loadmat."""
+    """Normalisation statistics and packing of Train, three times in turn with loadmat."""
     folder, cores = root / "corpus" / utils.FEATURE_FOLDER, cli.cpu_count()
     paths = sorted(folder.glob("Train_*.mat"))
     names, norm = [path.name for path in paths], (np.zeros(WIDTH), np.ones(WIDTH))
-    parts = [[str(path) for path in paths[first : first + 64]] for first in range(0, len(paths), 64)]
     work = {
-        "loadmat": lambda turn: Parallel(n_jobs=cores)(delayed(load_some)(part) for part in parts),
+        "loadmat": lambda turn: Parallel(n_jobs=cores, batch_size=64)(delayed(loadmat_only)(path) for path in paths),
         "norms": lambda turn: features.feature_moments(folder, names, cores),
         "packing": lambda turn: features.pack_features(folder, names, *norm, root / f"packing_{turn}", cores),
     }
-    seconds = {name: float("inf") for name in work}
-    for turn in range(3):
-        for name, run in work.items():
-            begin = time.perf_counter()
-            run(turn)
-            seconds[name] = min(seconds[name], time.perf_counter() - begin)
+    seconds = pd.DataFrame(timed_turns(work, 3)).min()
     for stage in ("norms", "packing"):
         if stage in stages:
             yield row_of_files(stage, seconds[stage], len(paths), seconds["loadmat"], "files")
 
 
+def loadmat_only(path: Path) -> None:
+    """Read a .mat file with scipy and return nothing."""
+    loadmat(path)
+
+
 def bench_ssl(args: argparse.Namespace, root: Path, sizes: dict[str, int], epochs: int) -> Iterator[list[str]]:
-    """One epoch of DeepEmoCluster, without the first."""
+    """The median epoch of DeepEmoCluster, without the first one."""
     argv = ["-ep", epochs, "-nc", CLUSTERS, "--unlabeled", "unlabeled", "--unlabeled-size", sizes["unlabeled"]]
     measured = run_stage(args, root, "training_DeepEmoCluster", *argv, "--no-resume")
     logged = zip(logged_epochs(root, "ResNet*"), measured["around"])
@@ -212,7 +197,7 @@ def bench_ssl(args: argparse.Namespace, root: Path, sizes: dict[str, int], epoch
 
 
 def bench_deepmi(args: argparse.Namespace, root: Path, sizes: dict[str, int]) -> Iterator[list[str]]:
-    """The forward pass over Train, and the rest of the extraction without imports."""
+    """The forward pass over Train, and the rest of stage 2 without imports."""
     network, epoch = model.DenseResNet(WIDTH, CLUSTERS), 999
     (root / "Models").mkdir(exist_ok=True)
     checkpoint = utils.ssl_checkpoint(root / "Models", epoch, BATCH, CLUSTERS, "Val")
@@ -239,10 +224,10 @@ def bench_curriculum(args: argparse.Namespace, root: Path, sizes: dict[str, int]
 def bench_opensmile(root: Path) -> Iterator[list[str]]:
     """Features from recordings, one at a time and one per core; then predictions from the same recordings."""
     cores, audio, rng = cli.cpu_count(), root / "audio", np.random.default_rng(3)
-    clips = 64 * cores
+    count = 64 * cores
     audio.mkdir()
-    for number in range(clips):
-        soundfile.write(audio / f"clip_{number:04d}.wav", rng.normal(0, 0.1, 48000).astype(np.float32), 16000)
+    for number in range(count):
+        soundfile.write(audio / f"{number:04d}.wav", rng.normal(0, 0.1, 48000).astype(np.float32), 16000)
     regressors = [root / f"regressor@_{attribute}.pt.tar" for attribute in cli.ATTRIBUTES]
     for attribute, file in zip(cli.ATTRIBUTES, regressors):
         model.save_regressor(file, model.DenseNet(WIDTH).state_dict(), {"emo_attr": attribute})
@@ -254,31 +239,19 @@ def bench_opensmile(root: Path) -> Iterator[list[str]]:
         "all": lambda turn: extract_features.extract_folder(audio, root / f"all_{turn}", workers=cores),
         "predict": lambda turn: predict.main(prediction),
     }
-    turns = []
-    for turn in range(4):
-        turns.append({})
-        for name, run in work.items():
-            begin = time.perf_counter()
-            with contextlib.redirect_stdout(io.StringIO()):
-                run(turn)
-            turns[-1][name] = time.perf_counter() - begin
-    del turns[0]  # it loads openSMILE
+    turns = timed_turns(work, 4)[1:]  # the first turn loads openSMILE
     turn = median_run(turns, lambda turn: turn["one"] / turn["all"])
-    name = f"openSMILE, {clips} clips of 3 s, {cores} at a time"
-    yield row_of_files(name, turn["all"], clips, turn["one"] / cores, "clips")
+    name = f"openSMILE, {count} recordings of 3 s, {cores} at a time"
+    yield row_of_files(name, turn["all"], count, turn["one"] / cores, "recordings")
     turn = median_run(turns, lambda turn: turn["all"] / turn["predict"])
-    yield row_of_files("prediction of the same clips", turn["predict"], clips, turn["all"], "clips")
+    yield row_of_files("prediction of the same recordings", turn["predict"], count, turn["all"], "recordings")
 
 
 def bench_start_up(root: Path) -> Iterator[list[str]]:
     """--help of each stage."""
     for script in SCRIPTS:
-        seconds = []
-        for _ in range(5):
-            begin = time.perf_counter()
-            run_python(root, ROOT / f"{script}.py", "--help")
-            seconds.append(time.perf_counter() - begin)
-        yield [f"{script}.py --help", f"{statistics.median(seconds):.2f}", "", "", "", "", ""]
+        turns = timed_turns({"help": lambda turn, script=script: run(f"{script}.py", "--help", folder=root)}, 5)
+        yield [f"{script}.py --help", f"{statistics.median(turn['help'] for turn in turns):.2f}", "", "", "", "", ""]
 
 
 def measured_rows(args: argparse.Namespace, root: Path) -> Iterator[list[str]]:
@@ -292,20 +265,19 @@ def measured_rows(args: argparse.Namespace, root: Path) -> Iterator[list[str]]:
     if args.growth:
         return
     sizes = SIZES[args.sizes]
-    benches = {
-        ("norms", "packing"): lambda: bench_reading(root, args.stages),
-        ("ssl",): lambda: bench_ssl(args, root, sizes, args.epochs),
-        ("deepmi",): lambda: bench_deepmi(args, root, sizes),
-        ("curriculum",): lambda: bench_curriculum(args, root, sizes),
-        ("opensmile",): lambda: bench_opensmile(root),
-        ("start-up",): lambda: bench_start_up(root),
-    }
     if set(args.stages) != {"start-up"}:
         make_corpus(root, sizes)
-    for stages, bench in benches.items():
-        if set(stages) & set(args.stages):
-            print(f"measuring {' and '.join(stages)} ...", file=sys.stderr)
-            yield from bench()
+    for stages, rows in (
+        ({"norms", "packing"}, bench_reading(root, args.stages)),
+        ({"ssl"}, bench_ssl(args, root, sizes, args.epochs)),
+        ({"deepmi"}, bench_deepmi(args, root, sizes)),
+        ({"curriculum"}, bench_curriculum(args, root, sizes)),
+        ({"opensmile"}, bench_opensmile(root)),
+        ({"start-up"}, bench_start_up(root)),
+    ):
+        if stages & set(args.stages):  # the generators measure nothing until they are iterated
+            print(f"measuring {' and '.join(sorted(stages))} ...", file=sys.stderr)
+            yield from rows
 
 
 def main(args: argparse.Namespace) -> None:
@@ -313,8 +285,7 @@ def main(args: argparse.Namespace) -> None:
     device = runtime.choose_device(args.device)
     precision = runtime.choose_precision(device, args.precision)
     section = f"bench_stages {'growth' if args.growth else f'{args.sizes} {device.type} {precision}'}"
-    if args.results:
-        split_section(args.results, section)  # a wrong file is refused before the measurements
+    fill_section(args.results, section)
     lines = [f"| {' | '.join(HEADER)} |", "| --- " + "| ---: " * (len(HEADER) - 1) + "|"]
     print("\n".join(lines), flush=True)
     with contextlib.ExitStack() as stack:
@@ -328,8 +299,7 @@ def main(args: argparse.Namespace) -> None:
     gpu = f"{torch.cuda.get_device_name(device)}, " if device.type == "cuda" else ""
     lines += ["", f"{counts}, {WIDTH:,} features, K {CLUSTERS}, batch {BATCH}, {precision}, on {gpu}{machine()}."]
     print("\n".join(lines[-2:]))
-    if args.results:
-        replace_section(args.results, section, "\n".join(lines))
+    fill_section(args.results, section, "\n".join(lines))
 
 
 if __name__ == "__main__":

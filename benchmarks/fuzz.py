@@ -1,11 +1,11 @@
-"""Damaged files: every reader gives a right result or one message; never a traceback, a crash or a wrong number.
+"""Damaged files: every reader gives a correct result or one message; never a traceback, a crash or a wrong number.
 
     python -m benchmarks.fuzz --inputs 100000
     python -m benchmarks.fuzz --inputs 100000 --targets scipy_mat --keep-going
 
-Each reader of files from elsewhere gets copies of valid files with bytes changed, cut, repeated, mixed with other
-files, or replaced by extreme numbers. Each target runs in a separate process, so that a crash is noticed too. An input
-that does harm is a find: it is kept in --finds, and its target stops unless --keep-going.
+Each reader of files from elsewhere gets copies of valid files with bytes changed, removed, repeated, mixed with a
+different file, or replaced by extreme numbers. Each target runs in a separate process, so that crashes are noticed. An
+input that does harm is a find: it is kept in --finds, and its target stops unless --keep-going.
 """
 
 from __future__ import annotations
@@ -13,43 +13,40 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import os
+import multiprocessing
 import random
 import re
-import resource
 import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from tqdm import tqdm
+
+from benchmarks.fuzz_targets import TARGETS, Target, Wrong, expect
+from benchmarks.sections import add_results_argument, fill_section, machine
 from deepmi import cli
+from deepmi.process import UserError
 
 SECONDS = 10  # allowed per input
 MEGABYTES = 500  # of memory that one input may add
-ANSWERS = ("read", "refused")  # all other answers are finds
+ANSWERS = {"read", "refused"}  # any other answer is a find
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this benchmark."""
     parser = cli.new_parser(__doc__)
-    parser.add_argument("--targets", nargs="+", metavar="NAME", help="readers; all but scipy_mat if not given")
+    parser.add_argument(
+        "--targets", nargs="+", choices=TARGETS, metavar="NAME", help="readers; by default all except scipy_mat"
+    )
     parser.add_argument("--inputs", type=cli.positive_int, default=20_000, metavar="N", help="inputs per target")
     parser.add_argument("--seed", type=cli.non_negative_int, default=1, metavar="N", help="seed of the inputs")
     parser.add_argument("--keep-going", action="store_true", help="count all finds of a target")
     parser.add_argument("--finds", type=Path, default=Path("fuzz_finds"), metavar="DIR", help="folder for the finds")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="Markdown file whose section is replaced")
+    add_results_argument(parser)
     return parser
 
-
-if __name__ == "__main__":
-    ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
-
-from tqdm import tqdm
-
-from benchmarks.fuzz_targets import TARGETS, Target, Wrong, expect
-from benchmarks.sections import machine, replace_section, split_section
-from deepmi.process import UserError
 
 NASTY = (b"nan", b"inf", b"-1", b"1e309", b"9" * 20, b"\0", b"\xff\xff\xff\x7f", b"\xff" * 8, b'"', b",")
 
@@ -82,7 +79,7 @@ def feed(target: Target, data: bytes, folder: Path) -> str:
     Returns:
         `read`, or `refused` if it reports an error.
     Raises:
-        Exception: a find: `Wrong`, or what the reader let through.
+        Exception: a find: `Wrong`, or an error of the reader.
     """
     path = folder / f"input{target.ending}"
     path.write_bytes(data)
@@ -98,25 +95,21 @@ def feed(target: Target, data: bytes, folder: Path) -> str:
     return "read"
 
 
-def _peak_megabytes(reset: bool = False) -> float:
-    """The highest memory of this process; after a reset it counts from now if the system can do that (Linux)."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if reset:
-        with contextlib.suppress(OSError):
-            status.with_name("clear_refs").write_text("5")
-    return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 1024
+def _peak_megabytes() -> float:
+    """The peak memory of this process since the last reset (Linux)."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 @contextlib.contextmanager
 def within_limits() -> Iterator[None]:
-    """Raise `Wrong` if the block takes more time or memory than one input may."""
+    """Raise `Wrong` if the block takes more than the allowed time or memory."""
 
     def too_long(signum: int, frame: object) -> None:
         raise Wrong(f"takes more than {SECONDS} s")
 
-    before = _peak_megabytes(reset=True)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = _peak_megabytes()
     handler = signal.signal(signal.SIGALRM, too_long)
     signal.alarm(SECONDS)
     try:
@@ -133,10 +126,10 @@ def within_limits() -> Iterator[None]:
 
 
 def run_inputs(name: str, args: argparse.Namespace, report: Path) -> None:
-    """Feed a target until a find; the report, one line per input so far, gets a line per answer."""
+    """Feed a target until a find; one line per answer is appended to the report, which has one line per input."""
     target, start = TARGETS[name], len(report.read_text().splitlines())
     good = target.good()
-    for data in good:  # libraries load now, and a valid file must be read
+    for data in good:  # loads the libraries; a valid file must be read
         expect(feed(target, data, report.parent) == "read", "a valid file is refused")
     with report.open("a", buffering=1) as lines:
         for number in tqdm(range(start, args.inputs), desc=name, initial=start, total=args.inputs, disable=None):
@@ -155,17 +148,13 @@ def run_target(name: str, args: argparse.Namespace, folder: Path) -> list[str]:
     """The answer to each input: `read`, `refused` or a find in words."""
     report, answers = folder / "report", []
     report.touch()
-    while len(answers) < args.inputs and (args.keep_going or {*answers} <= {*ANSWERS}):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            with contextlib.suppress(Exception):
-                run_inputs(name, args, report)
-                status = 0
-            os._exit(status)
-        if status := os.waitpid(child, 0)[1]:
+    while len(answers) < args.inputs and (args.keep_going or ANSWERS.issuperset(answers)):
+        child = multiprocessing.get_context("fork").Process(target=run_inputs, args=(name, args, report))
+        child.start()
+        child.join()
+        if child.exitcode:
             with report.open("a") as lines:
-                lines.write(f"the process ended with status {status}\n")
+                lines.write(f"the process ended with status {child.exitcode}\n")
         answers = report.read_text().splitlines()
         if answers[-1] not in ANSWERS:
             args.finds.mkdir(parents=True, exist_ok=True)
@@ -175,14 +164,10 @@ def run_target(name: str, args: argparse.Namespace, folder: Path) -> list[str]:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Feed every target; 1 if anything was found."""
-    names = args.targets or [name for name in TARGETS if name != "scipy_mat"]
-    if unknown := [name for name in names if name not in TARGETS]:
-        raise UserError(f"--targets {unknown[0]}: no such target; there are {', '.join(TARGETS)}.")
-    if args.results:
-        split_section(args.results, "fuzz")
+    """Feed every target and print a table; 1 if there are finds."""
+    fill_section(args.results, "fuzz")
     rows, inputs, finds = [["target", "inputs", "read", "refused", "finds", "the first"]], 0, 0
-    for name in names:
+    for name in args.targets or [name for name in TARGETS if name != "scipy_mat"]:
         with tempfile.TemporaryDirectory() as folder:
             answers = run_target(name, args, Path(folder))
         found = [answer for answer in answers if answer not in ANSWERS]
@@ -191,10 +176,9 @@ def main(args: argparse.Namespace) -> int:
         inputs, finds = inputs + len(answers), finds + len(found)
     text = "\n".join([*cli.markdown_table(rows), "", f"{inputs:,} inputs, seed {args.seed}, on {machine()}."])
     print(text)
-    if args.results:
-        replace_section(args.results, "fuzz", text)
+    fill_section(args.results, "fuzz", text)
     return int(finds > 0)
 
 
 if __name__ == "__main__":
-    cli.run(main, ARGS)
+    cli.run(main, cli.parse(get_args_parser()))

@@ -1,9 +1,8 @@
-"""The readers that `benchmarks.fuzz` feeds, valid files for each, and what a right result is."""
+"""The readers that `benchmarks.fuzz` tests, valid files for each, and what a correct result is."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import json
 import tempfile
@@ -25,7 +24,7 @@ from tools import corpora, feature_sets
 
 
 class Wrong(Exception):
-    """A reader returned what it must not return."""
+    """A reader returned a wrong result."""
 
 
 def expect(condition: object, what: str) -> None:
@@ -39,10 +38,10 @@ class Target:
     """A reader of files.
 
     Attributes:
-        ending: of its files.
+        ending: file name ending.
         good: makes the content of valid files.
-        read: reads a file and checks the result; `UserError` is a right answer.
-        refusals: exceptions that are a right answer, too.
+        read: reads a file and checks the result; `UserError` is a correct answer.
+        refusals: further exceptions that are a correct answer.
     """
 
     ending: str
@@ -67,6 +66,11 @@ ROWS = (
     ("a.wav", "N", "4.2", "1.5", "6.9", "1", "Female", "Train"),
     ("b.flac", "A", "", "7", "1", "Unknown", "Male", "Test1"),
 )
+LABELS = "".join(",".join(row) + "\r\n" for row in (FIELDS, *ROWS)).encode()
+LABELS_JSON = json.dumps({row[0]: dict(zip(FIELDS, row)) for row in ROWS}).encode()
+TABLES = [b"file;act;who;part\na/b.wav;12.5;s1;train\nc;;s2;\n", b"act,file,part,who\n1e1,x,T,2\n"]
+COLUMNS = {"FileName": "file", "EmoAct": "act", "SpkrID": "who", "Split_Set": "part"}
+PARTITIONS = b"Train; MSP-PODCAST_0001_0001.wav\nb.wav Test1\n"
 DETAIL = (
     b'FileName,EmoDetail\na.wav,"WORKER1; Happy; Joy,Calm; A:3; V:nan; D:2.5;"\na.wav,WORKER2; Sad; A:4; V:1; D:2;\n'
 )
@@ -84,13 +88,6 @@ WORKER01; Neutral; Neutral,Other; A:3; V:nan; D:2; N:4;
 """
 
 
-def label_csv() -> bytes:
-    """A consensus label file."""
-    stream = io.StringIO()
-    csv.writer(stream).writerows([FIELDS, *ROWS])
-    return stream.getvalue().encode()
-
-
 def read_labels(path: Path) -> None:
     """Consensus labels: safe unique names, labels 1..7."""
     table = utils.read_labels(path)
@@ -104,25 +101,19 @@ def read_labels(path: Path) -> None:
 
 
 def read_ratings(path: Path) -> None:
-    """Individual ratings: every row has a name, no spread is negative or NaN."""
+    """Individual ratings: every row has a name, no standard deviation is negative or NaN."""
     expect(all(utils.read_detailed_labels(path)["FileName"]), "rows without a name")
     for attribute in cli.ATTRIBUTES:
         with contextlib.suppress(UserError):
-            expect((utils.rater_spread(path, attribute) >= 0).all(), "a spread that is not a number")
+            expect((utils.rater_spread(path, attribute) >= 0).all(), "a standard deviation that is not a number")
 
 
 def check_tables(*tables) -> None:
-    """Labels of other corpora: numbers, and a name in every row."""
+    """Labels of a different corpus: numbers, and a name in every row."""
     for table in tables:
         for column in corpora.ATTRIBUTE_COLUMNS:
             expect((table[column].dropna().abs() < utils.LARGEST_LABEL).all(), f"labels {list(table[column])}")
         expect((table["FileName"] != "").all(), "a row without a name")
-
-
-def read_table(path: Path) -> None:
-    """A table whose columns the user names."""
-    columns = {"FileName": "file", "EmoAct": "act", "SpkrID": "who", "Split_Set": "part"}
-    check_tables(corpora.read_table(path, columns))
 
 
 def read_iemocap(path: Path) -> None:
@@ -138,7 +129,7 @@ def read_improv(path: Path) -> None:
 
 
 def read_metric(path: Path) -> None:
-    """DeepMI values: those that the JSON holds."""
+    """DeepMI values: the numbers in the JSON file."""
     values = metric.read_metric(path)
     expect(values == json.loads(path.read_bytes().decode("utf-8-sig")), "values that differ from the file")
     expect(all(isinstance(value, float) and abs(value) < 1e300 for value in values.values()), "not numbers")
@@ -149,7 +140,7 @@ def read_metric(path: Path) -> None:
 
 
 def mat_files() -> list[bytes]:
-    """Feature files, not compressed and compressed."""
+    """Feature files, uncompressed and compressed."""
     found = []
     for value, compressed in ((np.linspace(-1, 1, 12)[None], False), (np.ones((1, 5), np.float32), True)):
         stream = io.BytesIO()
@@ -173,7 +164,7 @@ def read_norm(path: Path) -> None:
 
 
 def regressors() -> list[bytes]:
-    """A curriculum regressor, in torch's format and in its older one, which has no checksums."""
+    """A curriculum regressor, in torch's current format and in its old one, which has no checksums."""
     torch.manual_seed(0)
     weights = model.DenseNet(12, width=4).state_dict()
     return [
@@ -217,7 +208,7 @@ def run_of(checkpoint: Path) -> run_log.TrainingRun:
 
 
 def resume_file() -> bytes:
-    """What a training saves after an epoch."""
+    """The resume file of a training after one epoch."""
     with tempfile.TemporaryDirectory() as folder:
         run = run_of(Path(folder) / "x.pt.tar")
         run.history, weights = [{"epoch": 0}], {"a": torch.ones(3)}
@@ -251,38 +242,29 @@ def read_log(path: Path) -> None:
 
 def sounds() -> list[bytes]:
     """Recordings in several formats."""
-    signal_ = 0.3 * np.sin(2 * np.pi * 200 * np.arange(800) / 8000)
-    found = []
+    tone, found = 0.3 * np.sin(2 * np.pi * 200 * np.arange(800) / 8000), []
     for kind, subtype in (("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("WAV", "FLOAT")):
         stream = io.BytesIO()
-        soundfile.write(stream, signal_, 8000, format=kind, subtype=subtype)
+        soundfile.write(stream, tone, 8000, format=kind, subtype=subtype)
         found.append(stream.getvalue())
     return found
 
 
 def read_sound(path: Path) -> None:
-    """A recording: samples within -1..1."""
+    """A recording: samples from -1 to 1."""
     samples = feature_sets.read_signal(feature_sets.Clip(path))
     expect(samples.ndim == 1 and samples.size and np.isfinite(samples).all(), "samples that are not numbers")
     expect(abs(samples).max() <= 1, f"samples up to {abs(samples).max()}")
 
 
 TARGETS = {
-    "labels_csv": Target(".csv", lambda: [label_csv()], read_labels),
-    "labels_json": Target(
-        ".json", lambda: [json.dumps({row[0]: dict(zip(FIELDS, row)) for row in ROWS}).encode()], read_labels
-    ),
+    "labels_csv": Target(".csv", lambda: [LABELS], read_labels),
+    "labels_json": Target(".json", lambda: [LABELS_JSON], read_labels),
     "detailed_csv": Target(".csv", lambda: [DETAIL, RATINGS], read_ratings),
     "detailed_json": Target(".json", lambda: [RATINGS_JSON], read_ratings),
-    "table": Target(
-        ".csv",
-        lambda: [b"file;act;who;part\na/b.wav;12.5;s1;train\nc;;s2;\n", b"act,file,part,who\n1e1,x,T,2\n"],
-        read_table,
-    ),
+    "table": Target(".csv", lambda: TABLES, lambda path: check_tables(corpora.read_table(path, COLUMNS))),
     "partitions": Target(
-        ".txt",
-        lambda: [b"Train; MSP-PODCAST_0001_0001.wav\nb.wav Test1\n"],
-        lambda path: expect(all(corpora.read_partitions(path).values()), "no split"),
+        ".txt", lambda: [PARTITIONS], lambda path: expect(all(corpora.read_partitions(path).values()), "no split")
     ),
     "iemocap": Target(".txt", lambda: [IEMOCAP], read_iemocap),
     "improv": Target(".txt", lambda: [IMPROV], read_improv),
@@ -294,6 +276,6 @@ TARGETS = {
     "log": Target(".log.jsonl", lambda: [log_file()], read_log),
     "norm": Target(".mat", lambda: [matfile.mat_bytes(utils.NORM_KEY, np.array([[1.5]]))], read_norm),
     "sound": Target(".wav", sounds, read_sound),
-    # Not ours: why deepmi/matfile.py has its own parser
+    # For comparison: the reason for the parser in deepmi/matfile.py
     "scipy_mat": Target(".mat", mat_files, scipy.io.loadmat, refusals=(Exception,)),
 }

@@ -2,9 +2,9 @@
 
     python -m benchmarks.kill_test --results benchmarks/RESULTS.md
 
-The steps run twice on a small demo corpus: undisturbed, and with each step killed (SIGKILL, including its workers) at
-random moments and started again, until it has been killed often enough. Every output is read after each kill. In the
-end all files are compared with those of the undisturbed run, byte by byte; times in logs are ignored.
+The steps run twice on a small demo corpus: first undisturbed, then each step is killed (SIGKILL, including its workers)
+at random times and started again, a given number of times. After each kill every output is read. At the end all files
+are compared with those of the undisturbed run, byte by byte; times in logs are ignored.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import contextlib
 import csv
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import wave
@@ -29,50 +29,37 @@ import numpy as np
 from tqdm import tqdm
 
 import utils
-from benchmarks.sections import ROOT, machine, replace_section, split_section
+from benchmarks.sections import add_results_argument, fill_section, finish, machine, start
 from deepmi import cli, features, matfile, tensors
-from deepmi.process import UserError
 from tools import fetch_v18
 from tools.make_demo_corpus import make_corpus
 from tools.recordings import RECORD_FILE
 
-TRAINING = ("-batch", "16", "-emo", "Val")
-CORPUS = ("--corpus", "corpus", "--workers", "2")
-SSL = ("-ep", "4", "-nc", "4", *TRAINING, *CORPUS)
-CURRICULUM = ("-ep", "30", *TRAINING, *CORPUS)
+CORPUS = "--corpus corpus --workers 2"
+TRAINING = f"-batch 16 -emo Val {CORPUS}"
 REGRESSOR = "Models/SimpleEmoRegressor_DeepMI@_Val.pt.tar"
+SSL, CURRICULUM = f"-ep 4 -nc 4 {TRAINING}", f"-ep 30 {TRAINING}"
+DEMO = """from pathlib import Path; from tools.make_demo_corpus import make_corpus
+make_corpus(Path('made'), workers=2, clips={'Train': 40, 'Development': 8, 'Test1': 8, 'Unlabeled': 8})"""
+FETCH = """import json; from pathlib import Path; from tools.fetch_v18 import fetch
+fetch(**json.loads(Path('published.json').read_text()), target=Path('fetched'))"""
 STEPS = {
-    "make_demo_corpus": (
-        "-c",
-        "from pathlib import Path; from tools.make_demo_corpus import make_corpus; "
-        "make_corpus(Path('made'), workers=2, clips={'Train': 40, 'Development': 8, 'Test1': 8, 'Unlabeled': 8})",
-    ),
-    "fetch_v18": (
-        "-c",
-        "import json; from pathlib import Path; from tools.fetch_v18 import fetch; "
-        "fetch(**json.loads(Path('published.json').read_text()), target=Path('fetched'))",
-    ),
-    "extract_features": ("-m", "tools.extract_features", "corpus/Audios", "features", "--workers", "2"),
-    "prepare_corpus": (
-        *("-m", "tools.prepare_corpus", "csv", "ratings.csv", "--audio", "corpus/Audios", "--out", "prepared"),
-        *("--file-column", "FileName", "--valence-column", "EmoVal", "--split-by-speaker", ".6", ".2", ".2"),
-        *("--speaker-column", "SpkrID", "--label-scale", "1", "7", "--norm-dir", "prepared_norm", "--workers", "2"),
-    ),
-    "norm_para": ("norm_para.py", *CORPUS),
-    "training_DeepEmoCluster": ("training_DeepEmoCluster.py", *SSL, "--unlabeled", "corpus/Unlabeled"),
-    "extract_DeepMI": ("extract_DeepMI.py", *SSL),
-    "training_Curriculum": ("training_Curriculum.py", "-nc", "4", *CURRICULUM),
-    "testing_Curriculum": ("testing_Curriculum.py", *CURRICULUM),
-    "predict": ("-m", "tools.predict", "corpus/Audios", "--model", REGRESSOR, "--out", "predictions.csv"),
-    "compare_curricula": (
-        *("-m", "tools.compare_curricula", "-nc", "4", *CURRICULUM, "--seeds", "2", "--orders", "deepmi", "random"),
-        *("ridge", "--ssl-epochs", "2", "--unlabeled-size", "0"),
-    ),
-    "compare_metrics": (
-        *("-m", "tools.compare_metrics", "--seeds", "2", "-ep", "2", "-nc", "4", *TRAINING, *CORPUS),
-        *("--unlabeled-size", "0"),
-    ),
-    "report_DeepMI": ("-m", "tools.report_DeepMI", *SSL),
+    "make_demo_corpus": f"-c {shlex.quote(DEMO)}",
+    "fetch_v18": f"-c {shlex.quote(FETCH)}",
+    "extract_features": "-m tools.extract_features corpus/Audios features --workers 2",
+    "prepare_corpus": "-m tools.prepare_corpus csv ratings.csv --audio corpus/Audios --out prepared --workers 2 "
+    "--file-column FileName --valence-column EmoVal --speaker-column SpkrID --split-by-speaker .6 .2 .2 "
+    "--label-scale 1 7 --norm-dir prepared_norm",
+    "norm_para": f"norm_para.py {CORPUS}",
+    "training_DeepEmoCluster": f"training_DeepEmoCluster.py {SSL} --unlabeled corpus/Unlabeled",
+    "extract_DeepMI": f"extract_DeepMI.py {SSL}",
+    "training_Curriculum": f"training_Curriculum.py -nc 4 {CURRICULUM}",
+    "testing_Curriculum": f"testing_Curriculum.py {CURRICULUM}",
+    "predict": f"-m tools.predict corpus/Audios --model {REGRESSOR} --out predictions.csv",
+    "compare_curricula": f"-m tools.compare_curricula -nc 4 {CURRICULUM} --seeds 2 --orders deepmi random ridge "
+    "--ssl-epochs 2 --unlabeled-size 0",
+    "compare_metrics": f"-m tools.compare_metrics --seeds 2 -ep 2 -nc 4 {TRAINING} --unlabeled-size 0",
+    "report_DeepMI": f"-m tools.report_DeepMI {SSL}",
 }
 
 
@@ -81,17 +68,18 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.new_parser(__doc__)
     parser.add_argument("--kills", type=cli.positive_int, default=50, metavar="N", help="kills per step")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), help="steps to kill")
-    parser.add_argument("--seed", type=cli.non_negative_int, default=1, metavar="N", help="seed of the moments")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="folder for all outputs instead of a temporary one")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="Markdown file whose section is replaced")
+    parser.add_argument("--seed", type=cli.non_negative_int, default=1, metavar="N", help="seed of the times of kills")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="folder for all outputs; by default a temporary one")
+    add_results_argument(parser)
     return parser
 
 
 @dataclass
 class Count:
-    """What was seen of a step: undisturbed seconds, kills, outputs read after them, and incomplete outputs."""
+    """A step: undisturbed seconds, its output files, kills, outputs read after the kills, and incomplete outputs."""
 
     seconds: float
+    outputs: set[Path]
     kills: int = 0
     read: int = 0
     faults: int = 0
@@ -110,7 +98,7 @@ def publish(folder: Path) -> None:
     commit = ("commit", "-q", "--no-gpg-sign", "-m", "files")
     for command in (("init", "-q"), allow_partial_clones, ("add", "-A"), commit):
         subprocess.run([*git, *command], check=True)
-    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    head = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
     (folder / "published.json").write_text(json.dumps({"url": repository.as_uri(), "commit": head, "blobs": blobs}))
 
 
@@ -120,7 +108,7 @@ def files_of(folder: Path) -> set[Path]:
 
 
 def remove(folder: Path, files: set[Path]) -> None:
-    """Remove files, given relative to a folder, and the subfolders that are empty then."""
+    """Remove files, given relative to a folder, and subfolders that become empty."""
     for file in files:
         (folder / file).unlink(missing_ok=True)
         for parent in file.parents[:-1]:
@@ -129,48 +117,36 @@ def remove(folder: Path, files: set[Path]) -> None:
 
 
 def run_step(step: str, folder: Path, kill_after: float | None = None) -> bool:
-    """Run a step in a process group of its own, and kill the group after so many seconds.
+    """Run a step in a separate process group, and kill the group after this number of seconds.
 
     Returns:
         Whether the step ended before it was killed.
     Raises:
         UserError: the step failed.
     """
-    process = subprocess.Popen(
-        [sys.executable, *(str(ROOT / part) if part.endswith(".py") else part for part in STEPS[step])],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start(*shlex.split(STEPS[step]), folder=folder, start_new_session=True)
     try:
-        _, errors = process.communicate(timeout=kill_after)
+        finish(process, timeout=kill_after)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         return False
-    if process.returncode:
-        raise UserError(f"{step} ended with status {process.returncode}: {errors.strip()[-300:]}")
     return True
 
 
 def read_whole(path: Path) -> None:
     """Read an output from its first to its last byte; raises an exception if it is incomplete."""
+    complete = True
     match path.suffix:
         case ".json":
             json.loads(path.read_text())
         case ".jsonl":
             [json.loads(line) for line in path.read_text().splitlines()]
         case ".csv":
-            with path.open(newline="") as stream:
-                widths = {len(row) for row in csv.reader(stream, strict=True)}
-            if len(widths) != 1 or not path.read_text().endswith("\n"):
-                raise ValueError("rows of different lengths")
+            widths = {len(row) for row in csv.reader(path.read_text().splitlines(keepends=True), strict=True)}
+            complete = len(widths) == 1 and path.read_text().endswith("\n")
         case ".npy":
-            if not np.load(path, mmap_mode="r", allow_pickle=False)[-1].any():
-                raise ValueError("the last row is empty")
+            complete = np.load(path, mmap_mode="r", allow_pickle=False)[-1].any()  # the last row is written last
         case ".mat":
             matfile.read_mat(path, utils.NORM_KEY if "_norm_" in path.name else features.FEATURE_KEY)
         case ".tar" | ".resume":
@@ -178,25 +154,25 @@ def read_whole(path: Path) -> None:
         case ".wav":
             with wave.open(str(path)) as stream:
                 expected = stream.getnframes() * stream.getsampwidth() * stream.getnchannels()
-                if len(stream.readframes(stream.getnframes())) != expected:
-                    raise ValueError("the end is missing")
+                complete = len(stream.readframes(stream.getnframes())) == expected
         case ".png":
             matplotlib.image.imread(path)
         case ".html":
-            if not path.read_text().rstrip().endswith("</html>"):
-                raise ValueError("the end is missing")
+            complete = path.read_text().rstrip().endswith("</html>")
+    if not complete:
+        raise ValueError("the end is missing")
 
 
-def kill_often(step: str, folder: Path, outputs: set[Path], count: Count, kills: int, rng: np.random.Generator) -> None:
-    """Start a step and kill it until it has been killed often enough, then let it end; add what is seen to `count`."""
+def kill_often(step: str, folder: Path, count: Count, kills: int, rng: np.random.Generator) -> None:
+    """Start a step and kill it this number of times, then let it end; the numbers of `count` are updated."""
     with tqdm(total=kills, desc=step, unit="kill", disable=None) as bar:
         while count.kills < kills:
             if run_step(step, folder, kill_after=rng.uniform(0, 1.1 * count.seconds)):
-                remove(folder, outputs)  # it ended before it was killed: start from the beginning
+                remove(folder, count.outputs)  # it ended before it was killed: start from the beginning
                 continue
             count.kills += 1
             bar.update()
-            for path in sorted(folder / path for path in outputs if (folder / path).is_file()):
+            for path in sorted(folder / path for path in count.outputs if (folder / path).is_file()):
                 count.read += 1
                 try:
                     read_whole(path)
@@ -207,7 +183,7 @@ def kill_often(step: str, folder: Path, outputs: set[Path], count: Count, kills:
 
 
 def content(path: Path) -> object:
-    """The bytes of a file; for logs and for the record of recordings, what does not depend on the time."""
+    """The bytes of a file; for logs and the record of recordings, the parts that do not depend on the time."""
     if path.name == RECORD_FILE:
         return {name: state.split()[-1] for name, state in json.loads(path.read_text()).items()}
     if path.suffix != ".jsonl":
@@ -232,16 +208,14 @@ def table(counts: dict[str, Count], different: list[str]) -> str:
     ending = "all files of both runs are the same, byte by byte (except times in logs), and none is left over"
     if different:
         ending = f"{len(different)} files differ: {', '.join(different[:5])}"
-    return "\n".join([*cli.markdown_table(rows), "", f"In the end {ending}; on {machine()}."])
+    return "\n".join([*cli.markdown_table(rows), "", f"At the end {ending}; on {machine()}."])
 
 
 def main(args: argparse.Namespace) -> int:
     """Run all steps twice and print the table; 1 if anything was lost."""
-    if args.results:
-        split_section(args.results, "kill_test")
+    fill_section(args.results, "kill_test")
     rng = np.random.default_rng(args.seed)
     counts: dict[str, Count] = {}
-    outputs: dict[str, set[Path]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         # Both runs use the same input files in the same folder: caches and trials are named after paths and file times.
         folder = (args.work or Path(temporary)).resolve() / "chain"
@@ -252,18 +226,16 @@ def main(args: argparse.Namespace) -> int:
         for step in STEPS:
             before, begin = files_of(folder), time.monotonic()
             run_step(step, folder)
-            counts[step] = Count(time.monotonic() - begin)
-            outputs[step] = files_of(folder) - before
+            counts[step] = Count(time.monotonic() - begin, files_of(folder) - before)
         undisturbed = folder.with_name("undisturbed")
         shutil.copytree(folder, undisturbed)
         remove(folder, files_of(folder) - given)
         for step in STEPS:
-            kill_often(step, folder, outputs[step], counts[step], args.kills if step in args.steps else 0, rng)
+            kill_often(step, folder, counts[step], args.kills if step in args.steps else 0, rng)
         different = differences(undisturbed, folder)
         text = table({step: counts[step] for step in args.steps}, different)
     print(text)
-    if args.results:
-        replace_section(args.results, "kill_test", text)
+    fill_section(args.results, "kill_test", text)
     return int(bool(different) or any(count.faults for count in counts.values()))
 
 

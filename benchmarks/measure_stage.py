@@ -43,7 +43,7 @@ def product_rates(device: torch.device, precision: str, seconds: float) -> list[
 
 
 def watch_memory(measured: dict) -> None:
-    """Keep the peak of the memory of this process in `measured`, in MB and without mapped files."""
+    """Record the peak memory of this process in `measured`, in MB and without mapped files."""
     while Path("/proc/self/status").exists():
         lines = Path("/proc/self/status").read_text().splitlines()
         own = next(line for line in lines if line.startswith("RssAnon"))
@@ -55,8 +55,8 @@ def measure(stage: str, argv: list[str]) -> dict:
     """Run a stage.
 
     Returns:
-        `seconds` of the whole stage without imports and `passes` of that in `in_batches`; `rate` of matrix products,
-        their median, and `around`, the same around each epoch; peak `memory` in MB.
+        `seconds` of the stage without imports, and `passes`, the seconds of these in `in_batches`; `rate`, the median
+        rate of matrix products, and `around`, the same for the products around each epoch; peak `memory` in MB.
     """
     module = importlib.import_module(stage)
     args = module.get_args_parser().parse_args(argv)
@@ -66,7 +66,7 @@ def measure(stage: str, argv: list[str]) -> dict:
     rates = [product_rates(device, precision, 1.0)]
 
     def measure_rate(seconds: float) -> None:
-        if device.type == "cuda":  # the peak of the stage, without that of the products
+        if device.type == "cuda":  # the peak of the stage, without the matrix products
             measured["memory"] = max(measured["memory"], torch.cuda.max_memory_allocated(device) / 2**20)
         rates.append(product_rates(device, precision, seconds))
         if device.type == "cuda":
@@ -74,7 +74,7 @@ def measure(stage: str, argv: list[str]) -> dict:
 
     def measured_end_epoch(self: run_log.TrainingRun, record: dict, *more: object) -> None:
         end_epoch(self, record, *more)
-        measure_rate(min(1.0, record["seconds"] / 2))  # between the epochs, so that both see the machine in one state
+        measure_rate(min(1.0, record["seconds"] / 2))  # between the epochs: both see the same state of the machine
 
     def measured_in_batches(*given: object, **more: object) -> tuple:
         begin = time.perf_counter()

@@ -1,9 +1,9 @@
-"""Run the whole chain on real speech for several attributes and seeds, and compare it with a ridge regression.
+"""Run all stages on real speech for several attributes and seeds, and compare the result with a ridge regression.
 
     python -m benchmarks.real_speech LABELED UNLABELED --results benchmarks/RESULTS.md
 
 LABELED is a corpus in MSP-Podcast's layout with Labels and Audios, UNLABELED a folder of recordings. The features are
-extracted once. The five stages then run as a user runs them, once per attribute and seed.
+extracted once. Then the five stages run once per attribute and seed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 import utils
-from benchmarks.sections import machine, replace_section, run, split_section
+from benchmarks.sections import add_results_argument, fill_section, machine, run
 from deepmi import cli
 from deepmi.ccc import concordance_cc
 from tools.trials import ridge_predictions
 
-# Test1 CCC of the original program on EmoDB with nEMO as unlabeled set (its published code, made to start on a CPU):
+# Test1 CCC of the original program on EmoDB with nEMO as unlabeled set (its published code, changed to run on a CPU):
 # 20 SSL epochs, 70 curriculum epochs, 10 clusters, batch 64, seeds 1, 2, 3.
 ORIGINAL = {"Act": [0.825, 0.884, 0.864], "Val": [0.297, 0.244, 0.280]}
 
@@ -40,7 +40,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--clusters", type=number, default=10, metavar="K", help="clusters")
     parser.add_argument("--batch", type=number, default=64, metavar="N", help="utterances per training step")
     parser.add_argument("--work", type=Path, default=Path("real_speech"), metavar="DIR", help="folder for all outputs")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="Markdown file whose section is replaced")
+    add_results_argument(parser)
     return parser
 
 
@@ -50,17 +50,16 @@ def chain(args: argparse.Namespace, attribute: str, seed: int) -> dict:
     common = ["-batch", args.batch, "-emo", attribute, "--seed", seed, "--device", "cpu", "--model-dir", folder]
     common += ["--corpus", args.work / "corpus", "--norm-dir", args.work / "NormTerm"]
     common += ["--cache-dir", args.work / "feature_cache"]
-    clusters, metric = ["-nc", args.clusters], ["--metric-dir", folder]
-    pool = ["--unlabeled", args.work / "unlabeled"]
-    run("training_DeepEmoCluster.py", "-ep", args.ssl_epochs, *clusters, *common, *pool)
-    run("extract_DeepMI.py", "-ep", args.ssl_epochs, *clusters, *common, *metric)
-    run("training_Curriculum.py", "-ep", args.epochs, *clusters, *common, *metric)
+    ssl, metric = ["-ep", args.ssl_epochs, "-nc", args.clusters], ["--metric-dir", folder]
+    run("training_DeepEmoCluster.py", *ssl, *common, "--unlabeled", args.work / "unlabeled")
+    run("extract_DeepMI.py", *ssl, *common, *metric)
+    run("training_Curriculum.py", "-ep", args.epochs, "-nc", args.clusters, *common, *metric)
     run("testing_Curriculum.py", "-ep", args.epochs, *common, "--results-dir", folder)
     return json.loads((folder / f"SimpleEmoRegressor_DeepMI@_{attribute}_Test1.json").read_text())
 
 
 def ridge(args: argparse.Namespace, attribute: str) -> float:
-    """Test1 CCC of scikit-learn's RidgeCV on the same normalized features."""
+    """Test1 CCC of scikit-learn's RidgeCV on the same normalised features."""
     files = utils.find_corpus(args.work / "corpus")
     folders = args.work / "NormTerm", args.work / "feature_cache"
     corpus = utils.LabeledCorpus(files, attribute, *folders, cli.cpu_count())
@@ -91,9 +90,8 @@ def table(args: argparse.Namespace, results: dict[str, list[dict]], ridges: dict
 
 def main(args: argparse.Namespace) -> None:
     """Run everything and print the table."""
-    if args.results:
-        split_section(args.results, "real_speech")  # find a wrong file before the long runs, not after them
-    args.work, labeled = args.work.resolve(), args.labeled.resolve()  # the stages run in the program's folder
+    fill_section(args.results, "real_speech")
+    args.work, labeled = args.work.resolve(), args.labeled.resolve()  # the stages run in the folder of the program
     begin = time.monotonic()
     shutil.copytree(labeled / "Labels", args.work / "corpus/Labels", dirs_exist_ok=True)
     for audio, part in ((labeled / "Audios", "corpus"), (args.unlabeled.resolve(), "unlabeled")):
@@ -106,8 +104,7 @@ def main(args: argparse.Namespace) -> None:
     ridges = {attribute: ridge(args, attribute) for attribute in args.attributes}
     text = table(args, results, ridges, time.monotonic() - begin)
     print(text)
-    if args.results:
-        replace_section(args.results, "real_speech", text)
+    fill_section(args.results, "real_speech", text)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import platform
 import re
 import subprocess
@@ -15,19 +17,24 @@ from deepmi.process import UserError
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(*command: object) -> None:
-    """Run a script of the program; raises `UserError` if it fails."""
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL)
-    if done.returncode:
-        raise UserError(f"{' '.join(map(str, command))} ended with status {done.returncode}.")
+def start(*command: object, folder: Path = ROOT, **options) -> subprocess.Popen:
+    """Start Python in a folder; a command that begins with a name in *.py is a script of this program."""
+    script, *rest = map(str, command)
+    argv = [sys.executable, str(ROOT / script) if script.endswith(".py") else script, *rest]
+    options |= {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(argv, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, **options)
 
 
-def demo_corpus(given: Path | None, work: Path) -> Path:
-    """The demo corpus at `given`, or a new one in `work` if that is None."""
-    if given:
-        return given.resolve()
-    run("-m", "tools.make_demo_corpus", work / "demo")
-    return work / "demo"
+def finish(process: subprocess.Popen, timeout: float | None = None) -> None:
+    """Wait for a process from `start`; raises `UserError` if it fails, `subprocess.TimeoutExpired` after a timeout."""
+    _, errors = process.communicate(timeout=timeout)
+    if process.returncode:
+        raise UserError(f"{' '.join(process.args[1:])} ended with status {process.returncode}: {errors[-300:]}")
+
+
+def run(*command: object, folder: Path = ROOT) -> None:
+    """Run Python in a folder, as `start`; raises `UserError` if it fails."""
+    finish(start(*command, folder=folder))
 
 
 def machine() -> str:
@@ -37,20 +44,26 @@ def machine() -> str:
     return f"{found[1] if found else platform.processor()}, {cli.cpu_count()} cores, torch {version('torch')}"
 
 
-def split_section(path: Path, name: str) -> tuple[str, str]:
-    """The text before and after the content of a section, including its markers.
+def add_results_argument(parser: argparse.ArgumentParser) -> None:
+    """--results."""
+    parser.add_argument("--results", type=Path, metavar="FILE", help="Markdown file whose section is replaced")
 
+
+def fill_section(path: Path | None, name: str, text: str | None = None) -> None:
+    """Replace the content of a section of a Markdown file, if there is one.
+
+    Args:
+        path: the file; None does nothing.
+        name: name of the section.
+        text: its new content. None changes nothing, so that a wrong file is refused before a long run.
     Raises:
         UserError: the file has no such section.
     """
+    if path is None:
+        return
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     content = storage.read_text(path)
     if begin not in content or end not in content:
         raise UserError(f"{path}: no section {name}; expected the markers {begin} and {end}.")
-    return content.split(begin)[0] + begin, end + content.split(end)[1]
-
-
-def replace_section(path: Path, name: str, text: str) -> None:
-    """Replace the content of a section of a Markdown file; raises as `split_section` does."""
-    before, after = split_section(path, name)
-    storage.write_text(path, f"{before}\n{text}\n{after}")
+    if text is not None:
+        storage.write_text(path, f"{content.split(begin)[0]}{begin}\n{text}\n{end}{content.split(end)[1]}")

@@ -8,9 +8,9 @@ DeepEmoCluster trains on the demo corpus for 500 epochs in a separate process, w
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,9 +19,8 @@ import numpy as np
 from tqdm import tqdm
 
 import utils
-from benchmarks.sections import ROOT, demo_corpus, machine, replace_section, split_section
+from benchmarks.sections import add_results_argument, fill_section, finish, machine, run, start
 from deepmi import cli
-from deepmi.process import UserError
 
 WARM_UP = 50  # epochs after which memory should have settled
 SLOPE = 1.0  # MB per 100 epochs by which memory may grow
@@ -31,8 +30,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this benchmark."""
     parser = cli.new_parser(__doc__)
     parser.add_argument("--epochs", type=cli.positive_int, default=500, metavar="N", help="epochs to train")
-    parser.add_argument("--demo", type=Path, metavar="DIR", help="an existing demo corpus to use")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="Markdown file whose section is replaced")
+    parser.add_argument("--demo", type=Path, metavar="DIR", help="an existing demo corpus; by default a new one")
+    add_results_argument(parser)
     return parser
 
 
@@ -44,25 +43,20 @@ def watch(process: subprocess.Popen, log: Path, resume: Path) -> np.ndarray:
     Raises:
         UserError: the training fails.
     """
-    rows: list[tuple[float, ...]] = []
+    rows: list[tuple[float, ...]] = [(0, 0, 0, 0)]
     proc = Path("/proc") / str(process.pid)
     with tqdm(unit="epoch", disable=None) as bar:
         while process.poll() is None:
             time.sleep(0.05)
             epochs = log.read_text().count("\n") - 1 if log.exists() else 0
-            if epochs <= (rows[-1][0] if rows else 0):
-                continue
-            try:
-                status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
-                memory = int(status["RssAnon"].split()[0]) / 1024
-                files = len(list((proc / "fd").iterdir()))
-                rows.append((epochs, memory, files, resume.stat().st_size / 2**20 if resume.exists() else 0))
-            except (OSError, KeyError):  # the process has just ended
-                continue
-            bar.update(epochs - bar.n)
-    if process.returncode:
-        raise UserError(f"training_DeepEmoCluster.py ended with status {process.returncode}.")
-    return np.array(rows)
+            if epochs > rows[-1][0]:
+                with contextlib.suppress(OSError, KeyError):  # the process has just ended
+                    status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
+                    memory, files = int(status["RssAnon"].split()[0]) / 1024, len(list((proc / "fd").iterdir()))
+                    rows.append((epochs, memory, files, resume.stat().st_size / 2**20 if resume.exists() else 0))
+                    bar.update(epochs - bar.n)
+    finish(process)
+    return np.array(rows[1:])
 
 
 def table(seen: np.ndarray, epochs: int, log: Path) -> tuple[str, bool]:
@@ -73,7 +67,7 @@ def table(seen: np.ndarray, epochs: int, log: Path) -> tuple[str, bool]:
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     rows = [
         ["what", "found", "bound"],
-        ["memory, growth in 100 epochs", f"{growth:.2f} MB", f"{SLOPE:g} MB"],
+        ["memory, growth per 100 epochs", f"{growth:.2f} MB", f"{SLOPE:g} MB"],
         ["memory, median of each fifth", f"{medians} MB", ""],
         ["memory, lowest .. highest", f"{memory.min():.0f} .. {memory.max():.0f} MB", ""],
         ["open files, lowest .. highest", f"{files.min():.0f} .. {files.max():.0f}", "no trend"],
@@ -87,22 +81,21 @@ def table(seen: np.ndarray, epochs: int, log: Path) -> tuple[str, bool]:
 
 def main(args: argparse.Namespace) -> int:
     """Train, measure, print; 1 if a bound is exceeded."""
-    if args.results:
-        split_section(args.results, "soak")
+    fill_section(args.results, "soak")
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        demo = demo_corpus(args.demo, work)
-        subprocess.run([sys.executable, ROOT / "norm_para.py", "--corpus", demo], cwd=work, check=True)
+        demo = args.demo.resolve() if args.demo else work / "demo"
+        if not args.demo:
+            run("-m", "tools.make_demo_corpus", demo)
+        run("norm_para.py", "--corpus", demo, folder=work)
         checkpoint = utils.ssl_checkpoint(work / "Models", args.epochs, 64, 10, "Act")
         log = checkpoint.with_name(checkpoint.name.replace(".pth.tar", ".log.jsonl"))
-        command = [sys.executable, ROOT / "training_DeepEmoCluster.py", "-ep", str(args.epochs), "-emo", "Act"]
-        command += ["-batch", "64", "-nc", "10", "--corpus", demo, "--unlabeled", demo / "Unlabeled"]
-        process = subprocess.Popen([*command, "--device", "cpu"], cwd=work, stdout=subprocess.DEVNULL)
-        seen = watch(process, log, checkpoint.with_name(f"{checkpoint.name}.resume"))
+        command = ["training_DeepEmoCluster.py", "-ep", args.epochs, "-emo", "Act", "-batch", 64, "-nc", 10]
+        command += ["--corpus", demo, "--unlabeled", demo / "Unlabeled", "--device", "cpu"]
+        seen = watch(start(*command, folder=work), log, checkpoint.with_name(f"{checkpoint.name}.resume"))
         text, good = table(seen, args.epochs, log)
     print(text)
-    if args.results:
-        replace_section(args.results, "soak", text)
+    fill_section(args.results, "soak", text)
     return int(not good)
 
 

@@ -21,9 +21,9 @@ from deepmi.seeds import SEED, UNLABELED_SEED
 
 ATTRIBUTES = ("Act", "Dom", "Val")
 RANK_PATIENCE = 10  # seconds that another rank waits for rank 0 to report an error first
-FULL_DISK = ("ENOSPC", "EDQUOT", "EFBIG", "EIO")  # of these, a write to standard output names no file
+FULL_DISK = ("ENOSPC", "EDQUOT", "EFBIG", "EIO")  # these name no file when standard output is written
 PATH_ERRORS = ("ENOENT", "ENOTDIR", "EISDIR")
-LOST_CONNECTION = r"connection.*(closed|reset)|broken pipe"  # gloo's message where another rank has ended
+LOST_CONNECTION = r"connection.*(closed|reset)|broken pipe"  # gloo's message after another rank has ended
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -62,66 +62,61 @@ def fraction(text: str) -> float:
     return value
 
 
+def positive_share(text: str) -> float:
+    """A number above 0 and up to 1."""
+    value = fraction(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("expected a number above 0 and up to 1, found 0")
+    return value
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# Flags
+# Flags. `several` makes a flag take several values; its default is then a list.
 
 
-def _add_path(parser: argparse._ActionsContainer, flag: str, metavar: str, help: str, default=None, **more) -> None:
-    default = default and (Path(default) if isinstance(default, str) else default)
-    parser.add_argument(flag, type=Path, metavar=metavar, default=default, help=help, **more)
+def _add(parser: argparse._ActionsContainer, *flags: str, several: bool = False, **options) -> None:
+    default = options.pop("default", None)
+    if several:
+        options["nargs"], default = "+", None if default is None else [default]
+    parser.add_argument(*flags, default=default, **options)
+
+
+def _add_path(
+    parser: argparse._ActionsContainer, flag: str, metavar: str, help: str, default: str | None = None, several=False
+) -> None:
+    path = Path(default) if default else None
+    _add(parser, flag, type=Path, metavar=metavar, default=path, help=help, several=several)
 
 
 def add_corpus_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """--corpus, --features, --labels, --norm-dir, --workers, --skip-missing.
-
-    Args:
-        parser: the parser to extend.
-        several: whether --corpus and --norm-dir take several folders, and are lists.
-    """
-    group = parser.add_argument_group("corpus")
-    corpus, many = os.environ.get("DEEPMI_CORPUS"), {"nargs": "+"} if several else {}
-    _add_path(
-        group,
-        "--corpus",
-        "DIR",
-        ("one or several corpora" if several else "corpus") + " in MSP-Podcast's layout; by default $DEEPMI_CORPUS",
-        [Path(corpus)] if several and corpus else corpus,
-        **many,
-    )
+    """--corpus, --features, --labels, --norm-dir, --workers, --skip-missing; `several` corpora and --norm-dir."""
+    group, corpus = parser.add_argument_group("corpus"), os.environ.get("DEEPMI_CORPUS")
+    help = ("one or several corpora" if several else "corpus") + " in MSP-Podcast's layout; by default $DEEPMI_CORPUS"
+    _add_path(group, "--corpus", "DIR", help, corpus, several)
     _add_path(group, "--features", "DIR", "folder of the .mat feature files, if not the feat_mat folder of the corpus")
     _add_path(group, "--labels", "FILE", "consensus label file (.csv or .json), if not the one in the corpus")
     which = "; of the training corpus, or the test corpus's own; one for all corpora or one for each" if several else ""
     add_norm_dir_argument(group, f"folder of the normalisation statistics{which}", several)
-    add_workers_argument(group, "processes that read feature files; more than the cores helps only on a network drive")
-    group.add_argument(
-        "--skip-missing",
-        action="store_true",
-        help="leave out utterances without a feature file, with a warning, instead of stopping",
-    )
+    _add_workers(group, "processes that read feature files; more than the cores helps only on a network drive")
+    help = "leave out utterances without a feature file, with a warning, instead of stopping"
+    group.add_argument("--skip-missing", action="store_true", help=help)
 
 
 def add_norm_dir_argument(
     parser: argparse._ActionsContainer, help: str, several: bool = False, default: str | None = "NormTerm"
 ) -> None:
     """--norm-dir."""
-    folder = Path(default) if default else None
-    _add_path(parser, "--norm-dir", "DIR", help, [folder] if several else folder, **({"nargs": "+"} if several else {}))
+    _add_path(parser, "--norm-dir", "DIR", help, default, several)
 
 
-def add_workers_argument(parser: argparse._ActionsContainer, help: str) -> None:
-    """--workers."""
+def _add_workers(parser: argparse._ActionsContainer, help: str) -> None:
     parser.add_argument("--workers", type=positive_int, default=cpu_count(), metavar="N", help=help)
 
 
 def add_attribute_argument(parser: argparse.ArgumentParser) -> None:
     """-emo/--emo_attr."""
-    parser.add_argument(
-        "-emo",
-        "--emo_attr",
-        choices=ATTRIBUTES,
-        default="Val",
-        help="emotion attribute: arousal, dominance or valence",
-    )
+    help = "emotion attribute: arousal, dominance or valence"
+    parser.add_argument("-emo", "--emo_attr", choices=ATTRIBUTES, default="Val", help=help)
 
 
 def add_training_arguments(parser: argparse.ArgumentParser, epochs: int, trained_before: str = "") -> None:
@@ -130,59 +125,30 @@ def add_training_arguments(parser: argparse.ArgumentParser, epochs: int, trained
     Args:
         parser: the parser to extend.
         epochs: default of -ep.
-        trained_before: what was trained with them, where a stage only uses it.
+        trained_before: what was trained with them, for a script that only reads its result.
     """
     of = f" that {trained_before} was trained with" if trained_before else ""
     parser.add_argument("-ep", "--epoch", type=positive_int, default=epochs, metavar="N", help=f"number of epochs{of}")
-    parser.add_argument(
-        "-batch",
-        "--batch_size",
-        type=batch_int,
-        default=512,
-        metavar="N",
-        help=f"utterances per training step{of}",
-    )
+    help = f"utterances per training step{of}"
+    parser.add_argument("-batch", "--batch_size", type=batch_int, default=512, metavar="N", help=help)
     add_attribute_argument(parser)
 
 
 def add_clusters_argument(parser: argparse.ArgumentParser, help: str = "", several: bool = False) -> None:
-    """-nc/--num_clusters; a list where it takes several."""
-    parser.add_argument(
-        "-nc",
-        "--num_clusters",
-        type=positive_int,
-        default=[50] if several else 50,
-        metavar="K",
-        help=help or "number of acoustic clusters; fewer for a small corpus (10 for a few hundred utterances)",
-        **({"nargs": "+"} if several else {}),
-    )
+    """-nc/--num_clusters."""
+    help = help or "number of acoustic clusters; fewer for a small corpus (10 for a few hundred utterances)"
+    _add(parser, "-nc", "--num_clusters", type=positive_int, default=50, metavar="K", help=help, several=several)
 
 
 def add_unlabeled_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """--unlabeled, --unlabeled-size (a list where it takes several), --unlabeled-seed."""
+    """--unlabeled, --unlabeled-size (`several`), --unlabeled-seed."""
     group = parser.add_argument_group("unlabeled set")
-    _add_path(
-        group,
-        "--unlabeled",
-        "DIR",
-        "unlabeled set: laid out like a corpus, or a folder of .mat files; by default $DEEPMI_UNLABELED",
-        os.environ.get("DEEPMI_UNLABELED"),
-    )
-    group.add_argument(
-        "--unlabeled-size",
-        type=non_negative_int,
-        default=[90000] if several else 90000,
-        metavar="N",
-        help="utterances drawn from it at random (all of them if it has fewer); 0 trains on the labeled set only",
-        **({"nargs": "+"} if several else {}),
-    )
-    group.add_argument(
-        "--unlabeled-seed",
-        type=non_negative_int,
-        default=UNLABELED_SEED,
-        metavar="N",
-        help="which utterances are drawn; independent of --seed, so that runs of all seeds share one packed file",
-    )
+    help = "unlabeled set: laid out like a corpus, or a folder of .mat files; by default $DEEPMI_UNLABELED"
+    _add_path(group, "--unlabeled", "DIR", help, os.environ.get("DEEPMI_UNLABELED"))
+    help = "utterances drawn from it at random (all of them if it has fewer); 0 trains on the labeled set only"
+    _add(group, "--unlabeled-size", type=non_negative_int, default=90000, metavar="N", help=help, several=several)
+    help = "which utterances are drawn; independent of --seed, so that runs of all seeds share one packed file"
+    group.add_argument("--unlabeled-seed", type=non_negative_int, default=UNLABELED_SEED, metavar="N", help=help)
 
 
 def add_metric_argument(parser: argparse.ArgumentParser) -> None:
@@ -191,33 +157,23 @@ def add_metric_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_schedule_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """--pacing, --rate-decay (a list where it takes several), --bins, --epochs-per-bin."""
+    """--pacing, --rate-decay (`several`), --bins, --epochs-per-bin."""
     group = parser.add_argument_group("schedule")
-    group.add_argument(
-        "--pacing",
-        choices=curriculum.PACINGS,
-        default=curriculum.PACINGS[0],
-        help="how the training set grows from its first bin to all of it: the paper's steps, or a family of Wu, Dyer & "
-        "Neyshabur (2021)",
+    help = (
+        "how the training set grows from its first bin to all of it: the paper's steps, or a family of Wu, Dyer & "
+        "Neyshabur (2021)"
     )
-    group.add_argument(
-        "--rate-decay",
-        choices=curriculum.RATE_DECAYS,
-        default=["paper"] if several else "paper",
-        help="when the learning rate is halved: in the last epoch of every bin (paper), or only once the whole set is "
-        "in (late), for training sets of less than about 10,000 utterances",
-        **({"nargs": "+"} if several else {}),
+    group.add_argument("--pacing", choices=curriculum.PACINGS, default=curriculum.PACINGS[0], help=help)
+    help = (
+        "when the learning rate is halved: in the last epoch of every bin (paper), or only once the whole set is in "
+        "use (late), for training sets of less than about 10,000 utterances"
     )
-    group.add_argument(
-        "--bins", type=positive_int, default=curriculum.NUM_BINS, metavar="N", help="bins of the training set"
-    )
-    group.add_argument(
-        "--epochs-per-bin",
-        type=positive_int,
-        default=curriculum.EPOCHS_PER_BIN,
-        metavar="N",
-        help="epochs before the next bin is added",
-    )
+    _add(group, "--rate-decay", choices=curriculum.RATE_DECAYS, default="paper", help=help, several=several)
+    for flag, default, help in (
+        ("--bins", curriculum.NUM_BINS, "bins of the training set"),
+        ("--epochs-per-bin", curriculum.EPOCHS_PER_BIN, "epochs before the next bin is added"),
+    ):
+        group.add_argument(flag, type=positive_int, default=default, metavar="N", help=help)
 
 
 def add_keep_argument(parser: argparse._ActionsContainer, several: bool = False) -> None:
@@ -256,14 +212,6 @@ def schedule(args: argparse.Namespace) -> curriculum.Schedule:
     return curriculum.Schedule(args.pacing, args.rate_decay, args.bins, args.epochs_per_bin)
 
 
-def positive_share(text: str) -> float:
-    """A number above 0 and up to 1."""
-    value = fraction(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError("expected a number above 0 and up to 1, found 0")
-    return value
-
-
 def add_model_dir_argument(parser: argparse.ArgumentParser) -> None:
     """--model-dir."""
     _add_path(parser, "--model-dir", "DIR", "folder of the trained models", "Models")
@@ -277,14 +225,11 @@ def add_metric_dir_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_label_scale_argument(parser: argparse.ArgumentParser, which: str = "") -> None:
     """--label-scale of the corpora that `which` names."""
-    parser.add_argument(
-        "--label-scale",
-        type=float,
-        nargs="+",
-        metavar="LO HI",
-        help=f"lowest and highest possible label{which}, if not 1 7; labels are rescaled linearly to 1-7. One pair for "
-        "all corpora or one for each. A corpus from tools.prepare_corpus needs none, because its labels are on 1-7",
+    help = (
+        f"lowest and highest possible label{which}, if not 1 7; labels are rescaled linearly to 1-7. One pair for all "
+        "corpora or one for each. A corpus from tools.prepare_corpus needs none, because its labels are on 1-7"
     )
+    parser.add_argument("--label-scale", type=float, nargs="+", metavar="LO HI", help=help)
 
 
 def add_results_dir_argument(parser: argparse.ArgumentParser, help: str = "folder of the results") -> None:
@@ -294,12 +239,8 @@ def add_results_dir_argument(parser: argparse.ArgumentParser, help: str = "folde
 
 def add_trial_arguments(parser: argparse._ActionsContainer) -> None:
     """--jobs and --results-dir of tools that train many times."""
-    parser.add_argument(
-        "--jobs",
-        type=positive_int,
-        metavar="N",
-        help="trainings at a time, each on one CPU thread; by default as many as there are cores, and one on a GPU",
-    )
+    help = "trainings at a time, each on one CPU thread; by default as many as there are cores, and one on a GPU"
+    parser.add_argument("--jobs", type=positive_int, metavar="N", help=help)
     help = "folder of tables and pictures; its folder trials keeps finished trainings, which are not run again"
     add_results_dir_argument(parser, help)
 
@@ -311,25 +252,16 @@ def add_feature_set_argument(parser: argparse.ArgumentParser, help: str, default
 
 def add_device_argument(parser: argparse._ActionsContainer, computes: str = "to compute") -> None:
     """--device."""
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="auto|cpu|cuda[:N]|mps",
-        help=f"where {computes}; auto takes a GPU if there is one",
-    )
+    help = f"where {computes}; auto uses a GPU if there is one"
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:N]|mps", help=help)
 
 
 def add_compute_arguments(parser: argparse.ArgumentParser, seed_help: str, compiles: bool = False) -> None:
-    """--device, --precision, --compile (where a stage trains), --seed, --cache-dir."""
+    """--device, --precision, --compile (only if `compiles`), --seed, --cache-dir."""
     group = parser.add_argument_group("computing")
     add_device_argument(group)
-    group.add_argument(
-        "--precision",
-        choices=("fp32", "bf16"),
-        default="fp32",
-        help="bf16 computes matrix products in bfloat16: faster where the processor supports it, slightly different "
-        "results",
-    )
+    help = "bf16 computes matrix products in bfloat16: faster on processors that support it, slightly different results"
+    group.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help=help)
     if compiles:
         help = "compile the network with torch.compile; needs a CUDA GPU and a single process"
         group.add_argument("--compile", action="store_true", help=help)
@@ -339,23 +271,19 @@ def add_compute_arguments(parser: argparse.ArgumentParser, seed_help: str, compi
 
 
 def add_extraction_arguments(parser: argparse.ArgumentParser, computes: str) -> None:
-    """--workers and --device of a tool that makes features from recordings; `computes` says what the device runs."""
-    add_workers_argument(parser, "recordings processed at a time")
+    """--workers and --device of a tool that makes features from recordings; `computes` names the device's work."""
+    _add_workers(parser, "recordings processed at a time")
     add_device_argument(parser, computes)
 
 
 def add_resume_argument(parser: argparse.ArgumentParser) -> None:
     """--resume / --no-resume."""
-    parser.add_argument(
-        "--resume",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="continue a killed run from its last saved state; --no-resume discards that state and starts again",
-    )
+    help = "continue a killed run from its last saved state; --no-resume discards that state and starts again"
+    parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help=help)
 
 
 def chosen(args: argparse.Namespace, *more: str) -> dict:
-    """The arguments that decide what a training run ends with."""
+    """The arguments that decide the result of a training run."""
     return {name: getattr(args, name) for name in ("epoch", "batch_size", "emo_attr", "seed", "precision", *more)}
 
 
@@ -372,13 +300,11 @@ def markdown_table(rows: list[list[str]]) -> list[str]:
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line of a script before it imports anything heavy, so that --help answers at once.
+    """Parse the command line of a script before its heavy imports, so that --help answers at once.
 
-    From here to `run` signals are only noted.
+    Until `run`, signals are only noted.
     """
-    os.environ.setdefault(
-        "TORCH_CPP_LOG_LEVEL", "ERROR"
-    )  # of warnings that each rank would repeat; torch reads it once
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no warnings repeated by each rank; torch reads it once
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the terminal's encoding lacks must not end the program
             stream.reconfigure(errors="backslashreplace")
@@ -403,9 +329,7 @@ def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # rank 0 prints for all
     stop.importing = False
     status = _status_of(main, args, Path(sys.argv[0]).name, sys.stderr if rank() == 0 else sys.__stderr__)
-    if (
-        num_ranks() > 1
-    ):  # at once: a thread of gloo that frees its last tensor while Python ends would abort the process
+    if num_ranks() > 1:  # a thread of gloo that frees its last tensor while Python ends would abort the process
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -413,18 +337,18 @@ def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
 
 
 def _status_of(main: Callable, args: argparse.Namespace, prog: str, errors: TextIO) -> int:
-    """Exit status of the script, whose errors of the user or the machine are printed as one message."""
+    """Exit status of the script; an error of the user or the machine is printed as one message."""
     try:
         if num_ranks() > 1 and not hasattr(main, "runs_on_every_rank"):
             raise UserError("runs as one process; start it without torchrun.")
         stop.raise_if_asked()
         status = main(args)
-        if sys.stdout:  # there is none where it was closed
+        if sys.stdout:  # None if it was closed
             sys.stdout.flush()  # a full disk behind it shows here, not when Python ends
         return status or 0
     except UserError as error:
         if rank() > 0:
-            # torchrun ends all ranks at the first that fails. Rank 0 may have the same message, and is not muted.
+            # torchrun ends all ranks when the first one fails. Rank 0 may have the same message, and is not muted.
             time.sleep(RANK_PATIENCE)
             prog = f"{prog}: rank {rank()}"
         print(f"{prog}: error: {error}", file=errors)
@@ -446,7 +370,7 @@ def _status_of(main: Callable, args: argparse.Namespace, prog: str, errors: Text
         sys.stderr = errors
         if num_ranks() == 1 or not re.search(LOST_CONNECTION, str(error), re.IGNORECASE):
             raise
-        # Another rank has failed and says why; all that reaches this one is that the connection broke.
+        # Another rank has failed and reports why; this one only sees the connection break.
         print(f"{prog}: rank {rank()}: another process has ended.", file=errors)
         return 1
 
@@ -454,7 +378,7 @@ def _status_of(main: Callable, args: argparse.Namespace, prog: str, errors: Text
 def _can_be_mended(error: OSError, args: argparse.Namespace) -> bool:
     """Whether an error is the machine's, or that of a missing file below a path that the user named.
 
-    Any other one is a bug: it names no file, or a file is missing where the program looks by itself.
+    Any other error is a bug: it names no file, or a file is missing where the program looks by itself.
     """
     kind = errno.errorcode.get(error.errno)
     files = [Path(os.fsdecode(name)).absolute() for name in (error.filename, error.filename2) if name]

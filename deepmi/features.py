@@ -1,7 +1,7 @@
 """From .mat files, one per utterance, to one packed float32 matrix that every stage maps into memory.
 
-A corpus keeps its acoustic features as one MATLAB file per utterance (MSP-Podcast's
-`Features/OpenSmile_func_IS13ComParE/feat_mat`). Reading them costs more than training on them. So each file is read
+A corpus has its acoustic features as one MATLAB file per utterance (MSP-Podcast's
+`Features/OpenSmile_func_IS13ComParE/feat_mat`). Reading them takes longer than training on them. So each file is read
 once: normalised in float64, clipped, and stored as one row of `feature_cache/<key>.npy`, which later stages map.
 """
 
@@ -36,7 +36,7 @@ AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".oga", ".aiff", ".ai
 AUDIO_ENDINGS += (".w64", ".rf64", ".sph", ".wave", ".mp2")
 UNREADABLE_ENDINGS = (".m4a", ".m4b", ".mp4", ".aac", ".wma", ".webm", ".weba", ".mka", ".amr", ".awb", ".3gp", ".3ga")
 UNREADABLE_ENDINGS += (".ac3", ".ape", ".wv", ".spx", ".ra", ".raw", ".pcm")
-CACHE_FORMAT = 3  # part of every cache key: raise it when the packed form or the form of the key changes
+CACHE_FORMAT = 3  # part of every cache key: increase it when the packed form or the form of the key changes
 CHUNK = 64  # files whose rows are in memory together; moments are merged by chunk, so this affects the last bits
 BLOCK = 4096  # files whose sizes and times are hashed together
 START_UP = 1.0  # seconds until worker processes are ready (measured)
@@ -54,7 +54,7 @@ def read_feature(path: Path | str) -> NDArray[np.float64]:
     Returns:
         float64, shape (D,).
     Raises:
-        UserError: as `read_mat`; or the variable is not one vector; or all of its values are NaN.
+        UserError: as `read_mat`; or the variable is not a vector; or all of its values are NaN.
     """
     value = read_mat(path, FEATURE_KEY)
     if value.ndim != 2 or 1 not in value.shape or value.size == 0:
@@ -62,7 +62,7 @@ def read_feature(path: Path | str) -> NDArray[np.float64]:
     vector = value.astype(np.float64, copy=False).ravel()
     if math.isnan(vector[0]) and np.isnan(vector).all():
         raise UserError(
-            f"{path}: every feature is NaN (a clip too short for its features?); extract it again or drop it."
+            f"{path}: every feature is NaN (a recording too short for its features?); extract it again or remove it."
         )
     return vector
 
@@ -125,21 +125,21 @@ def write_feature_set(folder: Path, name: str) -> None:
 
 
 def common_feature_set(sets: dict[object, str]) -> str:
-    """The one feature set of several things.
+    """The feature set that several folders and checkpoints have in common.
 
     Args:
-        sets: thing (a folder, a checkpoint) -> its feature set, empty if it is not recorded.
+        sets: folder or checkpoint -> its feature set, empty if it is not recorded.
     Returns:
-        Its name, empty if it is recorded nowhere.
+        The name of the feature set, empty if it is recorded nowhere.
     Raises:
-        UserError: they have different sets.
+        UserError: they have different feature sets.
     """
     known = [(thing, name) for thing, name in sets.items() if name]
     for thing, name in known:
         if name != known[0][1]:
             raise UserError(
                 f"{thing}: of the feature set {name}, but {known[0][0]} is of {known[0][1]}. Features, normalisation "
-                "statistics and models must be of one set; keep those of each set in separate folders (--features, "
+                "statistics and models must be of the same set; use separate folders for each set (--features, "
                 "--norm-dir, --model-dir)."
             )
     return known[0][1] if known else ""
@@ -152,7 +152,7 @@ def common_feature_set(sets: dict[object, str]) -> str:
 def _in_parallel(work: Callable, names: Sequence[str], size: int, workers: int, title: str) -> Iterator:
     """Results of `work(start, names[start : start + size])` in this order, with a progress bar that counts files.
 
-    One process begins; workers join when the pace shows that they will save more than the second they need to start.
+    One process begins; workers join if they will save more time than they need to start.
     """
     starts, done, begin = iter(range(0, len(names), size)), 0, time.perf_counter()
     with tqdm(total=len(names), desc=title, unit="file", delay=0.5, disable=None) as bar:
@@ -165,7 +165,7 @@ def _in_parallel(work: Callable, names: Sequence[str], size: int, workers: int, 
         if done == len(names):
             return
         with Parallel(n_jobs=workers, return_as="generator", batch_size=BATCH) as pool:
-            while wave := list(itertools.islice(starts, WAVE)):  # else fast workers would fill the memory with results
+            while wave := list(itertools.islice(starts, WAVE)):  # else results of fast workers would fill the memory
                 with workers_without_interrupt():
                     results = pool(delayed(work)(start, names[start : start + size]) for start in wave)
                 for start, result in zip(wave, results):
@@ -173,8 +173,8 @@ def _in_parallel(work: Callable, names: Sequence[str], size: int, workers: int, 
                     bar.update(min(size, len(names) - start))
 
 
-def _read_chunk(folder: Path, names: Sequence[str], rows: NDArray, fill: Callable) -> tuple[list[str], list[str]]:
-    """Let `fill(vector, row)` write each row, NaN for a bad file; errors, and names of files with infinite values."""
+def _read_chunk(folder: Path, names: Sequence[str], rows: NDArray, to_row: Callable) -> tuple[list[str], list[str]]:
+    """Fill each row with `to_row(vector)`, or with NaN for a bad file; errors and names of files with infinities."""
     errors, infinite = [], []
     for row, name in zip(rows, names):
         file = feature_file(folder, name)
@@ -182,7 +182,7 @@ def _read_chunk(folder: Path, names: Sequence[str], rows: NDArray, fill: Callabl
             vector = read_feature(file)
             if vector.shape != row.shape:
                 raise UserError(f"{file}: {vector.size} features; expected {row.size}.")
-            fill(vector, row)
+            row[:] = to_row(vector)
         except UserError as error:
             errors.append(str(error))
             row[:] = np.nan
@@ -207,7 +207,7 @@ def _chunk_moments(
 ) -> tuple[Moments, list[str], list[str]]:
     rows = np.empty((len(names), shift.size))
     with np.errstate(all="ignore"):  # infinite values are reported by the caller
-        errors, infinite = _read_chunk(folder, names, rows, lambda vector, row: np.subtract(vector, shift, out=row))
+        errors, infinite = _read_chunk(folder, names, rows, lambda vector: vector - shift)
         return Moments.of(rows), errors, infinite
 
 
@@ -225,7 +225,7 @@ def feature_moments(
         workers: processes that read.
     Returns:
         (mean, standard deviation), float64, shape (D,) each. A feature that is NaN in every file gets NaN, and a
-        constant one the standard deviation 0.
+        constant feature the standard deviation 0.
     Raises:
         UserError: an unreadable file, files of different widths, or infinite values.
     Source: Lin, Sridhar & Busso (2024); merging: `Moments`.
@@ -242,7 +242,7 @@ def feature_moments(
         _raise_first(errors, len(utterances))
         if infinite:
             raise UserError(
-                f"infinite values in {len(infinite)} feature files ({', '.join(infinite[:5])}): no mean exists. "
+                f"infinite values in {len(infinite)} feature files ({', '.join(infinite[:5])}), so there is no mean. "
                 "Extract them again or remove them from the label file."
             )
         mean = np.where(total.count > 0, shift + total.mean, np.nan)
@@ -251,7 +251,7 @@ def feature_moments(
     if overflown.size:
         raise UserError(
             f"{feature_dir}: feature {overflown[0]} (counted from 0) has values too large for a standard deviation, up "
-            f"to {np.abs(shift + total.high)[overflown[0]]:.3g}, in some file. Extract that file again or drop it."
+            f"to {np.abs(shift + total.high)[overflown[0]]:.3g}, in some file. Extract that file again or remove it."
         )
     std[total.low == total.high] = 0.0
     return mean, std
@@ -277,7 +277,7 @@ class PackedFeatures:
 
 
 def _block_digest(folder: Path, start: int, names: Sequence[str]) -> str:
-    """Digest of names, sizes and times; no tool can set the time of an inode, so a changed file always changes it."""
+    """Digest of names, sizes and times; no tool can set st_ctime, so a changed file always changes the digest."""
     states = (os.stat(feature_file(folder, name)) for name in names)
     return digest([(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in zip(names, states)])
 
@@ -285,10 +285,10 @@ def _block_digest(folder: Path, start: int, names: Sequence[str]) -> str:
 def cache_file(
     feature_dir: Path, names: Iterable[str], mean: NDArray, std: NDArray, cache_dir: Path, workers: int = 1
 ) -> Path:
-    """The .npy file in which `pack_features` keeps the rows of these utterances, whether it exists or not.
+    """The .npy file in which `pack_features` keeps the rows of these utterances; it may not exist yet.
 
     Its name is a digest of the sizes and times of the files, the statistics and the packed form. The index beside it
-    (.json) holds a digest of names and rows, and the sorted names; without it the matrix does not count.
+    (.json) contains a digest of names and rows, and the sorted names; without it the matrix is not used.
     """
     work, files = functools.partial(_block_digest, feature_dir), ""
     for block in _in_parallel(work, sorted(names), BLOCK, workers, "file sizes and times"):
@@ -305,17 +305,17 @@ def _open_cache(cache: Path, names: list[str], width: int) -> PackedFeatures | N
     """The cached matrix if it is complete, else None."""
     try:
         index = json.loads(cache.with_suffix(".json").read_bytes())
-        # Copy-on-write: torch requires writable memory, the file does not change.
+        # Copy-on-write: torch requires writable memory, and the file must not change.
         rows = np.load(cache, mmap_mode="c", allow_pickle=False)
         if index["names"] == names and rows.shape == (len(names), width) and rows.dtype == np.float32:
             return PackedFeatures(names, rows, index["content"])
-    except Exception:  # numpy raises many kinds for a damaged header
+    except Exception:  # numpy raises many kinds of errors for a damaged header
         pass
     return None
 
 
 def _create_matrix(target: Path, shape: tuple[int, int]) -> int:
-    """Make an empty .npy file, with its space reserved to find a full disk before hours of work; offset of its rows."""
+    """Make an empty .npy file and reserve its space, to notice a full disk before hours of work; offset of its rows."""
     offset = np.lib.format.open_memmap(target, mode="w+", dtype=np.float32, shape=shape).offset
     size = target.stat().st_size
     try:
@@ -335,9 +335,8 @@ def _pack_chunk(
 ) -> tuple[str, list[str], list[str]]:
     """Pack some utterances; digest of their names and rows, errors, and names of files with infinite values."""
     packed = np.empty((len(names), mean.size), np.float32)
-    errors, infinite = _read_chunk(
-        folder, names, packed, lambda vector, row: np.copyto(row, normalise(vector, mean, std))
-    )
+    to_row = functools.partial(normalise, mean=mean, std=std)
+    errors, infinite = _read_chunk(folder, names, packed, to_row)
     with open(target, "r+b") as stream:  # a memory map would take three times as long: a page fault per 4 kB
         stream.seek(offset + start * packed.strides[0])
         stream.write(packed)
@@ -353,7 +352,7 @@ def pack_features(
     workers: int,
     title: str = "features",
 ) -> PackedFeatures:
-    """The normalised features of some utterances as one memory-mapped matrix, made if it is not in the cache.
+    """The normalised features of some utterances as one memory-mapped matrix, from the cache or newly packed.
 
     Args:
         feature_dir: folder of the .mat files; each utterance must have one.
@@ -388,11 +387,11 @@ def pack_features(
             errors += chunk_errors
             infinite += chunk_infinite
         _raise_first(errors, len(names))
-    write_index(cache, content, names)  # last: without it the matrix does not count
+    write_index(cache, content, names)  # last: without it the matrix is not used
     if infinite:
         notify(
-            f"warning: infinite values in {len(infinite)} feature files ({', '.join(infinite[:5])}); clipped to "
-            f"+-{CLIP:g}."
+            f"warning: infinite values in {len(infinite)} feature files ({', '.join(infinite[:5])}); clipped to +-"
+            f"{CLIP:g}."
         )
     packed = _open_cache(cache, names, mean.size)
     if packed is None:

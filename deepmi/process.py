@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-STOP_PATIENCE = 5.0  # seconds that a training has from a signal to the end of its epoch
+STOP_PATIENCE = 5.0  # seconds from a signal within which a training may finish its epoch
 
-# Control characters, line ends and changes of direction, which would garble a terminal or a page
+# Control characters, line ends and changes of writing direction, which would garble a terminal or a page
 UNPRINTABLE = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 
 
 def one_line(text: str) -> str:
-    """The text as one line of readable length, even if a file name or label in it has line ends."""
+    """The text as one line of readable length, even if it contains a file name or label with line ends."""
     text = re.sub(f"[{UNPRINTABLE}]", lambda found: ascii(found[0])[1:-1], text)
     return text if len(text) <= 1000 else f"{text[:700]} [...] {text[-250:]}"
 
@@ -29,7 +29,7 @@ def notify(text: str) -> None:
 
 
 class UserError(Exception):
-    """Something that the user can mend: which file, what was found, what was expected, and what to do."""
+    """An error that the user can correct: which file, what was found, what was expected, and what to do."""
 
     def __init__(self, message: str):
         super().__init__(one_line(message))
@@ -46,35 +46,35 @@ def rank() -> int:
 
 
 class Stopped(BaseException):
-    """SIGINT (Ctrl-C), or SIGTERM, which a cluster sends to a job whose time is up."""
+    """SIGINT (Ctrl-C) or SIGTERM, which a cluster sends to a job at its time limit, was received."""
 
 
 class StopRequest:
-    """What the first signal asks for.
+    """How this process reacts to signals.
 
-    A training saves the epoch that is running and then stops, if the epoch ends within STOP_PATIENCE seconds. Anything
-    else stops at once, and so does a training at a second signal. `Stopped` is raised again every STOP_PATIENCE
-    seconds, because a library can lose an exception that is raised within its callback.
+    A training finishes and saves its current epoch and then stops, if the epoch ends within STOP_PATIENCE seconds. At a
+    second signal it stops at once, like everything else at the first signal. `Stopped` is raised again every
+    STOP_PATIENCE seconds, because a library can lose an exception that is raised within its callback.
 
     Attributes:
         signal: the first signal, or None.
         importing: whether heavy modules are being imported; an exception in torch's import would abort the process.
-        saves_epochs: whether a training is running that looks at `raise_if_asked` at the end of each epoch.
-        advice: tells the user what the same command would do next.
+        saves_epochs: whether a training is running that calls `raise_if_asked` at the end of each epoch.
+        advice: for the user: what the same command would do next.
     """
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Forget an earlier request; this process may run several commands in turn (tests, comparisons)."""
+        """Forget an earlier signal; this process may run several commands in turn (tests, comparisons)."""
         self.signal: int | None = None
         self.importing = False
         self.saves_epochs = False
         self.advice = "No file is half written; run the same command to do the rest."
 
     def listen(self) -> None:
-        """Take the signals; SIGINT stays ignored where a shell runs this process in its background."""
+        """Handle the signals; SIGINT stays ignored if a shell runs this process in the background."""
         self.reset()
         for number in STOP_SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -93,7 +93,7 @@ class StopRequest:
             raise Stopped
 
     def hold_timer(self) -> None:
-        """The epoch has ended in time and is being saved, however long that takes."""
+        """Stop the timer: the epoch has ended in time and is being saved, which may take any time."""
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -103,7 +103,7 @@ class StopRequest:
             raise Stopped
 
     def ignore_further_signals(self) -> None:
-        """For the time in which this process ends."""
+        """Ignore all signals while this process ends."""
         self.hold_timer()
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -114,7 +114,7 @@ stop = StopRequest()
 
 @contextlib.contextmanager
 def signals_blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Within the block, signals do not reach this thread or processes that it starts; they reach it afterwards."""
+    """Delay signals to this thread until the end of the block; processes started within it do not receive them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -127,16 +127,14 @@ def signals_blocked(*signals: signal.Signals) -> Iterator[None]:
 
 @contextlib.contextmanager
 def workers_without_interrupt() -> Iterator[None]:
-    """Processes that joblib starts within the block leave Ctrl-C, which a terminal sends to all, to this one."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows, which has no such trackers either
-        yield
-        return
-    from multiprocessing import resource_tracker
+    """Processes that joblib starts within the block ignore Ctrl-C, which a terminal sends to all processes."""
+    if hasattr(signal, "pthread_sigmask"):  # Windows has no such trackers
+        from multiprocessing import resource_tracker
 
-    from joblib.externals.loky.backend import resource_tracker as tracker_of_joblib
+        from joblib.externals.loky.backend import resource_tracker as tracker_of_joblib
 
-    # Before the block: starting them within it would let the signal through again.
-    resource_tracker.ensure_running()
-    tracker_of_joblib.ensure_running()
+        # Before the block: starting them within it would let the signal through again.
+        resource_tracker.ensure_running()
+        tracker_of_joblib.ensure_running()
     with signals_blocked(signal.SIGINT):
         yield

@@ -1,4 +1,4 @@
-"""Ranks: the processes of one run under torchrun. Without torchrun there is one, and these functions do nothing."""
+"""Ranks: the processes of one run under torchrun. Without torchrun there is one rank; these functions do nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def join_ranks() -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
     where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-    note = threading.Timer(JOIN_PATIENCE, notify, [f"note: waiting for {num_ranks()} processes to meet at {where}."])
+    note = threading.Timer(JOIN_PATIENCE, notify, [f"note: waiting for {num_ranks()} processes to connect at {where}."])
     note.daemon = True
     note.start()
     # Long, because the other ranks wait while rank 0 packs the features of a large corpus.
@@ -76,7 +76,7 @@ def first_rank_first() -> Iterator[None]:
 
 
 def own_share(count: int) -> slice:
-    """The part of `count` things that belongs to this rank; the sizes of all parts differ by one at most."""
+    """The part of `count` items that belongs to this rank; the sizes of all parts differ by one at most."""
     return slice(count * rank() // num_ranks(), count * (rank() + 1) // num_ranks())
 
 
@@ -93,7 +93,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     """The sum of the tensors of all ranks, on every rank."""
     if num_ranks() == 1:
         return tensor
-    total = tensor.clone(memory_format=torch.contiguous_format)  # gloo would also sum the gaps between strided rows
+    total = tensor.clone(memory_format=torch.contiguous_format)  # else gloo also sums the gaps between strided rows
     distributed.all_reduce(total)
     return total
 
@@ -113,13 +113,13 @@ def whole_of_shares(own: Tensor, count: int) -> Tensor:
 
 
 def seed_own_dropout(seed: int, *place: int | str) -> None:
-    """Seed every rank but the first differently, so that no two drop the same units."""
+    """Seed every rank except the first differently, so that no two ranks drop the same units."""
     if rank() > 0:
         seed_everything(derived_seed(seed, "dropout", *place, rank()))
 
 
 def as_on_first_rank(tensor: Tensor) -> Tensor:
-    """Replace a random tensor by that of rank 0, because different GPU models draw differently from one seed."""
+    """Replace a random tensor by that of rank 0, because GPU models differ in what they draw from the same seed."""
     if num_ranks() > 1:
         distributed.broadcast(tensor, 0)
     return tensor
@@ -139,7 +139,7 @@ class _WholeBatch(Function):
 def whole_batch(own: Tensor, count: int) -> Tensor:
     """`whole_of_shares` with a gradient, for a loss that needs the whole batch, such as CCC.
 
-    Backward, each rank keeps the gradient of its own share.
+    In the backward pass each rank keeps the gradient of its own share.
     """
     return own if num_ranks() == 1 else _WholeBatch.apply(own, count)
 

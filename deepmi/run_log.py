@@ -51,20 +51,20 @@ def _resume_file(checkpoint: Path) -> Path:
 
 
 def note_if_unfinished(checkpoint: Path) -> None:
-    """Print a note if a checkpoint that is about to be used comes from a run that has not finished."""
+    """Print a note if the training of a checkpoint that is about to be used has not finished."""
     if _resume_file(checkpoint).exists():
         notify(f"note: {checkpoint}: its training has not finished; this is the best epoch so far.")
 
 
 def weighted_mean(losses: Tensor, batches: Sequence[Tensor], smallest: int = 1) -> float:
-    """Mean loss of an epoch's batches, each weighted by its size.
+    """Mean loss of the batches of an epoch, each weighted by its size.
 
     Args:
         losses: shape (number of batches,).
-        batches: positions of each batch's utterances.
+        batches: positions of the utterances of each batch.
         smallest: smaller batches do not count.
     Returns:
-        The mean, or 1 where no batch counts.
+        The mean, or 1 if no batch counts.
     """
     weights = losses.new_tensor([len(batch) if len(batch) >= smallest else 0 for batch in batches])
     return (losses @ weights / weights.sum()).item() if weights.any() else 1.0
@@ -75,19 +75,19 @@ def refuse_divergence(losses: Tensor, batches: Sequence[Tensor], names: Sequence
 
     Args:
         losses: shape (number of batches, losses per batch).
-        batches: positions of each batch's utterances.
+        batches: positions of the utterances of each batch.
         names: file names that the positions point to.
-        title: what was being trained.
+        title: what is trained.
     Raises:
-        UserError: names the batch and its files.
+        UserError: a loss is not finite; the message names the batch and its files.
     """
-    broken = (~losses.isfinite().all(dim=1)).nonzero()
-    if len(broken):
-        first = int(broken[0])
+    finite = losses.isfinite().all(dim=1)
+    if not finite.all():
+        first = int(finite.int().argmin())
         files = ", ".join(names[i] for i in batches[first][:5].tolist())
         raise UserError(
-            f"{title}: the loss of batch {first} is not finite (files {files}, ...). Check their features, or try "
-            "--precision fp32. The last saved state, if there is one, is kept."
+            f"{title}: the loss of batch {first} is NaN or infinite (files {files}, ...). Check their features, or try "
+            "--precision fp32. The last saved state, if any, is kept."
         )
 
 
@@ -95,22 +95,22 @@ def better_of(best: dict, loss: float, epoch: int, weights: dict) -> dict:
     """The best epoch so far, with a copy of its weights.
 
     Args:
-        best: the result for the epochs before; NO_BEST at first.
+        best: the result of the previous epochs; NO_BEST at first.
         loss: validation loss of this epoch.
         epoch: counted from 0.
         weights: state dict.
     Raises:
-        UserError: the loss is not finite.
+        UserError: the loss is NaN or infinite.
     """
     if not math.isfinite(loss):
         raise UserError(
-            f"epoch {epoch}: the validation loss is not finite: training diverged, or all validation labels are the "
-            "same. Check them, or try --precision fp32. The last saved state, if there is one, is kept."
+            f"epoch {epoch}: the validation loss is NaN or infinite: training diverged, or all validation labels are "
+            "equal. Check them, or try --precision fp32. The last saved state, if any, is kept."
         )
     if best["weights"] is not None and loss >= best["loss"]:
         return best
     kept = best["weights"] or {key: value.detach().clone() for key, value in weights.items()}
-    for key, value in weights.items():  # in place, since large blocks that are freed at odd times fragment the memory
+    for key, value in weights.items():  # in place, because allocating and freeing large blocks fragments the memory
         kept[key].copy_(value.detach())
     return {"loss": loss, "epoch": epoch, "weights": kept}
 
@@ -118,8 +118,8 @@ def better_of(best: dict, loss: float, epoch: int, weights: dict) -> dict:
 class TrainingRun:
     """The log (one JSON line per epoch) and the resume file beside a checkpoint.
 
-    A state is saved whenever ten times the cost of a save has passed, so saving takes at most a tenth of a run and a
-    kill costs seconds. A resumed run repeats the epochs since then with the same seeds.
+    The state is saved whenever ten times the duration of a save has passed, so saving takes at most a tenth of a run
+    and a kill costs seconds. A resumed run repeats the epochs since the last save with the same seeds.
 
     A hidden file beside them is locked during a run, so that no second run writes the same files.
     """
@@ -128,9 +128,9 @@ class TrainingRun:
         """
         Args:
             checkpoint: the file that this run writes; the log and the resume file are named after it.
-            arguments: what the user chose that changes the outcome.
+            arguments: the user's settings that change the result.
             inputs: digests of the data that the run reads.
-            details: more facts for the first line of the log (folders, corpus counts).
+            details: further facts for the first line of the log (folders, corpus counts).
             resume: continue from a saved state if there is one.
         """
         self.checkpoint = Path(checkpoint)
@@ -161,44 +161,44 @@ class TrainingRun:
         return lines if all(isinstance(line, dict) for line in lines) else []
 
     def is_finished(self) -> bool:
-        """Whether this very run (arguments, data, program version) has finished before; prints so."""
+        """Whether a run with the same arguments, data and program version has finished; if so, prints a message."""
         if not (self.resume and self.checkpoint.is_file()) or self.resume_file.exists():
             return False
         lines = self._log_lines()
         if len(lines) < 2 or lines[0].get("run") != self.identity or lines[-1].get("finished") is not True:
             return False
         if lines[-1].get("checkpoint") != digest(self.checkpoint.read_bytes()):
-            return False  # replaced by another run that was stopped before it could write its log
+            return False  # replaced by a different run that was stopped before it wrote its log
         print(f"{self.checkpoint}: already trained with these arguments on this data; --no-resume trains it again.")
         return True
 
     def refuse_unlike_ranks(self, finished: bool) -> None:
-        """Compare what this rank has found with what rank 0 has; all ranks must call it, after `start`.
+        """Compare this rank's arguments, data and saved state with those of rank 0; all ranks call it after `start`.
 
         Args:
             finished: the result of `is_finished`.
         Raises:
-            UserError: different arguments, data or saved state, as where ranks see different folders.
+            UserError: they differ, for example because the ranks see different folders.
         """
         here = digest(self.identity, finished, len(self.history))
         if from_first_rank(lambda: here) != here:
             raise UserError(
-                f"{self.checkpoint}: this process has found another state of the run, or other data, than rank 0; all "
-                "need --model-dir, the corpus and its normalisation statistics on a common file system."
+                f"{self.checkpoint}: saved state or data of this process and of rank 0 differ; --model-dir, the corpus "
+                "and its normalisation statistics must be on a common file system."
             )
 
     def start(self) -> dict | None:
         """Lock the files of the run; return the saved state (on the CPU) to continue from, or None.
 
         Raises:
-            UserError: another process writes these files, or they are those of an unfinished run with other arguments
-                or data.
+            UserError: another process writes these files, or they belong to an unfinished run with different
+                arguments or data.
         """
         state = None
         if rank() == 0:
             self._refuse_second_writer()
         if not self.resume:
-            if rank() == 0:  # now, or a kill before the first save would bring it back
+            if rank() == 0:  # else a run killed before its first save would be followed by one that resumes it
                 self.resume_file.unlink(missing_ok=True)
         elif self.resume_file.exists():
             state = self._read_state()
@@ -211,7 +211,7 @@ class TrainingRun:
         return state
 
     def _advise(self) -> None:
-        """What to say to the user if the run is stopped before the next save."""
+        """Set the advice to the user for a run that is stopped before the next save."""
         command = "The same command" if self.resume else "The same command without --no-resume"
         stop.advice = f"{command} continues after {len(self.history)} epochs."
         if not self.history:
@@ -225,16 +225,16 @@ class TrainingRun:
             with contextlib.suppress(*UNREADABLE):
                 who = "process {id} on {host}, since {started}".format(**json.loads(read_text(self.lock_file)))
             raise UserError(
-                f"{self.checkpoint}: another run is writing it ({who}). Wait for it to end, or choose another "
+                f"{self.checkpoint}: another run is writing it ({who}). Wait for it to end, or choose a different "
                 "--model-dir."
             ) from None
-        atexit.register(self._release)  # a killed run leaves the file, but unlocked
-        with contextlib.suppress(OSError):  # on a full disk the lock works without this
+        atexit.register(self._release)  # a killed run leaves an unlocked file
+        with contextlib.suppress(OSError):  # the lock works without this, for example on a full disk
             self.lock_file.write_text(json.dumps(self.first_line["process"]))
 
     def _release(self) -> None:
         if self.lock.is_locked:
-            with contextlib.suppress(OSError):  # Windows cannot remove it while it is locked
+            with contextlib.suppress(OSError):  # Windows cannot remove a locked file
                 self.lock_file.unlink(missing_ok=True)
             self.lock.release(force=True)
 
@@ -253,15 +253,16 @@ class TrainingRun:
             identity = dict(identity)
         if identity != self.identity:
             raise UserError(
-                f"{self.resume_file}: belongs to an unfinished run with other settings ({self._differences(identity)})."
-                " Finish it with its own arguments, choose another --model-dir, or discard it with --no-resume."
+                f"{self.resume_file}: belongs to an unfinished run with different settings "
+                f"({self._differences(identity)}). Finish it with its own arguments, choose a different --model-dir, "
+                "or discard it with --no-resume."
             )
         self.history, self.best = history, best
         return state
 
     @contextlib.contextmanager
     def reading_state(self) -> Iterator[None]:
-        """Raise `UserError` where a saved state is damaged, or is not what the block expects."""
+        """Raise `UserError` if the saved state is damaged, or is not what the block expects."""
         try:
             yield
         except (*UNREADABLE, AttributeError, RuntimeError) as error:
@@ -272,21 +273,20 @@ class TrainingRun:
             ) from None
 
     def _differences(self, other: dict) -> str:
-        """In which arguments and data another run's identity differs from this one's."""
+        """The arguments and data in which the identity of a different run differs from this one."""
         found = []
         for part, form in (("arguments", "{name} {before} there, {now} now"), ("inputs", "different {name} data")):
             there, here = other.get(part), self.identity[part]
             there = there if isinstance(there, dict) else {}
             for name in sorted(there.keys() | here.keys()):
-                before, now = there.get(name), here.get(name)
-                if before != now:
+                if (before := there.get(name)) != (now := here.get(name)):
                     found.append(form.format(name=name, before=before, now=now))
         if other.get("version") != __version__:
             found.append(f"program version {other.get('version')} there, {__version__} now")
         return "; ".join(found) or "the same arguments and data"
 
     def _write(self, write_outputs: Callable[[], None]) -> None:
-        """Write the outputs, and with the first of them the log that belongs to them."""
+        """Write the outputs, and at the first time the log that belongs to them."""
         write_outputs()
         if not self.log_is_ours:
             self._write_log()
@@ -303,7 +303,7 @@ class TrainingRun:
             record: a line of the log, with `epoch` and `validation_ccc_loss`.
             weights: state dict.
         Raises:
-            UserError: the loss is not finite.
+            UserError: the loss is NaN or infinite.
         """
         self.history.append(record)
         if self.log_is_ours:
@@ -311,7 +311,7 @@ class TrainingRun:
         self.best = better_of(self.best, record["validation_ccc_loss"], record["epoch"], weights)
 
     def save_is_due(self) -> bool:
-        """Whether the last save is old enough, or a signal asks for one."""
+        """Whether it is time for the next save, or a signal asks for it."""
         is_old = time.monotonic() - self._last_save >= 10 * self._save_cost
         return rank() == 0 and (is_old or stop.signal is not None)
 
@@ -319,7 +319,7 @@ class TrainingRun:
         """Write the outputs, and the state from which the run can resume.
 
         Raises:
-            Stopped: a signal came during the epoch, which is saved now.
+            Stopped: a signal arrived during the epoch, which is now saved.
         """
         stop.hold_timer()
         begin = time.monotonic()
@@ -332,7 +332,7 @@ class TrainingRun:
         stop.raise_if_asked()
 
     def finish(self, write_outputs: Callable[[], None]) -> None:
-        """Write the outputs, mark the log as finished, remove the resume file, and print where everything is."""
+        """Write the outputs, mark the log as finished, remove the resume file, and print the output files."""
         if rank() > 0:
             return
         self._write(write_outputs)
@@ -346,5 +346,5 @@ class TrainingRun:
         print("\n".join(f"wrote {path}" for path in (self.checkpoint, self.log_file, self.picture)))
 
     def facts(self) -> dict:
-        """What a checkpoint should remember of its run: the chosen arguments and its epoch."""
+        """What a checkpoint records about its run: the arguments, its epoch and its validation loss."""
         return self.identity["arguments"] | {"best_epoch": self.best["epoch"], "validation_ccc_loss": self.best["loss"]}

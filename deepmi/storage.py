@@ -20,12 +20,12 @@ from pathlib import Path
 
 from deepmi.process import UserError, signals_blocked
 
-LARGEST_TEXT = 2**30  # bytes; the individual ratings of MSP-Podcast 2.0 have about 2**28
+LARGEST_TEXT = 2**30  # bytes; the individual ratings of MSP-Podcast 2.0 take about 2**28
 SCRATCH = ".scratch-"  # prefix of temporary folders
 
 
 def _process_suffix() -> str:
-    """Suffix of temporary files of this process; the name of a host has no @."""
+    """Suffix of temporary files of this process; host names contain no @."""
     return f"@{socket.gethostname()}.{os.getpid()}.tmp"
 
 
@@ -45,14 +45,14 @@ def output_file(path: Path) -> Path:
 
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; rename it to `path` if the block succeeds, remove it if not."""
+    """A temporary file name beside `path`; the file is renamed to `path` if the block succeeds, else removed."""
     path = output_file(path)
     temporary = path.with_name(f".{path.name}{_process_suffix()}")
     try:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # the error of a full disk names no file
+        error.filename = error.filename or str(path)  # the error for a full disk names no file
         raise
     finally:
         with contextlib.suppress(OSError):
@@ -60,7 +60,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file in one step: readers see the old file or the new one, never a part."""
+    """Write a UTF-8 text file in one step: readers see the old file or the new one, never a part of it."""
     with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -68,11 +68,11 @@ def write_text(path: Path, text: str) -> None:
 def write_together(contents: dict[Path, bytes | None]) -> None:
     """Write several files that belong together; a file whose content is None is removed.
 
-    All of them are written under temporary names before the old ones are removed; then they are renamed in the order
-    given. A run that is killed in between leaves some missing, but never new ones beside old ones.
+    All files are written under temporary names, then the old files are removed, then the new files are renamed in the
+    given order. After a kill in between files may be missing, but there are never new files beside old ones.
     """
     with contextlib.ExitStack() as stack:
-        for path, content in reversed(contents.items()):  # the last to be entered is the first to be renamed
+        for path, content in reversed(contents.items()):  # the file entered last is renamed first
             if content is not None:
                 stack.enter_context(write_atomically(path)).write_bytes(content)
         with signals_blocked(signal.SIGINT, signal.SIGTERM):
@@ -82,7 +82,7 @@ def write_together(contents: dict[Path, bytes | None]) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file; if the disk is full or the process is stopped, the file stays as it was."""
+    """Append a line to a text file; if the disk is full or the process is stopped, the file does not change."""
     with open(path, "ab", buffering=0) as stream:
         size = os.fstat(stream.fileno()).st_size
         try:
@@ -105,7 +105,7 @@ def read_text(path: Path) -> str:
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file.")
-    if not path.is_file():  # a pipe would wait for its writer
+    if not path.is_file():  # reading a pipe would wait for its writer
         raise UserError(f"{path}: not a regular file; expected text, CSV or JSON.")
     if (size := path.stat().st_size) > LARGEST_TEXT:
         raise UserError(f"{path}: {size:,} bytes; expected at most {LARGEST_TEXT:,}.")
@@ -133,7 +133,7 @@ def read_json_object(path: Path) -> dict:
     try:
         content = json.loads(text, object_pairs_hook=_unique_keys)
         if re.search(r"\\u[dD][89a-fA-F]", text):
-            json.dumps(content, ensure_ascii=False).encode()  # an escape of half a surrogate pair is a ValueError
+            json.dumps(content, ensure_ascii=False).encode()  # ValueError for an escape of half a surrogate pair
     except RecursionError:
         raise UserError(f"{path}: nested too deeply; expected one object with a value per file name.") from None
     except ValueError as error:
@@ -146,18 +146,16 @@ def read_json_object(path: Path) -> dict:
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)  # else another user's process
     return True
 
 
 def prepare_folder(folder: Path) -> Path:
-    """Make an output folder, check that it can be written, and remove what killed runs of this machine left in it.
+    """Make an output folder, check that it can be written, and remove temporary files of killed runs on this machine.
 
     Raises:
-        UserError: the folder can't be made or written.
+        UserError: the folder can't be created or written.
     """
     folder = Path(folder)
     probe = folder / f".write_test{_process_suffix()}"
@@ -182,10 +180,10 @@ def prepare_folder(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def scratch_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder within another; if the run is killed, the next `prepare_folder` removes it.
+    """A temporary folder within a folder; if the run is killed, the next `prepare_folder` removes it.
 
     Raises:
-        UserError: the outer folder can't be made or written.
+        UserError: the outer folder can't be created or written.
     """
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, suffix=_process_suffix(), dir=prepare_folder(folder)))
     try:

@@ -68,7 +68,7 @@ def test_a_prepared_corpus_is_not_scaled_twice(other):
     other.refuses(score(other, "--corpus", "ready", "--label-scale", 0, 100), "prepared from labels of 1..5", "0..100")
     for scale in ("3", "[NaN, 5]", "[true, false]", "[5, 1]"):
         (other.folder / "ready/Labels/prepared.json").write_text(f'{{"label_scale": {scale}}}')
-        other.refuses(score(other, "--corpus", "ready"), "prepared.json", "no label_scale")
+        other.refuses(score(other, "--corpus", "ready"), "prepared.json", "no valid label_scale")
 
 
 def test_a_corpus_own_norm_terms(other):

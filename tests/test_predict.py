@@ -210,7 +210,7 @@ def test_bad_arguments_are_refused(models):
     save(models.folder, "Val", {"emo_attr": "Val", "feature_set": SET, "norm_terms": utils.norm_key(*terms)})
     assert run(models, "clips/0.wav", attributes=("Val",))[0] == 0
     utils.write_norm_stats(models.folder / "NormTerm", None, {"Val": (3.0, 0.9)})
-    models.refuses(run(models, "clips", attributes=("Val",)), "different normalization statistics", "--norm-dir")
+    models.refuses(run(models, "clips", attributes=("Val",)), "different normalisation statistics", "--norm-dir")
 
 
 def test_what_a_regressor_does_not_record_is_taken_from_its_name_or_refused(models):

@@ -119,7 +119,7 @@ def test_bad_tables_are_refused(table, bench):
     refuses("path;act\n", "no rows")
     refuses("", "empty")
     refuses("path;act\n0.wav;1\n", "with their folders")
-    refuses("path;act\ns0/0.wav;1\ns0/0.wav;2\n", "one recording")
+    refuses("path;act\ns0/0.wav;1\ns0/0.wav;2\n", "same recording")
     by_speaker = ["--speaker-column", "who", "--split-by-speaker", 0.6, 0.2, 0.2]
     rows = "".join(f"s{n}/0.wav;1;{who}\n" for n, who in enumerate(("1", "2", "3", "nan", "", "Unknown")))
     refuses("path;act;who\n" + rows, "3 of 6 rows have no speaker", more=by_speaker)

@@ -235,7 +235,7 @@ def test_disagreement_comes_from_the_demo_or_from_the_raters(bench, undrawn):
     marked = [name for number, name in enumerate(names) if number % 3 == 2][:9]  # 15 % of 60, ties by name
     others = [name for name in names if name not in marked]
     pairs = [(values[b] > values[a]) + 0.5 * (values[b] == values[a]) for a in marked for b in others]
-    assert f"AUC {np.mean(pairs):.3f} (" in out and "15% whose raters" in out
+    assert f"AUC {np.mean(pairs):.3f} (" in out and "15% with the largest" in out
     assert charts_in(bench.folder / "results") == LABEL_CHARTS | {"disagreement", "disputed"}
 
     truth = [[name, int(values[name] < 0)] for name in names]
@@ -243,7 +243,7 @@ def test_disagreement_comes_from_the_demo_or_from_the_raters(bench, undrawn):
     assert "AUC 1.000 (1.000 to 1.000)" in report(bench)[1]
     write_labels(bench.labels.with_name("demo_truth.csv"), truth + truth[:1], ("FileName", "HighDisagreement"))
     code, out, err = report(bench)
-    assert "duplicate" in err and "15% whose raters" in out
+    assert "duplicate" in err and "15% with the largest" in out
 
 
 def test_a_deepmi_file_is_enough(bench, undrawn):

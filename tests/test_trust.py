@@ -85,7 +85,7 @@ def test_what_a_checkpoint_says_of_its_training_is_plain_or_refused(regressor):
     ):
         weights._metadata = {"": {"deepmi": facts}}
         torch.save(weights, path)
-        refuses(path, "notes on its training")
+        refuses(path, "facts about its training")
     weights._metadata = {"": {"deepmi": {"epoch": endless}}}
     torch.save(weights, path)
     refuses(path, "more than its")
@@ -320,7 +320,7 @@ def test_two_rows_never_share_a_name(tmp_path):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         soundfile.write(tmp_path / path, np.zeros(100), 16000)
     table = pd.DataFrame({"FileName": ["a/b_c.wav", "a_b/c.wav", "z/c.wav"]})
-    refused(lambda: corpora.join_recordings(table, corpora.Recordings(tmp_path), "t.csv"), "one name in the corpus")
+    refused(lambda: corpora.join_recordings(table, corpora.Recordings(tmp_path), "t.csv"), "the same name")
 
 
 def test_what_names_hold_does_nothing_to_a_terminal_or_a_table(capsys):

@@ -1,10 +1,10 @@
-"""Read the label files of other corpora as one table of utterances.
+"""Read the label files of different corpora as one table of utterances.
 
 Each reader returns a table with the columns of MSP-Podcast's consensus labels. EmoAct, EmoVal and EmoDom are numbers on
-the corpus's own scale, NaN where there is no label. If the corpus has labels of each rater, a second table holds them
-(`utils.DETAILED_COLUMNS`).
+the scale of the corpus, NaN if there is no label. If the corpus has the ratings of each rater, a second table holds
+them (`utils.DETAILED_COLUMNS`).
 
-Sources: the files as IEMOCAP (Busso et al. 2008) and MSP-IMPROV (Busso et al. 2017) are distributed.
+Sources: IEMOCAP (Busso et al. 2008) and MSP-IMPROV (Busso et al. 2017), as distributed.
 """
 
 from __future__ import annotations
@@ -40,26 +40,25 @@ GENDERS = {"F": "Female", "M": "Male"}
 def join_recordings(
     table: pd.DataFrame, recordings: Recordings, source: object, skip_missing: bool = False
 ) -> pd.DataFrame:
-    """The table with its recordings in `audio`, plain file names in `FileName`, and the original ones in `entry`.
+    """The table with its recordings in `audio`, plain file names in `FileName`, and the original names in `entry`.
 
     Raises:
-        UserError: recordings are missing, and `skip_missing` is off; or two rows mean one recording or get one name.
+        UserError: recordings are missing, and `skip_missing` is off; or two rows match one recording or one name.
     """
     entries = table["FileName"].tolist()
     paths = recordings.find_all(entries)
-    missing = [entry for entry, path in zip(entries, paths) if path is None]
-    if missing:
+    if missing := [entry for entry, path in zip(entries, paths) if path is None]:
         found = f"{source}: {len(missing)} of {plural(len(entries), 'recording')} not found in {recordings.folder} "
         found += f"({first_few(missing)})"
         if namesake := recordings.namesake(missing[0]):
-            found += f"; {namesake} has the file name of the first, but lies in another folder"
+            found += f"; {namesake} has the file name of the first, but is in a different folder"
         if not skip_missing or len(missing) == len(entries):
             raise UserError(f"{found}. Correct the rows, name the folder with --audio, or add --skip-missing.")
         notify(f"warning: {found}; left out.")
     table = table.assign(entry=entries, audio=paths).dropna(subset="audio").reset_index(drop=True)
     table["FileName"] = plain_names(table["entry"].tolist(), table["audio"].tolist(), recordings.folder)
     stems = table["FileName"].map(feature_name)
-    for keys, problem in ((table["audio"], "are one recording"), (stems, "would get one name in the corpus")):
+    for keys, problem in ((table["audio"], "are the same recording"), (stems, "would have the same name")):
         if keys.duplicated().any():
             first, second, *_ = table["entry"][keys == keys[keys.duplicated()].iloc[0]]
             raise UserError(f"{source}: {first} and {second} {problem}; expected one row and one name per recording.")
@@ -96,15 +95,15 @@ def span(scale: tuple[float, float]) -> str:
 
 
 def clip_to_scale(table: pd.DataFrame, scale: tuple[float, float], source: object, room: float = ROOM) -> pd.DataFrame:
-    """The table with labels slightly outside the scale set to its end, as a few of IEMOCAP are; a warning lists them.
+    """The table with labels slightly outside the scale (IEMOCAP has a few) set to its end; a warning lists them.
 
     Args:
         table: consensus labels or ratings.
         scale: lowest and highest possible label.
         source: the file, for messages.
-        room: how far outside a label may be, as a fraction of the scale's width.
+        room: how far outside the scale a label may be, as a fraction of the scale's width.
     Raises:
-        UserError: a label is farther outside, or so many are outside that the scale must be wrong.
+        UserError: a label is farther outside, or so many labels are outside that the scale must be wrong.
     """
     room *= (scale[1] - scale[0]) * (1 + 1e-9)
     table = table.copy()
@@ -133,7 +132,7 @@ def rescale(
 ) -> pd.DataFrame:
     """The table with its labels, and their standard deviations, rescaled linearly to 1-7.
 
-    `flip` reverses arousal. The other arguments are those of `clip_to_scale`, which also raises `UserError`.
+    `flip` reverses arousal. For the remaining arguments and `UserError` see `clip_to_scale`.
     """
     table = clip_to_scale(table, scale, source, room)
     for column in ATTRIBUTE_COLUMNS:
@@ -145,26 +144,25 @@ def rescale(
 
 
 def split_by_speaker(table: pd.DataFrame, fractions: Sequence[float], seed: int, source: object) -> list[str]:
-    """Train, Validation or Test1 for each row: given fractions of the speakers, and no speaker in two splits.
+    """Train, Validation or Test1 for each row: the given fractions of the speakers, and no speaker in two splits.
 
     Raises:
         UserError: fractions that do not sum to 1, rows of unknown speakers, or fewer than three speakers.
     """
-    if not (min(fractions) > 0 and abs(sum(fractions) - 1) <= 1e-6):  # so that NaN is refused
+    if not (min(fractions) > 0 and abs(sum(fractions) - 1) <= 1e-6):  # refuses NaN as well
         wanted = " ".join(f"{fraction:g}" for fraction in fractions)
         raise UserError(f"--split-by-speaker {wanted}: expected three positive fractions that sum to 1.")
-    unknown = table["FileName"][table["SpkrID"] == utils.UNKNOWN_SPEAKER].tolist()
-    if unknown:
+    if unknown := table["FileName"][table["SpkrID"] == utils.UNKNOWN_SPEAKER].tolist():
         raise UserError(
             f"{source}: {len(unknown)} of {len(table)} rows have no speaker ({first_few(unknown)}), so a split by "
             "speaker is not safe. Name the column of speakers with --speaker-column, and fill or remove such rows."
         )
     speakers = sorted(set(table["SpkrID"]))
     if len(speakers) < len(fractions):
-        raise UserError(f"{source}: {plural(len(speakers), 'speaker')}; a split by speaker into three needs three.")
+        raise UserError(f"{source}: {plural(len(speakers), 'speaker')}; a split by speaker needs at least three.")
     rest = min(max(round(len(speakers) * (fractions[1] + fractions[2])), 2), len(speakers) - 1)
     test = min(max(round(rest * fractions[2] / (fractions[1] + fractions[2])), 1), rest - 1)
-    seed = seed if seed < 2**32 else derived_seed(seed)  # scikit-learn takes no larger one
+    seed = seed if seed < 2**32 else derived_seed(seed)  # scikit-learn's largest seed is 2**32 - 1
     train, rest_speakers = train_test_split(speakers, test_size=rest, random_state=seed)
     parts = (train, *train_test_split(rest_speakers, test_size=test, random_state=seed))
     splits = {speaker: split for split, part in zip(utils.SPLITS, parts) for speaker in part}
@@ -172,13 +170,14 @@ def split_by_speaker(table: pd.DataFrame, fractions: Sequence[float], seed: int,
 
 
 def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
-    """Labels of a table with a header line and comma, semicolon, tab or bar as the separator.
+    """Labels of a table with a header line, separated by comma, semicolon, tab or bar.
 
     Args:
         path: the table.
-        columns: its name for `FileName` and for any other column of the consensus labels.
+        columns: column of the consensus labels -> its name in the table; `FileName` is required.
     Raises:
-        UserError: unreadable, a missing column, a label that is not a number, or a row without a file.
+        UserError: the table is unreadable or has no rows, a column is missing, a label is not a number, or a row names
+            no file.
     """
     wanted = tuple(columns.values())
     delimiter = utils.find_delimiter(path, wanted)
@@ -186,15 +185,14 @@ def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     table = pd.DataFrame({ours: given[theirs] for ours, theirs in columns.items()})
     if table.empty:
         raise UserError(f"{path}: no rows below its header.")
-    nameless = table.index[table["FileName"] == ""]
-    if len(nameless):
-        raise UserError(f"{path}: row {nameless[0] + 1} below the header names no file in {columns['FileName']}.")
+    if (nameless := table["FileName"] == "").any():
+        raise UserError(f"{path}: row {nameless.argmax() + 1} below the header names no file in {columns['FileName']}.")
     for column in table.columns.intersection(ATTRIBUTE_COLUMNS):
         labels = table[column]
         if delimiter != "," and not labels.str.contains(".", regex=False).any():
             labels = labels.str.replace(r"^([+-]?\d*),(\d+)$", r"\1.\2", regex=True)  # decimal commas
         table[column] = [utils.parse_rating(path, *row) for row in zip(table["FileName"], labels)]
-    if "SpkrID" in table:  # numbers become 1.0 in a table where some are missing; a letter has two Unicode forms
+    if "SpkrID" in table:  # programs write 1.0 for 1 if some speakers are missing; accented letters have two forms
         table["SpkrID"] = table["SpkrID"].str.normalize("NFC").str.replace(r"^(\d+)\.0+$", r"\1", regex=True)
     return complete(table)
 
@@ -202,7 +200,7 @@ def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
 def consensus_of(ratings: pd.DataFrame) -> pd.DataFrame:
     """Mean, number (`_n`) and population standard deviation (`_std`) of the ratings of each utterance.
 
-    EmoClass is the class that most raters chose first, X if there is a tie.
+    EmoClass is the most frequent primary class, X if there is a tie.
     """
     groups = ratings.groupby("FileName")
     modes = groups["EmoClass_Major"].agg(lambda classes: classes[classes != ""].mode().tolist())
@@ -219,7 +217,7 @@ def consensus_of(ratings: pd.DataFrame) -> pd.DataFrame:
 
 
 def find_audio_folder(root: Path) -> Path | None:
-    """The folder of a corpus' recordings, `Audios` or `Audio` in any case; None if there is none."""
+    """The folder with the recordings of a corpus, `Audios` or `Audio` in any case; None if there is none."""
     folders = (child for child in sorted(root.iterdir()) if child.is_dir())
     return next((folder for folder in folders if folder.name.casefold() in ("audios", "audio")), None)
 
@@ -227,8 +225,8 @@ def find_audio_folder(root: Path) -> Path | None:
 def read_podcast(root: Path, in_place: bool = False) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """Consensus labels and ratings (or None) of a release of MSP-Podcast. Prints which files it used.
 
-    Splits that the label file lacks are read from Partitions.txt. `in_place` means that the stages will read the
-    release's own label file.
+    Splits missing from the label file are read from Partitions.txt. `in_place` means that the stages will read the
+    label file of the release itself.
 
     Raises:
         UserError: no label file, no splits anywhere, or a label file that the stages cannot read in place.
@@ -245,7 +243,7 @@ def read_podcast(root: Path, in_place: bool = False) -> tuple[pd.DataFrame, pd.D
         if used and in_place:
             raise UserError(
                 f"{file}: {plural(used, 'row')} with a split only in {path}, which the stages do not read. Add "
-                "--out DIR to write labels with these splits there; the release's own features are linked."
+                "--out DIR to write a corpus whose labels have these splits; it links to the features of the release."
             )
         table["Split_Set"] = table["Split_Set"].where(~lacking, theirs)
         print(f"splits: {path} for {plural(used, 'row')}; the label file for the rest ({differing:,} of them differ)")
@@ -294,19 +292,19 @@ _IMPROV_NAME = re.compile(r"^(?:UTD|MSP)-IMPROV-(\S+-([FM])(\d+)-\S+)\.(?:avi|wa
 
 
 def _tables(rows: list[dict], ratings: list[dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    words = {"Worker": "", "EmoClass_Major": "", "EmoClass_Second": ""}
-    ratings = [words | rating for rating in ratings]
-    return complete(pd.DataFrame(rows)), pd.DataFrame(ratings, columns=list(utils.DETAILED_COLUMNS))
+    text = dict.fromkeys(("Worker", "EmoClass_Major", "EmoClass_Second"), "")
+    table = pd.DataFrame([text | rating for rating in ratings], columns=list(utils.DETAILED_COLUMNS))
+    return complete(pd.DataFrame(rows)), table
 
 
 def read_iemocap(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Consensus labels and ratings of IEMOCAP, scale 1-5.
 
     The numbers in brackets after a turn are valence, activation and dominance. Raters whose name begins with F or M are
-    the actors, who judge themselves. They are left out, as in the consensus.
+    the actors, who rate themselves. They are left out, as in the consensus labels.
 
     Raises:
-        UserError: no such files, or a turn without its three numbers.
+        UserError: no evaluation files, no turns in them, or a turn without its three numbers.
     """
     sessions = sorted(root.glob("Session*/dialog/EmoEvaluation/*.txt"))
     files = [file for file in sessions if not file.name.startswith(".")]
@@ -341,7 +339,7 @@ def read_improv(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Consensus labels and ratings of MSP-IMPROV, scale 1-5, from its Evalution.txt (sic).
 
     Raises:
-        UserError: no such file, or no utterance in it.
+        UserError: there is no such file, or no utterance in it.
     """
     names = ("evalution.txt", "evaluation.txt")
     files = sorted(file for file in root.rglob("*.txt") if file.name.casefold() in names)
@@ -349,7 +347,7 @@ def read_improv(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         raise UserError(f"{root}: no Evalution.txt or Evaluation.txt in it.")
     file, rows, ratings = files[0], [], []
     for line in filter(str.strip, read_text(file).splitlines()):
-        # Cut, because the pattern's time grows with the square of the length of a name that it does not fit.
+        # Cut, because the time of a search without a match grows with the square of the name's length.
         if match := _IMPROV_NAME.match(line.partition(";")[0].strip()[: utils.LONGEST_NAME]):
             name, speaker = f"MSP-IMPROV-{match[1]}.wav", f"{match[2].upper()}{match[3]}"
             found = utils.parse_detail(file, name, line)

@@ -1,4 +1,4 @@
-"""Headers of sound files that claim more or less than the file holds, which libsndfile does not report."""
+"""Sound files whose header claims more or less than the file contains; libsndfile does not report these."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import NamedTuple
 
 import soundfile
 
-MOST_UNREAD = 1.0  # seconds of sound that would fit behind the end that the header gives; tags and padding are shorter
+MOST_UNREAD = 1.0  # seconds of sound that fit after the end according to the header; tags and padding are shorter
 SLACK = 0.1  # seconds that may be missing: decoders and encoders disagree on the silence around a recording
-MPEG_SLACK = 8  # frames that the header of an mp3 may leave out: the encoder's delay and padding
-STREAMED = 0x7F000000  # a length in bytes from here on means unknown; programs that write to a pipe use it
-# In libsndfile's log: the length of the samples, or of the file, and what is there instead.
+MPEG_SLACK = 8  # frames that the header of an mp3 may omit: the encoder's delay and padding
+STREAMED = 0x7F000000  # programs that write to a pipe claim at least this length in bytes, which means unknown
+# In libsndfile's log: the claimed length of the samples or of the file, and the actual one.
 LOGGED_LENGTH = re.compile(r"^ *(?:data|SSND|BODY|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)$", re.M)
-LOGGED_STOP = re.compile(r"^\*\*\* Unknown chunk marker \(\w+\) at position ([1-9]\d*)", re.M)  # it reads no further
-SECOND_START = {"FLAC": b"fLaC\0\0\0\x22", "OGG": b"OggS\0\x02"}  # how one more recording in the same file would begin
+LOGGED_STOP = re.compile(r"^\*\*\* Unknown chunk marker \(\w+\) at position ([1-9]\d*)", re.M)  # libsndfile stops there
+SECOND_START = {"FLAC": b"fLaC\0\0\0\x22", "OGG": b"OggS\0\x02"}  # first bytes of a second recording in the same file
 OGG_PAGE = 65307  # bytes, the largest page
-MPEG_SYNC = re.compile(rb"\xff[\xe2-\xff][\x10-\xef]|ID3")  # how a frame or a tag may begin
+MPEG_SYNC = re.compile(rb"\xff[\xe2-\xff][\x10-\xef]|ID3")  # first bytes of a frame or a tag
 MPEG_COUNT = re.compile(rb"(?:Xing|Info)\0\0\0[\1\3\5\7\x09\x0b\x0d\x0f](.{4})|VBRI.{10}(.{4})", re.S)
 
 # The MPEG audio header of layers II and III, ISO/IEC 11172-3 and 13818-3, section 2.4.2.3.
-MPEG_1 = 3  # of the two bits of the version; 2 is MPEG 2, 0 is MPEG 2.5
+MPEG_1 = 3  # value of the two version bits; 2 is MPEG 2, 0 is MPEG 2.5
 MPEG_HERTZ = {MPEG_1: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 MPEG_1_KBITS = {
     2: (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -40,8 +40,8 @@ def examine(path: Path, stream: soundfile.SoundFile) -> tuple[bytes | None, str]
         path: the file.
         stream: the same file, opened.
     Returns:
-        The whole file with a correct header if libsndfile cannot read all of it otherwise, else None; and a remark on
-        what is missing from the recording, or "".
+        The whole file with a corrected header if libsndfile needs it to read all of the file, else None; and a remark
+        about missing parts of the recording, or "".
     """
     seconds = stream.frames / stream.samplerate
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -50,12 +50,12 @@ def examine(path: Path, stream: soundfile.SoundFile) -> tuple[bytes | None, str]
         if stream.frames == 0 and data[:4] == b"RIFF":
             return _with_open_length(data), ""
         start = SECOND_START.get(stream.format)
-        if start and data.find(start, data.find(start) + 1) > 0:  # the first one may be behind a tag
+        if start and data.find(start, data.find(start) + 1) > 0:  # the first recording may follow a tag
             return None, "several recordings in one file: only the first is read; split the file"
         if stream.format == "OGG" and _ends_within_page(data):
             return None, f"incomplete: ends within a page after {seconds:.1f} s"
         stop = LOGGED_STOP.search(stream.extra_info)
-        if stop and seconds * (len(data) / int(stop[1]) - 1) > MOST_UNREAD:  # a recorder died before its last header
+        if stop and seconds * (len(data) / int(stop[1]) - 1) > MOST_UNREAD:  # the recorder was killed
             return None, f"incomplete: its header covers {int(stop[1]):,} of {len(data):,} bytes, {seconds:.1f} s"
         return None, incomplete(seconds, _claimed_seconds(stream, data))
 
@@ -66,7 +66,7 @@ def incomplete(found: float, claimed: float) -> str:
 
 
 def _claimed_seconds(stream: soundfile.SoundFile, data: mmap.mmap) -> float:
-    """Length by the header if libsndfile goes by the size of the file instead, else 0."""
+    """Length according to the header if libsndfile uses the size of the file instead, else 0."""
     count = re.search(rb"\nsample_count -i (\d{1,12})\n", data[:1024]) if stream.format == "NIST" else None
     if count:
         return int(count[1]) / stream.samplerate
@@ -75,9 +75,9 @@ def _claimed_seconds(stream: soundfile.SoundFile, data: mmap.mmap) -> float:
 
 
 def _with_open_length(data: mmap.mmap) -> bytes | None:
-    """A wav file that claims no samples with "unknown length" in its place; None if it truly has no samples."""
+    """A wav file whose header claims 0 samples, with "unknown length" instead; None if it really has no samples."""
     at, size = data.find(b"data\0\0\0\0"), int.from_bytes(data[4:8], "little")
-    if at < 0 or at + 8 >= len(data) or at < size < STREAMED:  # another chunk follows
+    if at < 0 or at + 8 >= len(data) or at < size < STREAMED:  # a different chunk follows
         return None
     return b"".join([data[:4], b"\xff" * 4, data[8 : at + 4], b"\xff" * 4, data[at + 8 :]])
 
@@ -89,7 +89,7 @@ def _ends_within_page(data: mmap.mmap) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# MPEG audio. libsndfile trusts the frame count in the first frame, and guesses if there is none.
+# MPEG audio. libsndfile trusts the frame count in the first frame; without a count it guesses.
 
 
 def _examine_mpeg(path: Path, stream: soundfile.SoundFile, data: mmap.mmap) -> tuple[bytes | None, str]:
@@ -115,12 +115,12 @@ class MpegFrame(NamedTuple):
 
 
 class MpegStream(NamedTuple):
-    """The frames of an MPEG file, without a first one that holds a frame count in place of sound."""
+    """The frames of an MPEG file, without a first frame that holds a frame count instead of sound."""
 
     samples: int  # per channel, of all frames
     frames: int
     start: int  # byte at which the first frame begins
-    counted: int  # the frame count of the file, 0 if it has none
+    counted: int  # frame count according to the file, 0 if it has none
 
 
 def mpeg_frame(data: bytes | mmap.mmap, at: int) -> MpegFrame | None:
@@ -142,7 +142,7 @@ def mpeg_frame(data: bytes | mmap.mmap, at: int) -> MpegFrame | None:
 def walk_mpeg(path: Path, mtime_ns: int) -> MpegStream | None:
     """Count the frames of an MPEG file without decoding them, skipping tags between them; None if there is no frame.
 
-    The time of the last change is part of the cache's key only.
+    The time of the last change is only part of the cache key.
     """
     at, kind, start, counted, samples, frames = 0, None, 0, 0, 0, 0
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -151,7 +151,7 @@ def walk_mpeg(path: Path, mtime_ns: int) -> MpegStream | None:
                 at += 10 + sum(part << shift for part, shift in zip(data[at + 6 : at + 10], (21, 14, 7, 0)))
                 continue
             frame = mpeg_frame(data, at)
-            # Any bytes can look like a frame, so the first of its kind counts only if another one follows.
+            # Any bytes can look like a frame, so the first frame of a kind counts only if a second one follows.
             if frame and frame.kind != kind and not mpeg_frame(data, at + frame.size):
                 frame = None
             if frame is None or at + frame.size > len(data):
@@ -172,7 +172,7 @@ def walk_mpeg(path: Path, mtime_ns: int) -> MpegStream | None:
 
 
 def _with_frame_count(data: mmap.mmap, stream: MpegStream) -> bytes:
-    """An MPEG file that begins with a frame that holds the right frame count."""
+    """The MPEG file, with a first frame that holds the correct frame count."""
     head = bytearray(data[stream.start : stream.start + 4])
     head[1] |= 1  # no checksum
     head[2] = head[2] & 0b1100 | 0xE0  # the highest bitrate: a frame long enough for the count

@@ -3,30 +3,30 @@
     python -m tools.make_demo_corpus demo_corpus
 
 OUT_DIR gets the layout of MSP-Podcast (Labels, Audios, Features) and an unlabeled set in OUT_DIR/Unlabeled. The same
-seed gives the same files, also with more processes. A run that was killed continues where it stopped.
+seed gives the same files for any number of processes. A run that was killed continues where it stopped.
 
-Each clip has a hidden position in the space of arousal, valence and dominance (1 to 7). Five simulated raters judge
-this position. The voice, a row of vowels made of harmonics, follows it in the directions that the literature reports
-(Scherer, Speech Communication 40 (2003) 227-256; Laukka et al., Cognition and Emotion 19 (2005) 633-653; Tartter,
-Perception & Psychophysics 27 (1980) 24-27; Puts et al., Evolution and Human Behavior 27 (2006) 283-296):
+Each recording has a hidden position in the space of arousal, valence and dominance (1 to 7). Five simulated raters
+judge this position. The voice is a sequence of vowels made of harmonics. It depends on the position as the literature
+reports (Scherer, Speech Communication 40 (2003) 227-256; Laukka et al., Cognition and Emotion 19 (2005) 633-653;
+Tartter, Perception & Psychophysics 27 (1980) 24-27; Puts et al., Evolution and Human Behavior 27 (2006) 283-296):
 
     arousal    higher and more varied F0, louder, faster, flatter spectral tilt, less noise
     valence    higher formants (a smile shortens the vocal tract), rising accents, less noise
     dominance  louder, lower F0 and lower formants, flatter spectral tilt
 
-Valence is heard less clearly than arousal, as in real speech. About 15 % of the clips have high disagreement: their
+Valence is harder to hear than arousal, as in real speech. About 15 % of the recordings have high disagreement: their
 raters scatter, and their voice contradicts the rated position. Labels/demo_truth.csv lists them. Results on this corpus
-show that the program works, not how well it recognizes emotions.
+show that the program works, not how well it recognises emotions.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import multimode
 
 from deepmi import cli
 
@@ -35,7 +35,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
     parser = cli.new_parser(__doc__)
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="a new or empty folder; about 80 MB are written")
-    parser.add_argument("--seed", type=cli.non_negative_int, default=31, metavar="N", help="of speakers and clips")
+    help = "seed of speakers and recordings"
+    parser.add_argument("--seed", type=cli.non_negative_int, default=31, metavar="N", help=help)
     parser.add_argument("--workers", type=cli.positive_int, default=cli.cpu_count(), metavar="N", help="processes")
     return parser
 
@@ -56,7 +57,7 @@ from tools.extract_features import extract_folder
 from tools.recordings import RECORD_FILE
 from utils import FEATURE_FOLDER
 
-VERSION = 4  # raise it when the same seed gives different files
+VERSION = 4  # increase it when the same seed gives different files
 MARKER = "demo_corpus.json"
 LABEL_FILES = ("labels_consensus.csv", "labels_detailed.csv", "demo_truth.csv")
 CLIPS = {"Train": 300, "Development": 90, "Test1": 90, "Unlabeled": 240}
@@ -68,7 +69,7 @@ SPEAKERS = {"Train": 10, "Development": 4, "Test1": 4, "Unlabeled": 8}
 ATTRIBUTES = ("Act", "Val", "Dom")  # the order of every array of three in this file
 LATENT_MEAN, LATENT_SD = 4.2, 1.15
 LATENT_CORRELATION = np.array([[1.0, 0.1, 0.6], [0.1, 1.0, 0.2], [0.6, 0.2, 1.0]])
-CUE_NOISE = np.array([0.05, 1.0, 0.05])  # how far a voice strays from the position
+CUE_NOISE = np.array([0.05, 1.0, 0.05])  # standard deviation of the voice around the position
 HIGH_DISAGREEMENT_SHARE = 0.15
 RATERS, RATERS_PER_CLIP = 40, 5
 RATER_BIAS_SD, RATER_NOISE_SD, RATER_NOISE_SD_HIGH = 0.25, 0.5, 1.5
@@ -84,7 +85,7 @@ EMOTIONS = {
     "Neutral": ("N", (4.0, 4.2, 4.2)),
 }
 EMOTION_SPREAD, OTHER_SHARE = 0.7, 0.03
-# One stream of random numbers per purpose: a change in one leaves the others as they were.
+# One stream of random numbers per purpose: a change to one purpose does not affect the others.
 _SPEAKER_STREAM, _RATER_STREAM, _LABEL_STREAM, _AUDIO_STREAM = range(4)
 
 
@@ -95,15 +96,15 @@ class Speaker:
     number: int
     gender: str  # Female or Male
     f0: float  # Hz
-    formant_scale: float  # 1 for a vocal tract of 17.5 cm, more for a shorter one
+    formant_scale: float  # 1 for a vocal tract of 17.5 cm, larger for a shorter one
     loudness: float  # dB relative to the average speaker
-    tilt: float  # dB per octave, likewise
-    noise: float  # dB, likewise
+    tilt: float  # dB per octave, relative to the average speaker
+    noise: float  # dB, relative to the average speaker
 
 
 @dataclass(frozen=True)
 class Clip:
-    """An utterance before it is spoken."""
+    """An utterance to be synthesised."""
 
     number: int
     file_name: str
@@ -125,7 +126,7 @@ class Clip:
 
 
 def draw_speaker(seed: int, number: int) -> Speaker:
-    """Draw the speaker of this number; even numbers are women, odd ones men."""
+    """Draw the speaker with this number; even numbers are women, odd numbers men."""
     female = number % 2 == 0
     f0, formants, loudness, tilt, noise = np.random.default_rng([seed, _SPEAKER_STREAM, number]).standard_normal(5)
     return Speaker(
@@ -140,13 +141,13 @@ def draw_speaker(seed: int, number: int) -> Speaker:
 
 
 def plan_corpus(seed: int, clips: Mapping[str, int] = CLIPS) -> list[Clip]:
-    """Decide who says what, and how, in every clip; no speaker is in two splits.
+    """Decide who says what, and how, in every recording; no speaker is in two splits.
 
     Args:
         seed: seed of the corpus.
-        clips: number of clips per split.
+        clips: number of recordings per split.
     Returns:
-        The clips in the order of their numbers.
+        The recordings, ordered by number.
     """
     plan: list[Clip] = []
     first_speaker = 0
@@ -160,9 +161,9 @@ def plan_corpus(seed: int, clips: Mapping[str, int] = CLIPS) -> list[Clip]:
             latents = np.clip(LATENT_MEAN + LATENT_SD * correlated, 1, 7)
             high = bool(rng.random() < HIGH_DISAGREEMENT_SHARE)
             cues = latents + CUE_NOISE * rng.standard_normal(3)
-            if high:  # the voice moves to the other side of the scale, where there is room
+            if high:  # the voice moves toward the opposite side of the scale
                 cues -= np.copysign(rng.uniform(1.0, 2.0, 3), latents - LATENT_MEAN)
-            # Every tenth name has the longer form that MSP-Podcast gives to parts of a segment.
+            # Every tenth name has the longer form that MSP-Podcast uses for parts of a segment.
             part = f"_{number % 7 + 1:04d}" if number % 10 == 9 else ""
             name = f"MSP-PODCAST_{speaker.number + 1:04d}_{number + 1:04d}{part}.wav"
             plan.append(Clip(number, name, split, speaker, latents, np.clip(cues, 1, 7), high))
@@ -170,7 +171,7 @@ def plan_corpus(seed: int, clips: Mapping[str, int] = CLIPS) -> list[Clip]:
 
 
 def rate_clip(clip: Clip, seed: int) -> list[dict]:
-    """Let five simulated raters judge the latents of a clip.
+    """Ratings of the latents of a recording by five simulated raters.
 
     Returns:
         One dict per rater: Worker, Primary, Secondary ("Angry,Disgust,"), and Act, Val, Dom as whole numbers 1 to 7.
@@ -194,22 +195,20 @@ def rate_clip(clip: Clip, seed: int) -> list[dict]:
 
 
 def plurality_class(primaries: Sequence[str]) -> str:
-    """The letter of the class that most raters chose; X in a tie."""
-    (first, votes), *others = Counter(primaries).most_common(2)
-    if others and others[0][1] == votes:
-        return "X"
-    return EMOTIONS[first][0] if first in EMOTIONS else "O"
+    """The letter of the most frequent class; X if there is a tie."""
+    first, *more = multimode(primaries)
+    return "X" if more else EMOTIONS.get(first, "O")[0]
 
 
 def write_labels(clips: Sequence[Clip], label_dir: Path, seed: int) -> None:
-    """Write the consensus labels, the labels of each rater and the hidden truth of the labeled clips."""
+    """Write the consensus labels, the labels of each rater and the hidden truth of the labeled recordings."""
     consensus, detailed, truth = [], [], []
     for clip in sorted(clips, key=lambda clip: clip.file_name):
         name, ratings = {"FileName": clip.file_name}, rate_clip(clip, seed)
         emotion = {"EmoClass": plurality_class([rating["Primary"] for rating in ratings])}
         means = {f"Emo{attribute}": np.mean([rating[attribute] for rating in ratings]) for attribute in ATTRIBUTES}
-        who = {"SpkrID": clip.speaker.number + 1, "Gender": clip.speaker.gender, "Split_Set": clip.split}
-        consensus.append(name | emotion | means | who)
+        speaker = {"SpkrID": clip.speaker.number + 1, "Gender": clip.speaker.gender, "Split_Set": clip.split}
+        consensus.append(name | emotion | means | speaker)
         for rating in ratings:
             detail = "{Worker}; {Primary}; {Secondary}; A:{Act:.6f}; V:{Val:.6f}; D:{Dom:.6f};".format_map(rating)
             detailed.append(name | {"EmoDetail": detail})
@@ -233,21 +232,21 @@ VOWELS = np.array(
     ]
 )
 BANDWIDTHS = np.array([[70.0], [95.0], [140.0], [200.0]])  # Hz, of F1 to F4
-SMILE = np.array([[0.010], [0.026], [0.024], [0.020]])  # share by which valence raises F1 to F4
+SMILE = np.array([[0.010], [0.026], [0.024], [0.020]])  # fraction by which valence raises F1 to F4
 
 
 def synthesize(speaker: Speaker, cues: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Let a speaker say some nonsense syllables in a given state.
+    """Nonsense syllables of a speaker in a given emotional state.
 
     Args:
         speaker: who speaks.
         cues: shape (3,), arousal, valence and dominance, 1 to 7.
         rng: draws syllables, timing and noise.
     Returns:
-        About 2 s of sound at 16 kHz, within -1 to 1.
+        About 2 s of sound at 16 kHz, from -1 to 1.
     """
     a, v, d = (np.asarray(cues) - 4.0) / 1.5  # about -2 to 2
-    varied = rng.standard_normal(7)  # how this clip varies for no emotional reason
+    varied = rng.standard_normal(7)  # variation that is not emotional
     mean_f0 = speaker.f0 * 2 ** ((2.8 * a + 0.3 * v - 1.5 * d + 0.5 * varied[0]) / 12)  # Hz
     accent = 2.6 * np.exp(0.38 * a + 0.12 * varied[1])  # semitones
     slope = 1.3 * v + 0.5 * varied[2]  # semitones by which F0 rises within a stressed vowel
@@ -266,19 +265,19 @@ def synthesize(speaker: Speaker, cues: NDArray[np.float64], rng: np.random.Gener
         stressed = rng.random() < 0.45
         time = np.linspace(-1, 1, int((0.19 if stressed else 0.13) * tempo * rng.uniform(0.8, 1.2) * SAMPLE_RATE))
         semitones = rng.uniform(0.6, 1.4) * stressed * (accent * (1 - time**2) + slope * time) - accent / 3
-        f0 = mean_f0 * 2 ** ((semitones - 2.6 * (i / syllables - 0.5)) / 12)  # it sinks from syllable to syllable
+        f0 = mean_f0 * 2 ** ((semitones - 2.6 * (i / syllables - 0.5)) / 12)  # it falls from syllable to syllable
         vowel = _harmonics(f0, tilt, vowels[:, [rng.integers(vowels.shape[1])]]) + noise * _noise(len(time), rng)
         parts.append(vowel * (1.0 if stressed else 0.7) * np.minimum(1, 6 * (1 - np.abs(time))))
         if rng.random() < 0.09 - 0.03 * a:
             parts.append(silence)
     speech = np.concatenate([*parts, silence])
     speech *= 10 ** (loudness / 20) / np.sqrt(np.mean(speech**2))
-    speech += 10 ** (rng.uniform(-72, -66) / 20) * rng.standard_normal(len(speech))  # the room
+    speech += 10 ** (rng.uniform(-72, -66) / 20) * rng.standard_normal(len(speech))  # noise of the room
     return speech * min(1.0, 0.95 / np.abs(speech).max())
 
 
 def _noise(samples: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Noise that rises by 6 dB per octave, RMS about 1."""
+    """Noise whose level rises by 6 dB per octave, RMS about 1."""
     return np.diff(rng.standard_normal(samples + 1)) / np.sqrt(2)
 
 
@@ -305,10 +304,10 @@ def _write_voice(path: Path, clip: Clip, seed: int) -> None:
 
 
 def _read_marker(out_dir: Path, recipe: dict) -> dict:
-    """What an earlier run has noted about this corpus, empty for a new or empty folder.
+    """The content of the marker file of this corpus, empty for a new or empty folder.
 
     Raises:
-        UserError: OUT_DIR holds something else, or a different demo corpus.
+        UserError: OUT_DIR contains something else, or a different demo corpus.
     """
     marker = out_dir / MARKER
     if marker.exists():
@@ -316,30 +315,30 @@ def _read_marker(out_dir: Path, recipe: dict) -> dict:
         differ = [f"{key} {found.get(key)} there, {recipe[key]} now" for key in recipe if found.get(key) != recipe[key]]
         if differ:
             found = "; ".join(differ)
-            raise UserError(f"{out_dir}: a different demo corpus ({found}); delete it or name another OUT_DIR.")
+            raise UserError(f"{out_dir}: a different demo corpus ({found}); delete it or name a different OUT_DIR.")
         return found
     if out_dir.exists() and not out_dir.is_dir():
-        raise UserError(f"{out_dir}: a file, expected a folder; name another OUT_DIR.")
+        raise UserError(f"{out_dir}: a file, expected a folder; name a different OUT_DIR.")
     if out_dir.is_dir() and any(not entry.name.startswith(".") for entry in out_dir.iterdir()):
-        raise UserError(f"{out_dir}: the folder has files, but no demo corpus; name a new or an empty folder.")
+        raise UserError(f"{out_dir}: the folder has files, but no demo corpus; name a new or empty folder.")
     return {}
 
 
 def make_corpus(
     out_dir: Path, seed: int = 31, workers: int = 1, clips: Mapping[str, int] = CLIPS, with_features: bool = True
 ) -> bool:
-    """Make the demo corpus, or what is missing of it.
+    """Make the demo corpus, or the missing parts of it.
 
     Args:
         out_dir: a new or empty folder, or one that an earlier call with the same seed and sizes began.
-        seed: decides every label and every sample.
-        workers: processes; the files do not depend on it.
-        clips: number of clips per split.
+        seed: determines every label and every sample.
+        workers: number of processes; the files do not depend on it.
+        clips: number of recordings per split.
         with_features: also extract the openSMILE features.
     Returns:
-        Whether there was anything to make.
+        Whether anything was missing.
     Raises:
-        UserError: OUT_DIR can't be written or holds something else.
+        UserError: OUT_DIR can't be written or contains something else.
     """
     out_dir, plan = Path(out_dir), plan_corpus(seed, clips)
     recipe = {"version": VERSION, "seed": seed, "clips": dict(clips)}
@@ -349,38 +348,37 @@ def make_corpus(
     if _read_marker(out_dir, recipe).get("finished") and not silent and all(f.exists() for f in labels + features):
         return False
     prepare_folder(out_dir)
-    # The marker comes first, so that the next run recognizes what a killed one has left.
+    # The marker is written first, so that the next run recognises the files of a killed run.
     write_text(out_dir / MARKER, json.dumps(recipe | {"finished": False}, indent=1) + "\n")
     write_labels([clip for clip in plan if clip.split != "Unlabeled"], prepare_folder(out_dir / "Labels"), seed)
-    parts = [out_dir, out_dir / "Unlabeled"]
-    for part in parts:
-        prepare_folder(part / "Audios")
+    audio_dirs = [prepare_folder(out_dir / part / "Audios") for part in ("", "Unlabeled")]
     with workers_without_interrupt():
         voices = Parallel(workers, return_as="generator_unordered")(
             delayed(_write_voice)(out_dir / clip.audio, clip, seed) for clip in silent
         )
-    for _ in tqdm(voices, total=len(silent), desc="voices", unit="clip", disable=None):
+    for _ in tqdm(voices, total=len(silent), desc="voices", unit="file", disable=None):
         pass
     if with_features:
-        for part in parts:
-            extract_folder(part / "Audios", part / FEATURE_FOLDER, workers=workers)
-            (part / FEATURE_FOLDER / RECORD_FILE).unlink(missing_ok=True)  # it has file times, which differ by run
+        for audio_dir in audio_dirs:
+            feature_dir = audio_dir.parent / FEATURE_FOLDER
+            extract_folder(audio_dir, feature_dir, workers=workers)
+            (feature_dir / RECORD_FILE).unlink(missing_ok=True)  # it has file times, which differ between runs
         if missing := [file.stem for file in features if not file.exists()]:
-            raise UserError(f"{out_dir}: no features for {len(missing)} clips, the first {missing[0]}; run it again.")
+            raise UserError(f"{out_dir}: {len(missing)} recordings without features (first: {missing[0]}); run again.")
     write_text(out_dir / MARKER, json.dumps(recipe | {"finished": True}, indent=1) + "\n")
     return True
 
 
 def main(args: argparse.Namespace) -> None:
-    """Make the corpus and list what it holds."""
+    """Make the corpus and print its size."""
     if make_corpus(args.out_dir, args.seed, args.workers):
         print(f"Made the demo corpus (seed {args.seed}) in {args.out_dir}")
     else:
-        print(f"{args.out_dir} already holds the demo corpus of seed {args.seed}; nothing to do")
+        print(f"{args.out_dir} already contains the demo corpus of seed {args.seed}; nothing to do")
     plan = plan_corpus(args.seed)
     for split in CLIPS:
         seconds = [soundfile.info(args.out_dir / clip.audio).duration for clip in plan if clip.split == split]
-        print(f"{split:<12}{len(seconds):>5} clips {sum(seconds):>7.1f} s of audio")
+        print(f"{split:<12}{len(seconds):>5} recordings {sum(seconds):>7.1f} s of audio")
     print(f"export DEEPMI_CORPUS={args.out_dir} DEEPMI_UNLABELED={args.out_dir / 'Unlabeled'}")
 
 

@@ -3,10 +3,13 @@
     python -m tools.predict interview.wav clips/ --model Models/SimpleEmoRegressor_DeepMI@_Act.pt.tar \\
         Models/SimpleEmoRegressor_DeepMI@_Val.pt.tar --out predictions.csv
 
-Writes one row per recording, or per piece of it with --segment: FileName, and EmoAct, EmoDom, EmoVal (1..7) as far as
-there is a regressor. The features are extracted on the way, with the feature set of the regressors. A recording that
-cannot be used is named and left out, and the exit status is then 1; one that may be faulty, such as one that was cut
-off, is used and named. A stopped run continues where it was. The table is UTF-8, also on standard output (--out -).
+Writes one row per recording, or per segment with --segment. Its columns are FileName and, for each regressor, EmoAct,
+EmoDom or EmoVal (1..7). The features are extracted on the fly, with the feature set of the regressors.
+
+- A recording that cannot be used is left out with a warning, and the exit status is 1.
+- A recording that may be incomplete is used, with a warning.
+- A stopped run continues where it stopped.
+- The table is UTF-8, also on standard output (--out -).
 """
 
 from __future__ import annotations
@@ -24,10 +27,11 @@ from typing import NamedTuple
 from deepmi import cli
 
 SHORTEST_SEGMENT = 0.1  # seconds; openSMILE needs about half of it
-BLOCK = 256  # clips that pass through the networks together; a killed run loses at most one block
+BLOCK = 256  # segments that pass through the networks together; a killed run loses at most one block
 
 
-def _segment_seconds(text: str) -> float:
+def segment_seconds(text: str) -> float:
+    """A length in seconds, at least SHORTEST_SEGMENT."""
     try:
         value = float(text)
     except ValueError:
@@ -40,32 +44,19 @@ def _segment_seconds(text: str) -> float:
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
     parser = cli.new_parser(__doc__)
-    parser.add_argument(
-        "inputs",
-        type=Path,
-        nargs="+",
-        metavar="AUDIO_OR_FOLDER",
-        help="recordings (wav, flac, ogg, opus, mp3, aiff, ...; any rate, any number of channels) or folders of them",
-    )
-    parser.add_argument(
-        "--model",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="FILE",
-        help="regressors, one per attribute, such as Models/SimpleEmoRegressor_DeepMI@_Val.pt.tar",
-    )
+    help = "recordings (wav, flac, ogg, opus, mp3, aiff, ...; any rate, any number of channels) or folders of them"
+    parser.add_argument("inputs", type=Path, nargs="+", metavar="AUDIO_OR_FOLDER", help=help)
+    help = "regressors, one per attribute, such as Models/SimpleEmoRegressor_DeepMI@_Val.pt.tar"
+    parser.add_argument("--model", type=Path, nargs="+", required=True, metavar="FILE", help=help)
     help = "table to write; - for standard output"
     parser.add_argument("--out", default="predictions.csv", metavar="FILE", help=help)
-    cli.add_norm_dir_argument(parser, "folder of the normalization statistics that the regressors were trained with")
-    parser.add_argument(
-        "--segment",
-        type=_segment_seconds,
-        metavar="SECONDS",
-        help="cut recordings into pieces of this length, one row each, with columns start and end in seconds; a last "
-        "piece of less than half the length is joined to the one before",
+    cli.add_norm_dir_argument(parser, "folder of the normalisation statistics that the regressors were trained with")
+    help = (
+        "cut recordings into segments of this length, one row per segment, with columns start and end in seconds; a "
+        "last segment of less than half the length is joined to the previous one"
     )
-    help = "feature set, if a regressor does not record its own (else IS13), or the folder of the encoder it needs"
+    parser.add_argument("--segment", type=segment_seconds, metavar="SECONDS", help=help)
+    help = "feature set, if the regressors do not record theirs (default IS13), or the folder of the encoder they need"
     cli.add_feature_set_argument(parser, help, default=None)
     cli.add_extraction_arguments(parser, "networks compute")
     return parser
@@ -95,14 +86,14 @@ from tools.sound import Clip, seconds_of
 
 
 def find_clips(inputs: Sequence[Path], segment: float | None) -> dict[Clip, str]:
-    """The clips to predict, in order, each with the file name for the table.
+    """The recordings or segments to predict, in order, each with the file name for the table.
 
     Args:
         inputs: recordings and folders.
-        segment: length of the pieces in seconds, None for whole recordings.
+        segment: length of the segments in seconds, None for whole recordings.
     Returns:
-        Clip -> path of its recording below the folder that was given, or the recording's own name; the paths as given
-        if two recordings would have the same name.
+        Clip -> path of its recording relative to the folder, or name of the recording; if two recordings would have the
+        same name, all paths as given.
     Raises:
         UserError: an input does not exist, or a folder has no recordings.
     """
@@ -120,7 +111,7 @@ def find_clips(inputs: Sequence[Path], segment: float | None) -> dict[Clip, str]
 
 
 def cut(recording: Path, segment: float | None) -> list[Clip]:
-    """A recording in pieces of `segment` seconds, the last one half to one and a half times as long; whole if None."""
+    """A recording in segments of `segment` seconds, the last one 0.5 to 1.5 times as long; the whole one if None."""
     if segment is None:
         return [Clip(recording)]
     length = seconds_of(recording)
@@ -130,7 +121,7 @@ def cut(recording: Path, segment: float | None) -> list[Clip]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What predicts
+# Regressors
 
 
 class Regressor(NamedTuple):
@@ -142,16 +133,16 @@ class Regressor(NamedTuple):
 
 
 class Predictor(NamedTuple):
-    """Regressors that share a feature set, and the normalization statistics that they were trained with."""
+    """Regressors that share a feature set, and the normalisation statistics that they were trained with."""
 
     regressors: dict[str, Regressor]  # by attribute, in the order Act, Dom, Val
     feature_norm: tuple[NDArray, NDArray]  # mean and standard deviation of each feature, float64, shape (D,) each
     feature_set: str  # as --set
     device: torch.device
-    key: str  # digest of everything that the predictions depend on, except the clips
+    key: str  # digest of everything that the predictions depend on, except the recordings
 
     def labels_of(self, vectors: Sequence[NDArray[np.float64]]) -> list[list[float]]:
-        """The labels 1..7 of each attribute for each clip, from its features of shape (1, D)."""
+        """Predicted labels 1..7, one row per vector of features (shape (1, D)), one column per attribute."""
         if not vectors:
             return []
         rows = Rows(features.normalise(np.concatenate(vectors), *self.feature_norm), self.device, "fp32")
@@ -159,11 +150,11 @@ class Predictor(NamedTuple):
         for network, file, label_norm in self.regressors.values():
             (z,) = in_batches(network, network, rows, "fp32")
             columns.append(norm_stats.denormalise(z.cpu().numpy(), label_norm, file))
-        return np.stack(columns, axis=1).tolist()  # (clips, attributes)
+        return np.stack(columns, axis=1).tolist()
 
 
 def attribute_of(file: Path, info: dict) -> str:
-    """The attribute that a regressor predicts: the one saved with it, else the one in the file's name.
+    """The attribute that a regressor predicts: the one saved with it, else the one in the file name.
 
     Raises:
         UserError: there is neither.
@@ -171,17 +162,15 @@ def attribute_of(file: Path, info: dict) -> str:
     named = re.search(r"@_(Act|Dom|Val)\b", file.name)
     attribute = info.get("emo_attr") or (named[1] if named else None)
     if attribute not in cli.ATTRIBUTES:
-        raise UserError(
-            f"{file}: does not say its attribute; give it a name like SimpleEmoRegressor_DeepMI@_Val.pt.tar."
-        )
+        raise UserError(f"{file}: unknown attribute; give it a name like SimpleEmoRegressor_DeepMI@_Val.pt.tar.")
     return attribute
 
 
 def load_predictor(args: argparse.Namespace) -> Predictor:
-    """Regressors and normalization statistics, checked against each other.
+    """Regressors and normalisation statistics, checked against each other.
 
     Raises:
-        UserError: one is missing, damaged, or of a different feature set; two predict the same attribute.
+        UserError: a file is missing, damaged, or of a different feature set; two regressors predict one attribute.
     """
     device = runtime.choose_device(args.device)
     feature_norm = norm_stats.read_feature_norm(args.norm_dir)
@@ -195,15 +184,15 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
         label_norm = norm_stats.read_label_norm(args.norm_dir, attribute)
         if norm_stats.has_other_norm_stats(info, norm_stats.norm_key(feature_norm, label_norm)):
             raise UserError(
-                f"{args.norm_dir}: {file} was trained with different normalization statistics; name them with "
+                f"{args.norm_dir}: {file} was trained with different normalisation statistics; name them with "
                 "--norm-dir."
             )
         if attribute in found:
-            raise UserError(f"{found[attribute].file} and {file} both predict {attribute}; give one of them.")
+            raise UserError(f"{found[attribute].file} and {file} both predict {attribute}; give only one of them.")
         found[attribute] = Regressor(network.to(device), file, label_norm)
         sets[file] = info.get("feature_set", "")
     name = args.feature_set or features.common_feature_set(sets) or "IS13"
-    if not args.feature_set and name not in OPENSMILE_SETS:  # a folder that the user does not name is not opened
+    if not args.feature_set and name not in OPENSMILE_SETS:  # only a folder named by the user is opened
         raise UserError(f"{args.model[0]}: needs features of {name}, an encoder; name its folder with --set.")
     opened = open_set(name, args.device)
     features.common_feature_set({**sets, f"--set {name}": opened.name})
@@ -215,7 +204,7 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     regressors = {attribute: found[attribute] for attribute in cli.ATTRIBUTES if attribute in found}
     parts = [(attribute, part.label_norm) for attribute, part in regressors.items()]
     files = [part.file.read_bytes() for part in regressors.values()]
-    key = storage.digest(opened.name, *(terms.tobytes() for terms in feature_norm), parts, *files)
+    key = storage.digest(opened.name, *(statistics.tobytes() for statistics in feature_norm), parts, *files)
     return Predictor(regressors, feature_norm, name, device, key)
 
 
@@ -224,7 +213,7 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
 
 
 def read_unfinished(file: Path) -> dict[str, dict]:
-    """The blocks that a stopped run finished, by key; a last line that was cut off is removed from the file."""
+    """The blocks that a stopped run finished, by key; an incomplete last line is removed from the file."""
     blocks: dict[str, dict] = {}
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         for line in file.read_text(encoding="utf-8").splitlines():
@@ -236,7 +225,7 @@ def read_unfinished(file: Path) -> dict[str, dict]:
 
 
 def predict_block(predictor: Predictor, clips: dict[Clip, str], args: argparse.Namespace, bar: tqdm) -> dict:
-    """`rows` of text, `faults` (clip, reason) without prediction, and `doubtful` (recording, remark) of some clips."""
+    """Predict some segments: `rows` of the table, `faults` (segment, reason) and `doubtful` (recording, remark)."""
     opened = open_set(predictor.feature_set, args.device)
     batches = opened.batches(list(clips), 1)
     tasks = [(batch, predictor.feature_set, args.device) for batch in batches]
@@ -263,7 +252,7 @@ def predict_block(predictor: Predictor, clips: dict[Clip, str], args: argparse.N
 def predict(
     predictor: Predictor, clips: dict[Clip, str], args: argparse.Namespace, unfinished: Path | None
 ) -> Iterator[dict]:
-    """Predict the clips block by block.
+    """Predict block by block.
 
     Args:
         predictor: the networks.
@@ -274,7 +263,7 @@ def predict(
         The blocks, as from `predict_block`.
     """
     todo, done = list(clips.items()), read_unfinished(unfinished) if unfinished else {}
-    with tqdm(total=len(todo), desc="predictions", unit="clip", disable=None) as bar:
+    with tqdm(total=len(todo), desc="predictions", unit="segment" if args.segment else "file", disable=None) as bar:
         for start in range(0, len(todo), BLOCK):
             part = dict(todo[start : start + BLOCK])
             key = storage.digest(predictor.key, args.segment, [(name, *_state(clip)) for clip, name in part.items()])
@@ -288,13 +277,13 @@ def predict(
 
 
 def _state(clip: Clip) -> tuple:
-    """What distinguishes a clip from all others, and from itself before a change."""
+    """What distinguishes a segment from all other segments, and from itself before a change."""
     state = clip.recording.stat()
     return str(clip.recording.absolute()), clip.start, clip.stop, state.st_size, state.st_mtime_ns
 
 
 def main(args: argparse.Namespace) -> int:
-    """Predict, write the table, and name what could not be used."""
+    """Predict, write the table, and list what could not be used."""
     clips = find_clips(args.inputs, args.segment)
     table = None if args.out == "-" else storage.output_file(args.out)
     if table:
@@ -305,7 +294,7 @@ def main(args: argparse.Namespace) -> int:
     unfinished = table and table.with_name(f".{table.name}.unfinished")
     rows, faults, doubtful = 0, [], {}
     with contextlib.ExitStack() as stack:
-        encoding = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names that are not UTF-8 stay as they are
+        encoding = {"encoding": "utf-8", "errors": "surrogateescape"}  # keeps file names that are not UTF-8
         stream = sys.stdout
         if table:
             temporary = stack.enter_context(storage.write_atomically(table))
@@ -332,7 +321,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    # By its own name, not as __main__: worker processes import what they are sent.
+    # Imported by name, not run as __main__: worker processes import what they are sent.
     from tools import predict as this
 
     cli.run(this.main, ARGS)

@@ -38,7 +38,7 @@ COLUMNS = {  # flag of `csv`, without --...-column -> column of the consensus la
     "file": "FileName", "arousal": "EmoAct", "valence": "EmoVal", "dominance": "EmoDom",
     "speaker": "SpkrID", "gender": "Gender", "class": "EmoClass", "split": "Split_Set",
 }  # fmt: skip
-# Ten digits, since rounding errors of a change of scale must not move a label over the edge of an emotion level.
+# Ten digits, so that rounding errors of rescaling do not move a label across the edge of an emotion level
 AS_CSV = {"index": False, "float_format": "%.10g", "lineterminator": "\n"}
 BAR = 40  # characters of the longest bar of a histogram
 
@@ -48,9 +48,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.new_parser(__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND", help="`KIND --help` lists its flags")
     for name, (what, metavar, source) in KINDS.items():
-        kind = kinds.add_parser(
-            name, help=what, description=what, formatter_class=cli.HelpFormatter, allow_abbrev=False
-        )
+        texts = {"help": what, "description": what}
+        kind = kinds.add_parser(name, formatter_class=cli.HelpFormatter, allow_abbrev=False, **texts)
         kind.add_argument("source", type=Path, metavar=metavar, help=source)
         _add_flags(kind, name)
         cli.add_extraction_arguments(kind, "an encoder computes")
@@ -59,21 +58,22 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def _add_flags(parser: argparse.ArgumentParser, kind: str) -> None:
     flag, folder = parser.add_argument, {"type": Path, "metavar": "DIR"}
-    parser.set_defaults(audio=None, flip_arousal=False, split_by_speaker=None, seed=None)  # of kinds without them
+    parser.set_defaults(audio=None, flip_arousal=False, split_by_speaker=None, seed=None)  # for kinds without them
     if kind == "msp-podcast":
-        what = "folder for the prepared corpus; without it CORPUS gets the features, and its labels must have splits"
+        what = "folder for the prepared corpus; by default features are written to CORPUS, whose labels need splits"
         flag("--out", help=what, **folder)
     else:
         flag("--out", required=True, help="folder for the prepared corpus", **folder)
         flag("--flip-arousal", action="store_true", help="reverse arousal, if the corpus stores it from high to low")
     if kind in ("csv", "raters"):
-        flag("--audio", help="folder of the recordings, searched recursively; by default that of the table", **folder)
+        what = "folder of the recordings, searched recursively; by default the folder of the table"
+        flag("--audio", help=what, **folder)
         what = "lowest and highest possible label; labels slightly outside are set to the end of the scale"
         flag("--label-scale", type=float, nargs=2, required=True, metavar=("LOW", "HIGH"), help=what)
     if kind == "raters":
         what = "consensus label file with speakers, genders and splits; without it all rows are in Test1"
         flag("--consensus", type=Path, metavar="FILE", help=what)
-        flag("--min-raters", type=cli.positive_int, default=1, metavar="N", help="fewest ratings that make a label")
+        flag("--min-raters", type=cli.positive_int, default=1, metavar="N", help="lowest number of ratings for a label")
     if kind in ("csv", "iemocap", "msp-improv"):
         splits = parser.add_mutually_exclusive_group()
         what = "fractions of the speakers to draw for the splits; without splits all rows are in Test1"
@@ -81,20 +81,20 @@ def _add_flags(parser: argparse.ArgumentParser, kind: str) -> None:
         splits.add_argument("--split-by-speaker", type=float, nargs=3, metavar=names, help=what)
         flag("--seed", type=cli.non_negative_int, default=31, metavar="N", help="seed of --split-by-speaker")
     if kind == "csv":
-        notes = {
-            "file": " (path or name)",
-            "split": ": Train, Validation (dev), Test1 (test) or other names; rows without a split are left out",
-        }
+        splits_help = ": Train, Validation (dev), Test1 (test) or other names; rows without a split are left out"
+        notes = {"file": " (path or name)", "split": splits_help}
         for name in COLUMNS:
             group, what = splits if name == "split" else parser, f"column with the {name}{notes.get(name, '')}"
             group.add_argument(f"--{name}-column", required=name == "file", metavar="COLUMN", help=what)
     flag("--skip-missing", action="store_true", help="leave out rows without a recording, with a warning")
-    flag("--replace", action="store_true", help="replace labels made with other flags, and copies of old recordings")
+    what = "replace labels made with different flags, and copies of recordings that have changed"
+    flag("--replace", action="store_true", help=what)
     flag("--copy", action="store_true", help="copy recordings and features instead of linking to them")
     what = "feature set, as for tools.extract_features; IS13 is the paper's"
     flag("--set", dest="feature_set", default="IS13", metavar="NAME|FOLDER", help=what)
     flag("--no-features", action="store_true", help="make labels and links to recordings only")
-    flag("--norm-dir", help="also write the norm terms of the Train split, as norm_para.py does, here", **folder)
+    what = "folder for the normalisation statistics of the Train split, as norm_para.py writes them; omit for none"
+    flag("--norm-dir", help=what, **folder)
 
 
 if __name__ == "__main__":
@@ -120,7 +120,7 @@ from tools.recordings import Recordings, find_recordings, first_few, plural, wit
 
 
 def read_source(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame | None, tuple[float, float]]:
-    """Consensus labels with recordings, ratings or None, and label scale of the corpus that the arguments name."""
+    """Consensus labels with recordings, ratings (or None) and label scale of the corpus that the arguments name."""
     scale, audio = getattr(args, "label_scale", utils.LABEL_RANGE), args.audio or args.source.parent
     utils.refuse_label_scale(*scale)
     split_source = None  # the file that holds the splits, if any
@@ -159,8 +159,7 @@ def _read_raters(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
         table.loc[table[f"{column}_n"] < args.min_raters, column] = float("nan")
     if args.consensus:
         known = utils.read_labels(args.consensus, needs_split=False).set_index("FileName")
-        missing = [name for name in table["FileName"] if name not in known.index]
-        if missing:
+        if missing := [name for name in table["FileName"] if name not in known.index]:
             utterances = plural(len(missing), "rated utterance")
             raise UserError(f"{args.consensus}: {utterances} missing ({first_few(missing)}).")
         table = table.join(known[known.columns.intersection(["SpkrID", "Gender", "Split_Set"])], on="FileName")
@@ -174,20 +173,22 @@ def _read_raters(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
 def write_corpus(
     out: Path, table: pd.DataFrame, ratings: pd.DataFrame | None, mark: dict, copy: bool, replace: bool
 ) -> None:
-    """Write labels, links to the recordings, and `mark`, which names everything that determines the labels.
+    """Write labels, links to the recordings, and `mark`, the settings that determine the labels.
 
     Raises:
-        UserError: the folder holds labels from elsewhere, or made with other flags and `replace` is off.
+        UserError: the folder has labels from elsewhere; or they were made with different flags and `replace` is off.
     """
     labels = out / "Labels"
     mark_file = labels / utils.PREPARED_MARK
-    if labels.is_dir() and any(labels.iterdir()) and not mark_file.is_file():
-        raise UserError(f"{labels}: contains labels that this tool did not write; name another --out.")
     before = read_json_object(mark_file) if mark_file.is_file() else mark
+    if before is mark and labels.is_dir() and any(labels.iterdir()):
+        raise UserError(f"{labels}: contains labels that this tool did not write; name a different --out.")
     names = [name for name in sorted({*before, *mark}) if before.get(name) != mark.get(name)]
     if names and not replace:
         changed = "; ".join(f"{name} was {before.get(name)}, is now {mark.get(name)}" for name in names)
-        raise UserError(f"{labels}: prepared with other flags ({changed}). Name another --out, or add --replace.")
+        raise UserError(
+            f"{labels}: prepared with different flags ({changed}). Name a different --out, or add --replace."
+        )
     prepare_folder(labels)
     link_files(prepare_folder(out / "Audios"), table["FileName"], table["audio"], copy, replace)
     more = [column for column in table.columns if column.endswith(("_n", "_std"))]
@@ -202,14 +203,14 @@ def link_files(folder: Path, names: Iterable[str], sources: Iterable[Path], copy
     """Link or copy recordings or feature files into a folder, under new names with their own endings.
 
     Raises:
-        UserError: a different file has that name, and it may not be replaced.
+        UserError: a different file has the same name, and `replace` is off.
     """
-    # A label may say .wav where the recording is .flac; features are found by the name without its ending.
+    # The label file may name a .wav file, but the recording is .flac; features are found by the name without ending.
     links = {f"{Path(name).stem}{source.suffix}": source.resolve() for name, source in zip(names, sources)}
     stems = {Path(name).stem for name in links}
     for path in list(folder.iterdir()):
         if path.is_symlink() and path.stem in stems and path.name not in links:
-            path.unlink()  # the recording has another ending now
+            path.unlink()  # the recording has a different ending now
     for name, source in links.items():
         target = folder / name
         if target.is_symlink():
@@ -220,7 +221,7 @@ def link_files(folder: Path, names: Iterable[str], sources: Iterable[Path], copy
             if filecmp.cmp(target, source):  # same size and modification time, or same content
                 continue
             if not replace:
-                raise UserError(f"{target}: not the same as {source}; name another --out, or add --replace.")
+                raise UserError(f"{target}: not the same as {source}; name a different --out, or add --replace.")
             target.unlink()
         if copy:
             with write_atomically(target) as temporary:
@@ -235,11 +236,12 @@ def link_features(source: Path, out: Path, feature_set: str, table: pd.DataFrame
     if not theirs.is_dir():
         return
     missing = set(features.missing_features(theirs, table["entry"].tolist()))
-    files = {}
-    for name, entry in zip(table["FileName"], table["entry"]):
-        target = ours / features.feature_name(name)
-        if entry not in missing and (target.is_symlink() or not target.exists()):
-            files[name] = Path(features.feature_file(theirs, entry))
+    targets = table["FileName"].map(lambda name: ours / features.feature_name(name))
+    files = {
+        name: Path(features.feature_file(theirs, entry))
+        for name, entry, target in zip(table["FileName"], table["entry"], targets)
+        if entry not in missing and (target.is_symlink() or not target.exists())
+    }
     if files:
         if not any(prepare_folder(ours).glob("*.mat")):
             features.write_feature_set(ours, features.read_feature_set(theirs))
@@ -248,7 +250,7 @@ def link_features(source: Path, out: Path, feature_set: str, table: pd.DataFrame
 
 
 def remove_stale_features(out: Path) -> None:
-    """Remove the features, of every set, of recordings that have changed since; a note lists them."""
+    """Remove the features (of every set) of recordings that have changed since; a note lists them."""
     folders = sorted(folder for folder in out.glob("Features/*/feat_mat") if folder.is_dir())
     recordings = find_recordings(out / "Audios") if folders else []
     for folder in folders:
@@ -270,14 +272,12 @@ def summary(table: pd.DataFrame) -> list[str]:
         f"{plural(len(table), 'utterance')}, {plural(speakers.nunique(), 'speaker')} ({unknown} of unknown ones), "
         f"{sum(seconds) / 3600:.2f} hours{unreadable}"
     ]
-    order = {name: number for number, name in enumerate(utils.SPLITS)}
     splits = table["Split_Set"]
-    for split in sorted(set(splits), key=lambda name: (order.get(name, len(order)), name)):
-        there = speakers[splits == split]
-        lines.append(f"  {split}: {plural(len(there), 'utterance')}, {plural(there.nunique(), 'speaker')}")
-    shared = int((splits.groupby(speakers).nunique() > 1).sum())
-    if shared:
-        lines.append(f"  warning: more than one split for {plural(shared, 'speaker')}")
+    for split in [*utils.SPLITS, *sorted(set(splits) - set(utils.SPLITS))]:
+        if len(members := speakers[splits == split]):
+            lines.append(f"  {split}: {plural(len(members), 'utterance')}, {plural(members.nunique(), 'speaker')}")
+    if shared := int((splits.groupby(speakers).nunique() > 1).sum()):
+        lines.append(f"  warning: {plural(shared, 'speaker')} in more than one split")
     for column in corpora.ATTRIBUTE_COLUMNS:
         labels = table[column].dropna()
         if labels.empty:
@@ -291,7 +291,7 @@ def summary(table: pd.DataFrame) -> list[str]:
     anger, sadness = (table["EmoAct"][table["EmoClass"] == letter].mean() for letter in "AS")
     if not np.isnan(anger + sadness):
         lines.append(f"mean arousal of anger {anger:.2f}, of sadness {sadness:.2f}")
-    if anger < sadness:  # in speech, anger is the more aroused of the two
+    if anger < sadness:  # in speech, anger has higher arousal
         lines.append("warning: arousal seems to run from high to low; if so, add --flip-arousal --replace.")
     return lines
 
@@ -306,7 +306,7 @@ def histogram(labels: pd.Series) -> list[str]:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Read, check, write, summarize, extract features."""
+    """Read, check, write, summarise, extract features."""
     table, ratings, scale = read_source(args)
     table = corpora.rescale(table, scale, args.flip_arousal, args.source)
     if args.split_by_speaker:
@@ -314,7 +314,7 @@ def main(args: argparse.Namespace) -> None:
     table.loc[table["Split_Set"] == "", "Split_Set"] = "Test1"
     if args.norm_dir and "Train" not in set(table["Split_Set"]):
         raise UserError(
-            "--norm-dir: no rows in split Train, which norm terms are computed from; omit this flag, or provide splits."
+            "--norm-dir: no rows in split Train, from which it is computed; omit this flag, or provide splits."
         )
     feature_set = None if args.no_features else open_set(args.feature_set, args.device).name
     if args.out:

@@ -24,7 +24,7 @@ from deepmi.storage import read_json_object, write_text
 # Tables often name the video, or the file before its conversion.
 VIDEO_ENDINGS = (".mpg", ".mpeg", ".wmv", ".flv", ".avi", ".mov", ".mkv", ".m4v", ".mp4")
 MEDIA_ENDINGS = (*AUDIO_ENDINGS, *UNREADABLE_ENDINGS, *VIDEO_ENDINGS)
-SYSTEM_FOLDERS = ("__macosx", "$recycle.bin", "@eadir")  # of archivers, Windows and Synology
+SYSTEM_FOLDERS = ("__macosx", "$recycle.bin", "@eadir")  # made by macOS archives, Windows and Synology
 RECORD_FILE = "recordings.json"  # beside .mat files: the recording that each was made from
 
 
@@ -45,32 +45,30 @@ def first_few(names: Sequence[object], most: int = 5) -> str:
 def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
     """Files below a folder, and paths that cannot be read; hidden files and system folders are skipped.
 
-    Linked folders are searched last, so that a folder with two paths is found under its own.
+    Linked folders are searched last, so that a folder with two paths is listed under its real one.
     """
     files, unreadable, seen = [], [], set()
     queue = [(False, folder)]  # (whether it is a link, folder)
     while queue:
         _, place = heapq.heappop(queue)
         try:
-            state = place.stat()
-            if (state.st_dev, state.st_ino) in seen:
-                continue
-            seen.add((state.st_dev, state.st_ino))
-            with os.scandir(place) as listing:
-                entries = list(listing)
+            state, entries = place.stat(), list(os.scandir(place))
         except OSError:
             unreadable.append(place)
             continue
+        if (state.st_dev, state.st_ino) in seen:
+            continue
+        seen.add((state.st_dev, state.st_ino))
         for entry in entries:
+            path = place / entry.name
             if entry.name.startswith(".") or entry.name.casefold() in SYSTEM_FOLDERS:
                 continue
-            path = place / entry.name
             try:
                 if entry.is_dir():
                     heapq.heappush(queue, (entry.is_symlink(), path))
                 elif entry.is_file():
                     files.append(path)
-                elif entry.is_symlink():
+                else:
                     path.stat()
             except OSError:  # a broken link, or no permission
                 unreadable.append(path)
@@ -81,7 +79,7 @@ def list_recordings(audio_dir: Path) -> list[Path]:
     """Recordings below a folder, sorted. Links are followed. Messages list broken links and unsupported formats.
 
     Raises:
-        UserError: no such folder, or no supported recordings in it.
+        UserError: the folder does not exist, or has no supported recordings.
     """
     if not audio_dir.is_dir():
         raise UserError(f"{audio_dir}: no such folder of recordings.")
@@ -92,8 +90,11 @@ def list_recordings(audio_dir: Path) -> list[Path]:
         notify(f"warning: {audio_dir}: left out {paths}.")
     found = sorted(path for path in files if path.suffix.lower() in AUDIO_ENDINGS)
     supported = {path.with_suffix("") for path in found}  # a video beside its sound file is not reported
-    others = [path for path in files if path.suffix.lower() in UNREADABLE_ENDINGS]
-    unsupported = sorted(path.name for path in others if path.with_suffix("") not in supported)
+    unsupported = sorted(
+        path.name
+        for path in files
+        if path.suffix.lower() in UNREADABLE_ENDINGS and path.with_suffix("") not in supported
+    )
     if unsupported:
         paths = f"{plural(len(unsupported), 'file')} in unsupported formats ({first_few(unsupported)})"
         notify(f"note: {audio_dir}: left out {paths}; convert them to wav or flac.")
@@ -106,14 +107,14 @@ def find_recordings(audio_dir: Path) -> list[Path]:
     """Recordings below a folder, sorted, one per feature file.
 
     Raises:
-        UserError: as `list_recordings`, or two different recordings would share a feature file.
+        UserError: as `list_recordings`; or two different recordings would share a feature file.
     """
     by_feature: dict[str, Path] = {}
     for path in list_recordings(audio_dir):
         name = features.feature_name(path.name)
-        other = by_feature.setdefault(name, path)
-        if other is not path and not other.samefile(path):
-            raise UserError(f"{path} and {other} would share the feature file {name}; rename one.")
+        first = by_feature.setdefault(name, path)
+        if first is not path and not first.samefile(path):
+            raise UserError(f"{path} and {first} would share the feature file {name}; rename one.")
     return list(by_feature.values())
 
 
@@ -122,17 +123,17 @@ def find_recordings(audio_dir: Path) -> list[Path]:
 
 
 def _composed(text: str) -> str:
-    """The text with each accented letter as one character; file systems and archives use one or two."""
+    """The text with each accented letter as one character; some file systems and archives use two."""
     return unicodedata.normalize("NFC", text)
 
 
 def _folded(text: str) -> str:
-    """The composed text without differences of case."""
+    """The composed text, ignoring case."""
     return _composed(_composed(text).casefold())
 
 
 def _split(entry: str) -> tuple[list[str], str]:
-    """Folders and file name of a path as tables write it, with slashes of either kind."""
+    """Folders and file name of a path in a table, with slashes or backslashes."""
     path = os.path.normpath(re.sub(r"^[A-Za-z]:(?=[\\/])", "", entry).replace("\\", "/"))
     *folders, name = [_composed(part) for part in path.split("/") if part not in ("", ".", "..")] or [""]
     return folders, name
@@ -153,7 +154,7 @@ def _is_within(some: Sequence[str], folders: Sequence[str]) -> bool:
 class Recordings:
     """The recordings below a folder, found by the names that a table gives them.
 
-    Links and copies that an earlier run made in the folder `prepared` count only for recordings found nowhere else.
+    Links and copies that an earlier run made in the folder `prepared` are used only if there is no other match.
     """
 
     def __init__(self, folder: Path, prepared: Path | None = None):
@@ -168,36 +169,36 @@ class Recordings:
     def find_all(self, entries: Sequence[str]) -> list[Path | None]:
         """The recording of each entry, as `find`.
 
-        If some entries name the audio folder itself (`s1/a.wav` where it is `.../s1`), entries with other folders
-        (`s2/a.wav`) do not match its recordings.
+        If some entries name the audio folder itself (`s1/a.wav`, and the folder is `.../s1`), entries with different
+        folders (`s2/a.wav`) do not match its recordings.
         """
         given = [[_folded(folder) for folder in _split(entry)[0]] for entry in entries]
         named = any(self._below_root(folders) is not None for folders in given)
         found = [self.find(entry, flat=not named) for entry in entries]
-        beside = set()
+        neighbors = set()
         with contextlib.suppress(OSError):
-            beside = {_folded(path.name) for path in self.folder.absolute().parent.iterdir() if path.is_dir()}
-        astray = [
+            neighbors = {_folded(path.name) for path in self.folder.absolute().parent.iterdir() if path.is_dir()}
+        doubtful = [
             entry
             for entry, path, folders in zip(entries, found, given)
-            if path and folders and folders[-1] in beside and self.folders.isdisjoint(folders)
+            if path and folders and folders[-1] in neighbors and self.folders.isdisjoint(folders)
         ]
-        if astray and not named:
+        if doubtful and not named:
             notify(
-                f"warning: {self.folder}: {plural(len(astray), 'row')} with a folder that lies beside this one "
-                f"({first_few(astray)}); these recordings were found here by file name alone."
+                f"warning: {self.folder}: {plural(len(doubtful), 'row')} with a folder that is next to this one "
+                f"({first_few(doubtful)}); these recordings were found here by file name alone."
             )
         return found
 
     def find(self, entry: str, flat: bool = True) -> Path | None:
         """The recording that a table's entry means: a path, absolute or from the folder, or a file name below it.
 
-        The ending may differ or be missing, and so may the case of letters if only one recording fits. The folders of
-        the entry and those of the recording must not contradict each other: `s1/a.wav` is never `s2/a.wav`. Either may
-        have additional folders, the entry only if `flat`. Nothing outside the audio folder is found.
+        The ending may differ or be missing. The case of letters may differ if only one recording matches. The folders
+        of the entry and those of the recording must not contradict each other: `s1/a.wav` is never `s2/a.wav`. Both may
+        have additional folders, but the entry only if `flat`. Nothing outside the audio folder is found.
 
         Raises:
-            UserError: several recordings fit.
+            UserError: several recordings match.
         """
         if path := self._at(entry):
             return path
@@ -217,7 +218,7 @@ class Recordings:
         """The recording at exactly this path, if it is in the folder."""
         root = os.path.normpath(self.folder.absolute())
         path = Path(os.path.normpath(Path(root) / entry))
-        with contextlib.suppress(OSError, ValueError):  # not a possible file name
+        with contextlib.suppress(OSError, ValueError):  # the entry is not a valid file name
             if path.is_relative_to(root) and path.suffix.lower() in AUDIO_ENDINGS and path.is_file():
                 return self.folder / path.relative_to(root)
         return None
@@ -237,14 +238,14 @@ class Recordings:
         def fits(here: list[str]) -> bool:
             if _is_within(wanted, here) or (below is not None and _is_within(below, here)):
                 return True
-            unknown = self.folders.isdisjoint({*wanted} - {*here})  # such as the folders of another disk
-            # Without a common folder the name decides, unless several recordings have it.
+            unknown = self.folders.isdisjoint({*wanted} - {*here})  # such as folders of a different disk
+            # Without a common folder the file name decides, unless several recordings have it.
             return flat and unknown and _is_within(here, wanted) and bool(here or len(places) == 1)
 
         return [path for here, path in places if fits(here)]
 
     def _best(self, paths: Sequence[Path], folders: list[str], name: str, entry: str) -> Path:
-        """The path that is most like the entry; raises `UserError` if several different recordings are."""
+        """The path that is most similar to the entry; raises `UserError` if several different recordings are."""
 
         def likeness(path: Path) -> tuple[bool, ...]:
             *here, file = map(_composed, path.relative_to(self.folder).parts)
@@ -253,17 +254,17 @@ class Recordings:
             return file == name, same_stem, original, _is_within(folders, here), folders == here
 
         most = max(map(likeness, paths))
-        first, *others = (path for path in paths if likeness(path) == most)
-        for other in others:
-            if not first.samefile(other):
+        first, *rest = (path for path in paths if likeness(path) == most)
+        for second in rest:
+            if not first.samefile(second):
                 raise UserError(
-                    f"{entry}: both {first} and {other} match; write file names with their folders and endings."
+                    f"{entry}: both {first} and {second} match; write file names with their folders and endings."
                 )
         return first
 
 
 def plain_names(entries: Sequence[str], paths: Sequence[Path], folder: Path) -> list[str]:
-    """A file name for each entry; all include their folders if plain names or feature files would clash."""
+    """A file name for each entry; all names include their folders if plain names or feature files would clash."""
     names = [_split(entry)[1] for entry in entries]
     names = [
         name if Path(name).suffix.lower() in AUDIO_ENDINGS else _composed(path.name) for name, path in zip(names, paths)
@@ -277,20 +278,12 @@ def plain_names(entries: Sequence[str], paths: Sequence[Path], folder: Path) -> 
 # Which features are out of date
 
 
-def _content(recording: Path) -> str:
-    checksum = hashlib.blake2b(digest_size=16)
-    with recording.open("rb") as stream:
-        while block := stream.read(2**20):
-            checksum.update(block)
-    return checksum.hexdigest()
-
-
 def without_features(recordings: Sequence[Path], feature_dir: Path) -> dict[Path, Path]:
-    """Recordings that need features, and the file for them: recordings that have none, or have changed.
+    """Recordings that have no features or have changed since, with the feature file to write for each.
 
     The feature file of a recording whose content has changed is removed and reported. RECORD_FILE is updated before
-    any features are made, so that a killed run leaves no features that could pass for those of another recording.
-    Features from other programs, such as MSP-Podcast's own, are kept.
+    any features are made, so that a killed run leaves no features that could pass for those of a different recording.
+    Features from a different program, such as MSP-Podcast's own, are kept.
 
     Args:
         recordings: as from `find_recordings`.
@@ -307,18 +300,18 @@ def without_features(recordings: Sequence[Path], feature_dir: Path) -> dict[Path
     record, todo, changed = dict(before), {}, []
     for recording in tqdm(recordings, "recordings", unit="file", leave=False, delay=0.5, disable=None):
         target = Path(features.feature_file(feature_dir, recording.name))
-        key = quote(target.name, errors="surrogateescape")  # the name may not be valid text
+        key = quote(target.name, errors="surrogateescape")  # the name may not be valid UTF-8
         known, exists = str(before.get(key, "")), target.is_file()
         if exists and not known and not ours:
             continue
         try:
             state = recording.stat()
-            # While these stay the same, so does the content: no tool can set the second time.
+            # While these stay the same, so does the content: no tool can set st_ctime.
             stamp = f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} "
             if exists and known.startswith(stamp):
                 continue
-            content = _content(recording)
-        except OSError:  # reported by the extraction
+            content = hashlib.blake2b(recording.read_bytes(), digest_size=16).hexdigest()
+        except OSError:  # the extraction reports it
             todo[recording] = target
             continue
         record[key] = stamp + content

@@ -1,6 +1,6 @@
-"""The kinds of chart in the report, as Altair declares them; page and PNG are drawn from the same declaration.
+"""The kinds of charts in the report, as Altair specifications; page and PNG are drawn from the same specification.
 
-Names of speakers or files are data of a chart, never part of its declaration, so they are shown as text.
+Names of speakers or files are data of a chart, never part of its specification, so they are shown as text.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ import vl_convert
 
 from deepmi.storage import write_atomically
 
-# Colors of middle lightness, legible on white and on near-black alike.
+# Colors of medium lightness, legible both on white and on near-black.
 LEVEL_COLORS = ("#4477bb", "#3a9ea5", "#6cae4f", "#c9a227", "#dd7f35", "#c94f4f")
 CATEGORY_COLORS = (
     "#4477bb", "#dd7f35", "#4fa35a", "#c94f4f", "#8f6bb8",
     "#9a7560", "#cf72ad", "#7d8590", "#b0a12c", "#34a4b5",
 )  # fmt: skip
 BLUE, ORANGE, RED, GREY = (CATEGORY_COLORS[at] for at in (0, 1, 3, 7))
-LONGEST_LEGEND = 16  # categories; for more the tooltip names them
+LONGEST_LEGEND = 16  # categories; if there are more, only the tooltip shows them
 VEGA_LITE = alt.SCHEMA_VERSION.rpartition(".")[0]  # v6.4.1 -> v6.4
 
 alt.data_transformers.disable_max_rows()
 
 
 def config(ink: str, paper: str | None) -> dict:
-    """Vega-Lite's configuration. With the ink `currentColor`, a chart has the text color of the page around it."""
+    """Configuration of Vega-Lite. With the ink `currentColor`, a chart has the text color of the surrounding page."""
     text = {"labelColor": ink, "titleColor": ink, "titleFontWeight": "normal", "titleLimit": 0}
     lines = {"gridColor": ink, "gridOpacity": 0.13, "domainColor": ink, "domainOpacity": 0.5, "tickColor": ink}
     return {
-        "aria": False,  # the page says what a chart shows
+        "aria": False,  # the page describes the charts
         "background": paper,
         "font": "system-ui, sans-serif",
         "mark": {"tooltip": True},
@@ -48,7 +48,7 @@ def config(ink: str, paper: str | None) -> dict:
 
 
 def write_png(chart: alt.LayerChart, path: Path) -> None:
-    """Write a chart as a picture."""
+    """Write a chart as a PNG file."""
     spec = chart.properties(width=680).to_dict()
     png = vl_convert.vegalite_to_png(spec, vl_version=VEGA_LITE, scale=1.5, config=config("#1d242c", "white"))
     with write_atomically(path) as temporary:
@@ -56,25 +56,25 @@ def write_png(chart: alt.LayerChart, path: Path) -> None:
 
 
 def page_spec(chart: alt.LayerChart) -> dict:
-    """A chart as wide as its place in the page, which adds heading and configuration."""
+    """The specification of a chart as wide as its container; the page adds heading and configuration."""
     spec = chart.properties(width="container").to_dict()
     return {key: value for key, value in spec.items() if key not in ("config", "title")}
 
 
 def javascript() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script that loads nothing and defines `vegaEmbed`."""
+    """Vega, Vega-Lite and Vega-Embed as one self-contained script that defines `vegaEmbed`."""
     return vl_convert.javascript_bundle(vl_version=VEGA_LITE)
 
 
 def _names(channel: type, field: str, title: str, names: Sequence[str]) -> alt.X | alt.Y:
-    """An axis of names in the order given; below a chart, they are upright where they would run into each other."""
+    """An axis of names in the given order; names on the x axis are vertical if they would overlap."""
     crowded = channel is alt.X and (sum(map(len, names)) > 70 or len(names) > 15)
     axis = alt.Axis(grid=False, labelAngle=-90 if crowded else 0)
     return channel(f"{field}:N", title=title or None, sort=list(names), axis=axis)
 
 
 def _long(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per number of a table, with the columns `row`, `column`, `value` and `rank`, the number of its column."""
+    """One row per number of a table, with the columns `row`, `column`, `value` and `rank`, the number of the column."""
     ranks = {column: rank for rank, column in enumerate(table.columns)}
     values = table.rename_axis(index="row").reset_index().melt("row", var_name="column")
     return values.assign(rank=values["column"].map(ranks))
@@ -96,7 +96,7 @@ def heat_map(title: str, table: pd.DataFrame, x_title: str, y_title: str, unit: 
 
 
 def bars(title: str, table: pd.DataFrame, x_title: str, y_title: str, palette: Sequence[str]) -> alt.LayerChart:
-    """Stacked bars: one per row of the table, one part of it per column."""
+    """Stacked bars: one bar per row of the table, one part of the bar per column."""
     scale = alt.Scale(domain=list(table.columns), range=list(palette[: len(table.columns)]))
     stacked = alt.Chart(_long(table)).mark_bar().encode(
         x=_names(alt.X, "row", x_title, table.index),
@@ -108,7 +108,7 @@ def bars(title: str, table: pd.DataFrame, x_title: str, y_title: str, palette: S
 
 
 def histogram(title: str, values: pd.Series, lines: pd.DataFrame, x_title: str, y_title: str) -> alt.LayerChart:
-    """Utterances by value, with a vertical line at each `value` of `lines`, under its `name`."""
+    """Number of utterances by value, with a vertical line at each `value` of `lines`, labeled with its `name`."""
     counts, borders = np.histogram(values, bins=60 if np.ptp(values) > 1e-9 else 1)
     table = pd.DataFrame({"from": borders[:-1], "to": borders[1:], "count": counts})
     columns = alt.Chart(table).mark_bar(color=BLUE, binSpacing=0.5).encode(
@@ -123,7 +123,7 @@ def histogram(title: str, values: pd.Series, lines: pd.DataFrame, x_title: str, 
 
 
 def boxes(title: str, summary: pd.DataFrame, x_title: str, y_title: str) -> alt.LayerChart:
-    """Quartiles, median, mean (diamond), lowest and highest value of groups, from the top, as from `describe`."""
+    """Quartiles, median, mean (diamond), lowest and highest value of groups (rows from `describe`), top to bottom."""
     names = [f"{name} ({count:,.0f})" for name, count in summary["count"].items()]
     columns = {"min": "lowest", "25%": "q1", "50%": "median", "75%": "q3", "max": "highest", "mean": "mean"}
     base = alt.Chart(summary.rename(columns=columns)[[*columns.values()]].assign(name=names)).encode(
@@ -146,23 +146,23 @@ def points(
     palette: Sequence[str] = LEVEL_COLORS,
     limits: Sequence[float] = (),
 ) -> alt.LayerChart:
-    """Points that the page can play.
+    """A scatter plot whose points the page can play.
 
     Args:
         title: heading.
-        table: `x`, `y`, `file` and, optionally, `utterances`, which makes a point larger, and `color`.
-        x_title: what x is.
-        y_title: what y is.
-        color_title: what the color is.
-        categories: values of `color` in order; none where it is a number.
-        palette: colors of the categories, repeated where there are too few, or of the numbers from low to high.
+        table: `x`, `y`, `file` and, optionally, `utterances` (size of a point) and `color`.
+        x_title: title of the x axis.
+        y_title: title of the y axis.
+        color_title: title of the color legend.
+        categories: values of `color` in order; empty if `color` is a number.
+        palette: colors of the categories, repeated if there are too few, or of the numbers from low to high.
         limits: lowest and highest number of the palette, by default those in the table.
     """
     encoding = {
         "x": alt.X("x:Q", title=x_title).scale(zero=False, nice=False, padding=8),
         "y": alt.Y("y:Q", title=y_title).scale(zero=False, nice=False, padding=8),
+        "detail": "file:N",  # for the tooltip
     }
-    encoding["detail"] = "file:N"  # for the tooltip
     if "utterances" in table:
         scale = alt.Scale(range=[25, 500], domain=[1, max(int(table["utterances"].max()), 2)])
         encoding["size"] = alt.Size("utterances:Q", scale=scale, legend=alt.Legend(symbolFillColor=GREY))
@@ -176,7 +176,7 @@ def points(
 
 
 def lines(title: str, table: pd.DataFrame, y: str, y_title: str) -> alt.LayerChart:
-    """The column y of the bins of a curriculum, one line per `order`."""
+    """Column `y` of the bins of a curriculum, one line per `order`."""
     names = table["order"].unique().tolist()
     base = alt.Chart(table[["bin", y, "order"]]).encode(
         x=alt.X("bin:O", axis=alt.Axis(labelAngle=0)),

@@ -1,4 +1,4 @@
-"""What the report is made of: DeepMI joined by file name with labels, raters, clusters and the other attributes."""
+"""The data of the report: DeepMI joined by file name with labels, raters, clusters and the remaining attributes."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from tools import feature_sets
 from tools.report import measures
 
 ATTRIBUTE_NAMES = {"Act": "arousal", "Dom": "dominance", "Val": "valence"}
-TRUTH = "demo_truth.csv"  # of the demo corpus: which clips it made disputed
+TRUTH = "demo_truth.csv"  # in the demo corpus: which recordings are disputed by construction
 
 
 @dataclass
 class Network:
-    """What a checkpoint adds; entry i of an array of N belongs to the i-th training utterance by file name."""
+    """Results of a checkpoint; entry i of an array of N belongs to the i-th training utterance by file name."""
 
     source: str  # name of the file
     clusters: NDArray[np.int64]  # X, 0..K-1, shape (N,)
     predicted_levels: NDArray[np.int64]  # Y', 0..5, shape (N,)
     values: NDArray[np.float64]  # DeepMI computed from it, shape (N,)
     information: dict[str, float]  # as from `deepmi_values`
-    features: NDArray[np.float32]  # what k-means clusters, shape (N, 256)
+    features: NDArray[np.float32]  # the input of k-means, shape (N, 256)
     differences: NDArray[np.float64]  # as from `measures.standardized_differences`, shape (K, D)
-    feature_names: list[str]  # D of them
+    feature_names: list[str]  # D names
 
 
 @dataclass
 class Evidence:
-    """Everything that the report is made of.
+    """All data of the report.
 
     Attributes:
         emo_attr: `Act`, `Dom` or `Val`.
         num_clusters: K.
-        seed: of bootstrap and samples.
-        table: one row per utterance, indexed by file name. `value` is DeepMI, NaN outside Train. Where a corpus is
-            given: `label`, `level` (0..5), the text columns of the label file, and `Act`, `Dom`, `Val` as numbers.
-            Where known: `spread` (standard deviation of the ratings), `disputed` (1 or 0), `cluster`, and
-            `DeepMI Act` and so on for the other attributes.
-        disputed_by: what says which utterances are disputed.
-        network: what the checkpoint adds, or None.
+        seed: seed of bootstrap and samples.
+        table: one row per utterance, indexed by file name. `value` is DeepMI, NaN outside Train. If a corpus is given:
+            `label`, `level` (0..5), the text columns of the label file, and `Act`, `Dom`, `Val` as numbers. If known:
+            `spread` (standard deviation of the ratings), `disputed` (1 or 0), `cluster`, and `DeepMI Act` and so on for
+            the remaining attributes.
+        disputed_by: how the disputed utterances were determined.
+        network: results of the checkpoint, or None.
     """
 
     emo_attr: str
@@ -63,7 +63,7 @@ class Evidence:
     network: Network | None = None
 
     def __post_init__(self):
-        """Add what follows from the values: `place` in the curriculum, first `bin`, `ties` with the same value."""
+        """Add `place` in the curriculum, first `bin` and `ties`, the number of utterances with the same value."""
         valued = self.table["value"].dropna().sort_index()
         order = curriculum.training_order("deepmi", valued.index.tolist(), valued.to_numpy(), self.seed)
         places, bins = measures.first_bins(order)
@@ -75,7 +75,7 @@ class Evidence:
 
     @cached_property
     def train(self) -> pd.DataFrame:
-        """The rows of `table` that have DeepMI, sorted by file name, with `cell`, which tells joint cells apart."""
+        """The rows of `table` that have DeepMI, sorted by file name, with the number of their joint `cell`."""
         train = self.table[self.table["value"].notna()].sort_index()
         parts = ["value" if self.network is None else "cluster", *(["level"] if self.has_labels else [])]
         return train.assign(cell=train.groupby(parts).ngroup())
@@ -87,7 +87,7 @@ class Evidence:
 
     @property
     def attribute(self) -> str:
-        """The attribute's name."""
+        """Name of the attribute."""
         return ATTRIBUTE_NAMES[self.emo_attr]
 
     @property
@@ -106,7 +106,7 @@ def read_label_table(label_file: Path, emo_attr: str) -> tuple[pd.DataFrame, pd.
             try:
                 labels.append(utils.attribute_labels(split, emo_attr, label_file))
             except UserError as error:
-                notify(f"note: {error} That split is left out of the table.")
+                notify(f"note: {error} This split is left out of the table.")
     label = pd.concat(labels)
     table = rows.set_index("FileName").loc[label.index]
     for attribute in ATTRIBUTE_NAMES:
@@ -141,7 +141,7 @@ def run_network(args: argparse.Namespace, checkpoint: Path) -> tuple[list[str], 
     values, information = deepmi_values(
         clusters, emotion_levels(train.labels), predicted, args.num_clusters, ALPHA[args.emo_attr]
     )
-    # MSP-Podcast's own features carry no note; their folder has the name of their set.
+    # The features of MSP-Podcast itself have no record of their set; the name of their folder identifies it.
     is_default = corpus.corpus.features.parts[-3:] == utils.FEATURE_FOLDER.parts
     return train.names, Network(
         checkpoint.name,
@@ -156,14 +156,14 @@ def run_network(args: argparse.Namespace, checkpoint: Path) -> tuple[list[str], 
 
 
 def find_network(args: argparse.Namespace) -> tuple[list[str], Network | None]:
-    """As `run_network`; no names and None, with a line why, where a checkpoint that was not named can't be used."""
+    """As `run_network`; no names and None, with a message, if the default checkpoint can't be used."""
     checkpoint = args.checkpoint or utils.ssl_checkpoint(
         args.model_dir, args.epoch, args.batch_size, args.num_clusters, args.emo_attr
     )
     if not (args.checkpoint or checkpoint.is_file()):
         print(
-            f"note: no checkpoint {checkpoint}: clusters, information and features are left out (-ep, -batch, -nc and "
-            "--model-dir, or --checkpoint FILE, name it)."
+            f"note: no checkpoint {checkpoint}: clusters, information and features are left out. To name one, use -ep, "
+            "-batch, -nc and --model-dir, or --checkpoint FILE."
         )
         return [], None
     try:
@@ -176,10 +176,9 @@ def find_network(args: argparse.Namespace) -> tuple[list[str], Network | None]:
 
 
 def read_spread(root: Path | None, emo_attr: str) -> pd.Series | None:
-    """Standard deviation of the ratings by file name; None, with a line why, where there are none."""
-    file = utils.find_detailed_file(root) if root else None
-    if file is None:
-        print("note: no labels_detailed beside the labels: rater disagreement is left out.")
+    """Standard deviation of the ratings by file name; None, with a message, if there are no ratings."""
+    if not (file := utils.find_detailed_file(root) if root else None):
+        print("note: no labels_detailed in the corpus: rater disagreement is left out.")
         return None
     try:
         return utils.rater_spread(file, emo_attr)
@@ -189,7 +188,7 @@ def read_spread(root: Path | None, emo_attr: str) -> pd.Series | None:
 
 
 def read_truth(label_file: Path) -> pd.Series | None:
-    """Which clips the demo corpus made disputed, by file name; None for any other corpus."""
+    """Which recordings of the demo corpus are disputed, by file name; None for a different corpus."""
     file = label_file.with_name(TRUTH)
     if not file.is_file():
         return None
@@ -208,13 +207,13 @@ def gather(args: argparse.Namespace, metric_file: Path, label_file: Path | None)
         metric_file: DeepMI file.
         label_file: consensus labels; None for a report on the DeepMI file alone.
     Raises:
-        UserError: labels, DeepMI file or a named checkpoint are missing or damaged, or of different Train splits.
+        UserError: labels, DeepMI file or a given checkpoint are missing or damaged, or of different Train splits.
     """
     metric = read_metric(metric_file)
     network, disputed_by = None, ""
     if label_file is None:
         if not metric:
-            raise UserError(f"{metric_file}: no utterances in it.")
+            raise UserError(f"{metric_file}: contains no utterances.")
         utils.check_names(metric_file, list(metric))
         table = pd.DataFrame({"value": metric})
     else:
@@ -224,18 +223,20 @@ def gather(args: argparse.Namespace, metric_file: Path, label_file: Path | None)
             names = sorted(set(train["FileName"]) & set(table.index))
         values = curriculum.match_metric(metric, names, metric_file, train["FileName"].tolist(), args.skip_missing)
         if network is not None and np.isnan(values).any():
-            notify("warning: the checkpoint's charts are of all training utterances; left out.")
+            notify(
+                "warning: DeepMI is missing for some training utterances: the charts of the checkpoint are left out."
+            )
             network = None
         table["value"] = pd.Series(values, index=names)
         if network is not None:
             table["cluster"] = pd.Series(network.clusters, index=names)
         spread, disputed = read_spread(args.corpus, args.emo_attr), read_truth(label_file)
-        disputed_by = f"the clips marked in {TRUTH}"
+        disputed_by = f"according to {TRUTH}"
         if spread is not None:
             table["spread"] = spread
             if disputed is None:
                 disputed = measures.most_disputed(table["spread"][table["value"].notna()].dropna())
-                disputed_by = f"the {measures.DISPUTED_SHARE:.0%} whose raters are furthest apart"
+                disputed_by = f"the {measures.DISPUTED_SHARE:.0%} with the largest rater disagreement"
         if disputed is not None:
             table["disputed"] = disputed.astype(float)
     for attribute in [name for name in ATTRIBUTE_NAMES if name != args.emo_attr]:
@@ -244,5 +245,5 @@ def gather(args: argparse.Namespace, metric_file: Path, label_file: Path | None)
             try:
                 table[f"DeepMI {attribute}"] = pd.Series(read_metric(file))
             except UserError as error:
-                notify(f"warning: {error} It is left out.")
+                notify(f"warning: {error} This file is left out.")
     return Evidence(args.emo_attr, args.num_clusters, args.seed, table, disputed_by, network)

@@ -15,7 +15,7 @@ from deepmi.metric import NUM_LEVELS
 from deepmi.seeds import derived_seed
 
 LEVEL_NAMES = ("<2", "[2,3)", "[3,4)", "[4,5)", "[5,6)", "≥6")
-DISPUTED_SHARE = 0.15  # of the utterances, where the corpus does not say which ones are disputed
+DISPUTED_SHARE = 0.15  # of the utterances, if the corpus does not list the disputed ones
 RESAMPLES = 1000
 BLOCK = 4096  # utterances whose features are in memory at a time
 
@@ -24,8 +24,8 @@ def bin_edges(values: NDArray[np.float64]) -> pd.DataFrame:
     """The nine inner edges of the ten bins of DeepMI, shape (N,), counted from the highest value.
 
     Returns:
-        One row per edge: its number, `utterances` up to it, the `value` there, utterances with that value (`ties`),
-        those of them that the bin still takes (`inside`), and whether the edge cuts that group (`cut`).
+        One row per edge: its number, `utterances` up to it, the `value` at the edge, number of utterances with that
+        value (`ties`) and of those among them inside the bin (`inside`), and whether the edge cuts them (`cut`).
     """
     ranked = np.sort(values)[::-1]
     sizes = np.array(bin_sizes(len(values))[:-1])
@@ -38,13 +38,13 @@ def bin_edges(values: NDArray[np.float64]) -> pd.DataFrame:
 
 
 def curriculum_bins(ordered: pd.DataFrame) -> pd.DataFrame:
-    """What each bin of a curriculum trains on, the bins before it included.
+    """The training set of each bin of a curriculum, including all previous bins.
 
     Args:
-        ordered: the utterances in training order: `cell` and, where the labels are known, `level` and `label`.
+        ordered: the utterances in training order: `cell` and, if the labels are known, `level` and `label`.
     Returns:
-        One row per bin: its number, `utterances`, distinct `cells`, and, where the labels are known, their standard
-        deviation `label_sd` (population moments) and the share of each level.
+        One row per bin: its number, `utterances`, distinct `cells`, and, if the labels are known, their population
+        standard deviation `label_sd` and the share of each level.
     """
     bins = []
     for number, size in enumerate(bin_sizes(len(ordered)), start=1):
@@ -58,7 +58,7 @@ def curriculum_bins(ordered: pd.DataFrame) -> pd.DataFrame:
 
 
 def first_bins(order: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(place in the order, from 1; first bin that trains on it, 1..10) of each utterance, shape (N,) each."""
+    """Of each utterance (place in the order, from 1; first bin that includes it, 1..10), shape (N,) each."""
     places = np.empty(len(order), dtype=np.int64)
     places[order] = np.arange(1, len(order) + 1)
     return places, np.searchsorted(bin_sizes(len(order)), places) + 1
@@ -77,12 +77,12 @@ class Interval:
 
 
 def spearman(x: ArrayLike, y: ArrayLike, seed: int, resamples: int = RESAMPLES) -> Interval:
-    """Spearman's rank correlation of x and y, shape (n,) each; NaN where one is constant.
+    """Spearman's rank correlation of x and y, shape (n,) each; NaN if one of them is constant.
 
-    Its percentile bootstrap interval resamples utterances and ranks each resample again.
+    The percentile bootstrap interval resamples utterances and ranks each resample again.
     Source: Davison & Hinkley, Bootstrap Methods and their Application (1997), section 5.3.
     """
-    # A resample is a count per distinct pair of values: weighted values are ranked without sorting them again.
+    # A resample is a count per distinct pair of values, so its ranks need no sorting.
     first, second = (np.unique(values, return_inverse=True)[1] for values in (x, y))
     pairs, counts = np.unique(np.column_stack([first, second]), axis=0, return_counts=True)
     rng = np.random.default_rng(derived_seed(seed, len(first)))
@@ -97,7 +97,7 @@ def _rank_correlation(pairs: NDArray[np.int64], counts: NDArray[np.int64]) -> fl
     deviations = []
     for positions in pairs.T:
         mass = np.bincount(positions, counts)
-        ranks = np.cumsum(mass) - mass / 2  # mid-ranks minus a half, which the mean takes away
+        ranks = np.cumsum(mass) - mass / 2  # mid-ranks minus 0.5, a constant that centering removes
         deviations.append((ranks - mass @ ranks / total)[positions])
     x, y = deviations
     scale = np.sqrt((counts @ (x * x)) * (counts @ (y * y)))
@@ -107,7 +107,7 @@ def _rank_correlation(pairs: NDArray[np.int64], counts: NDArray[np.int64]) -> fl
 def auc_lower(values: ArrayLike, marked: ArrayLike, seed: int, resamples: int = RESAMPLES) -> Interval:
     """Probability that a marked utterance has a lower value than an unmarked one, ties counted half; .5 is chance.
 
-    The bootstrap draws within the marked and within the unmarked utterances. NaN where one of these groups is empty.
+    The bootstrap resamples marked and unmarked utterances separately. NaN if one of these groups is empty.
     Source: the statistic of Mann & Whitney (1947), divided by the number of pairs.
     """
     positions = np.unique(values, return_inverse=True)[1]
@@ -117,7 +117,7 @@ def auc_lower(values: ArrayLike, marked: ArrayLike, seed: int, resamples: int = 
         return Interval(float("nan"), float("nan"), float("nan"))
 
     def auc(low: NDArray, high: NDArray) -> NDArray:
-        below = np.cumsum(low, axis=-1) - low / 2  # marked ones below each value, ties half
+        below = np.cumsum(low, axis=-1) - low / 2  # marked utterances below each value, ties counted half
         return (below * high).sum(axis=-1) / (low.sum(axis=-1) * high.sum(axis=-1))
 
     rng = np.random.default_rng(derived_seed(seed, len(positions)))
@@ -126,13 +126,13 @@ def auc_lower(values: ArrayLike, marked: ArrayLike, seed: int, resamples: int = 
 
 
 def most_disputed(spread: pd.Series, share: float = DISPUTED_SHARE) -> pd.Series:
-    """Whether an utterance is in the share whose raters are furthest apart, by file name, which breaks ties."""
+    """Whether each utterance is in the share with the largest rater disagreement; ties are broken by file name."""
     ranked = (-spread).sort_index().sort_values(kind="stable").index
     return pd.Series(spread.index.isin(ranked[: round(share * len(spread))]), index=spread.index)
 
 
 def clusters_by_level(joint: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The clusters of p(x,y), shape (K, levels), that have utterances, from the lowest mean level to the highest."""
+    """The non-empty clusters of p(x,y), shape (K, levels), from the lowest mean level to the highest."""
     p = joint.sum(axis=1)
     seen = np.flatnonzero(p > 0)
     mean = joint[seen] @ np.arange(joint.shape[1]) / p[seen]
@@ -142,14 +142,14 @@ def clusters_by_level(joint: NDArray[np.float64]) -> NDArray[np.int64]:
 def standardized_differences(
     rows: NDArray[np.float32], clusters: NDArray[np.int64], num_clusters: int
 ) -> NDArray[np.float64]:
-    """How far each cluster's mean of each acoustic feature is from the mean of the rest.
+    """Difference of the mean of each acoustic feature between each cluster and the rest.
 
     Args:
-        rows: z-normed features, shape (N, D); read in blocks.
+        rows: z-normalised features, shape (N, D); read in blocks.
         clusters: X, 0..K-1, shape (N,).
         num_clusters: K.
     Returns:
-        Standard deviations of Train, shape (K, D); 0 for a cluster with no utterances or with all of them.
+        In standard deviations of Train, shape (K, D); 0 for a cluster with no utterances or with all of them.
     """
     sums = np.zeros((num_clusters, rows.shape[1]))
     for start in range(0, len(rows), BLOCK):
@@ -163,10 +163,10 @@ def standardized_differences(
 
 
 def typical_features(differences: NDArray[np.float64], names: Sequence[str], count: int) -> list[int]:
-    """Positions of a cluster's `count` largest standardized differences, at most one per low-level descriptor.
+    """Positions of the `count` largest standardised differences of a cluster, at most one per low-level descriptor.
 
-    Coefficients, bands and time derivatives of a descriptor count as one, since they say nearly the same:
-    openSMILE's `mfcc_sma_de[3]_quartile1` is of the descriptor `mfcc`.
+    Coefficients, bands and time derivatives of a descriptor count as one, because they are highly correlated:
+    openSMILE's `mfcc_sma_de[3]_quartile1` belongs to the descriptor `mfcc`.
     """
     found: dict[str, int] = {}
     for position in np.argsort(-np.abs(differences), kind="stable"):
@@ -177,7 +177,7 @@ def typical_features(differences: NDArray[np.float64], names: Sequence[str], cou
 
 
 def sample(count: int, seed: int, most: int) -> NDArray[np.int64]:
-    """Sorted positions of all, or where there are more than `most`, of that many drawn at random."""
+    """Sorted positions 0..count-1, or `most` of them drawn at random if there are more."""
     if count <= most:
         return np.arange(count)
     return np.sort(np.random.default_rng(derived_seed(seed, count)).choice(count, most, replace=False))

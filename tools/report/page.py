@@ -1,4 +1,4 @@
-"""The report as one HTML page: charts and utterances as JSON, scripts inlined, nothing loaded but recordings."""
+"""The report as one HTML page: charts and utterances as JSON, inline scripts; only recordings are loaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from deepmi.features import AUDIO_ENDINGS
+from deepmi.features import audio_stem
 from deepmi.metric import DECIMALS
 from deepmi.process import UserError
 from deepmi.storage import read_text
@@ -31,13 +31,8 @@ FOLDER = Path(__file__).parent
 class Recordings(NamedTuple):
     """Where the page finds the recordings."""
 
-    base: str  # of their addresses, percent-encoded, with its slash
-    files: dict[str, str] | None  # their names by name without audio ending; None: as in the label file
-
-
-def _stem(name: str) -> str:
-    path = Path(name)
-    return path.stem if path.suffix.lower() in AUDIO_ENDINGS else name
+    base: str  # start of their addresses, percent-encoded, with a slash at the end
+    files: dict[str, str] | None  # name without audio ending -> file name; None: names as in the label file
 
 
 def find_recordings(root: Path | None, audio_base: str | None, page_dir: Path) -> Recordings:
@@ -50,39 +45,38 @@ def find_recordings(root: Path | None, audio_base: str | None, page_dir: Path) -
     Raises:
         UserError: --audio-base is neither a folder nor a URL that a page can play from.
     """
-    own = find_audio_folder(root) if root else None
     is_url = audio_base and "://" in audio_base
-    folder = Path(audio_base) if audio_base and not is_url else own
+    folder = Path(audio_base) if audio_base and not is_url else root and find_audio_folder(root)
     if folder is None and not is_url:
         return Recordings("", {})
     if folder and not folder.is_dir():
         raise UserError(f"--audio-base {audio_base}: no such folder; expected a URL or the folder of the recordings.")
     names = sorted(entry.name for entry in os.scandir(folder)) if folder else []
-    files = {_stem(name): name for name in names if _stem(name) != name} if folder else None  # .wav before .flac
+    files = {audio_stem(name): name for name in names if audio_stem(name) != name} if folder else None
     if is_url:
         if not re.match(r"(https?://[^\s/]+(/|$)|file://)", audio_base):
             raise UserError(f"--audio-base {audio_base}: expected a URL of http, https or file, or a folder.")
         return Recordings(quote(audio_base.rstrip("/"), safe="/:@%?&=+,;~!$'()*[]") + "/", files)
     try:
         relative = os.path.relpath(folder.resolve(), page_dir.resolve())
-    except ValueError:  # another drive of Windows
+    except ValueError:  # on a different drive of Windows
         return Recordings(folder.resolve().as_uri() + "/", files)
     return Recordings(quote(os.fsencode(Path(relative).as_posix())) + "/", files)
 
 
 def recording_names(names: Sequence[str], recordings: Recordings) -> list[str | int | None]:
-    """For each file name the name of its recording: 0 if it is the same, None if there is none."""
+    """For each file name the name of its recording: 0 if it is the same, None if there is no recording."""
     if recordings.files is None:
         return [0] * len(names)
-    found = [recordings.files.get(_stem(name)) for name in names]
+    found = [recordings.files.get(audio_stem(name)) for name in names]
     return [0 if recording == name else recording for name, recording in zip(names, found)]
 
 
 def utterance_columns(found: Evidence) -> list[dict]:
-    """The table of utterances by column: highest DeepMI first, those without a value after them by file name.
+    """The table of utterances by column: highest DeepMI first; utterances without a value at the end, by file name.
 
     Returns:
-        For each column `title` and `data`; `digits` for numbers, `names` where `data` are positions in them.
+        For each column `title` and `data`; `digits` for numbers, `names` if `data` are positions in them.
     """
     rows = found.table.sort_index().sort_values("place", kind="stable")
 
@@ -118,7 +112,7 @@ def utterance_columns(found: Evidence) -> list[dict]:
 
 
 def _source(script: str) -> str:
-    """How a content security policy allows a script: by its digest."""
+    """The digest by which a content security policy allows a script."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
@@ -126,8 +120,8 @@ def render(report: panels.Report, corpus: str, metric: str, recordings: Recordin
     """The whole page.
 
     Args:
-        report: what it shows.
-        corpus: name of the corpus; empty if none is given.
+        report: the content.
+        corpus: name of the corpus; empty if no corpus is given.
         metric: name of the DeepMI file.
         recordings: as from `find_recordings`.
     """

@@ -1,7 +1,8 @@
-"""The charts, small tables and findings of the report; the text around them is in page.html."""
+"""The charts, small tables and findings of the report; the explanations are in page.html."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -18,11 +19,11 @@ from tools.report.evidence import ATTRIBUTE_NAMES, Evidence
 from tools.report.measures import LEVEL_NAMES, Interval
 
 SHOWN_ORDERS = ("deepmi", "deepmi-balanced", "reverse", "random")
-MOST_POINTS = 5000  # of a scatter plot: more are slow to draw and hide each other
-MOST_GROUPS = 40  # of a chart of boxes
-TYPICAL_FEATURES = 5  # named for each cluster
-FEWEST_MEMBERS = 5  # of a cluster whose features are named
-SAME_VALUE = 1.5e-5  # how far a recomputed DeepMI may be from one that was rounded to 5 decimals
+MOST_POINTS = 5000  # in a scatter plot: more points are slow to draw and hide each other
+MOST_GROUPS = 40  # in a chart of boxes
+TYPICAL_FEATURES = 5  # features listed per cluster
+FEWEST_MEMBERS = 5  # utterances of a cluster whose features are listed
+SAME_VALUE = 1.5e-5  # tolerance between a recomputed DeepMI and one rounded to 5 decimals
 VALUE = "DeepMI, nats"
 
 Charts = dict[str, alt.LayerChart]  # by name, which is part of a file name: lower case, digits, underscores
@@ -30,7 +31,7 @@ Charts = dict[str, alt.LayerChart]  # by name, which is part of a file name: low
 
 @dataclass
 class Report:
-    """What the report shows."""
+    """The content of the report."""
 
     found: Evidence
     edges: pd.DataFrame  # as from `measures.bin_edges`
@@ -38,15 +39,15 @@ class Report:
     charts: Charts = field(default_factory=dict)
     clusters: pd.DataFrame | None = None  # as from `cluster_charts`
     variance: float = 0.0  # as from `pca_charts`
-    findings: list[str] = field(default_factory=list)  # the main figures, one sentence each
-    warnings: list[str] = field(default_factory=list)  # what a reader must know before believing them
+    findings: list[str] = field(default_factory=list)  # the main results, one sentence each
+    warnings: list[str] = field(default_factory=list)  # reasons to doubt the results
     correlation: Interval | None = None  # Spearman correlation of DeepMI and rater disagreement
     auc: Interval | None = None  # of disputed utterances
-    pairs: dict[str, tuple[Interval, int]] = field(default_factory=dict)  # of attributes: correlation, utterances
+    pairs: dict[str, tuple[Interval, int]] = field(default_factory=dict)  # attributes -> correlation, utterances
 
 
 def joint_charts(found: Evidence) -> Charts:
-    """The joint tables, and the part of the information in each of their cells."""
+    """The joint tables, and the contribution of each cell to the information."""
     network, levels = found.network, found.train["level"]
     joint = joint_probability(network.clusters, levels, found.num_clusters, NUM_LEVELS)
     clusters = measures.clusters_by_level(joint)
@@ -73,9 +74,9 @@ def distribution_charts(found: Evidence, edges: pd.DataFrame) -> Charts:
     groups = train.groupby(["value", "level"] if found.has_labels else ["value"], as_index=False)
     groups = groups.agg(file=("file", "first"), utterances=("file", "size")).rename(columns={"value": "x"})
     groups["y"] = groups.pop("level") + 1 if found.has_labels else groups["utterances"]
-    title = "Groups with one value" + (" and level" if found.has_labels else "")
+    title = "Groups with the same value" + (" and level" if found.has_labels else "")
     y_title = f"level of {found.attribute} (1 to 6)" if found.has_labels else "utterances with that value"
-    taken = pd.DataFrame({"inside the bin": edges["inside"], "left to the next": edges["ties"] - edges["inside"]})
+    taken = pd.DataFrame({"inside the bin": edges["inside"], "in the next bin": edges["ties"] - edges["inside"]})
     taken, sizes = taken.set_axis(edge), "utterances with that value"
     return {
         "distribution": charts.histogram(
@@ -90,7 +91,7 @@ def order_bins(found: Evidence) -> pd.DataFrame:
     """`measures.curriculum_bins` of each order that the evidence allows, with its name in the column `order`."""
     train, bins = found.train, []
     levels = train["level"].to_numpy() if found.has_labels else None
-    for order in SHOWN_ORDERS:
+    for order in SHOWN_ORDERS:  # "deepmi-balanced" needs levels
         if found.has_labels or order != "deepmi-balanced":
             rows = curriculum.training_order(order, train.index.tolist(), train["value"].to_numpy(), found.seed, levels)
             bins.append(measures.curriculum_bins(train.iloc[rows]).assign(order=order))
@@ -110,7 +111,7 @@ def first_bin_table(bins: pd.DataFrame) -> pd.DataFrame:
 
 
 def curriculum_charts(bins: pd.DataFrame) -> Charts:
-    """What the ten bins of each order hold."""
+    """The content of the ten bins of each order."""
     drawn = {"bin_cells": charts.lines("Cells in each bin", bins, "cells", "cells")}
     if "label_sd" in bins:
         title = "standard deviation of labels"
@@ -141,7 +142,7 @@ def group_charts(found: Evidence) -> Charts:
 
 
 def _scatter(found: Evidence, title: str, x: pd.Series, y: pd.Series, x_title: str, y_title: str) -> alt.LayerChart:
-    """Utterances that have both values; those at one place are one point, colored by their mean level."""
+    """Utterances that have both values; utterances at the same place are one point, colored by their mean level."""
     rows = found.train.loc[x.index[measures.sample(len(x), found.seed, MOST_POINTS)]]
     table = pd.DataFrame({"x": x[rows.index], "y": y[rows.index], "file": rows.index})
     columns = {"file": ("file", "first"), "utterances": ("file", "size")}
@@ -156,18 +157,17 @@ def pair_charts(found: Evidence) -> Iterator[tuple[str, alt.LayerChart, Interval
     """Name, chart, Spearman correlation and number of utterances for each pair of attributes that have DeepMI."""
     train = found.train.rename(columns={"value": f"DeepMI {found.emo_attr}"})
     present = [attribute for attribute in ATTRIBUTE_NAMES if f"DeepMI {attribute}" in train]
-    for number, first in enumerate(present):
-        for second in present[number + 1 :]:
-            common = train[[f"DeepMI {first}", f"DeepMI {second}"]].dropna()
-            if len(common) > 1:
-                x, y = (column for _, column in common.items())
-                titles = (f"DeepMI of {first}, nats", f"DeepMI of {second}, nats")
-                chart = _scatter(found, f"DeepMI of {first} against {second}", x, y, *titles)
-                yield f"{first}_{second}".lower(), chart, measures.spearman(x, y, found.seed), len(common)
+    for first, second in itertools.combinations(present, 2):
+        common = train[[f"DeepMI {first}", f"DeepMI {second}"]].dropna()
+        if len(common) > 1:
+            x, y = (column for _, column in common.items())
+            titles = (f"DeepMI of {first}, nats", f"DeepMI of {second}, nats")
+            chart = _scatter(found, f"DeepMI of {first} against {second}", x, y, *titles)
+            yield f"{first}_{second}".lower(), chart, measures.spearman(x, y, found.seed), len(common)
 
 
 def pca_charts(found: Evidence) -> tuple[Charts, float]:
-    """The clustered features on their first two principal components, and the share of the variance in these."""
+    """The clustered features on their first two principal components, and the share of variance these explain."""
     pca = PCA(n_components=2, svd_solver="full")
     places = pca.fit_transform(found.network.features.astype(np.float64))
     rows = measures.sample(len(places), found.seed, MOST_POINTS)
@@ -193,6 +193,7 @@ def cluster_charts(found: Evidence) -> tuple[Charts, pd.DataFrame]:
     joint = joint_probability(network.clusters, train["level"], found.num_clusters, NUM_LEVELS)
     clusters = measures.clusters_by_level(joint)
     names, rows, first_features = [f"c{cluster}" for cluster in clusters], [], set()
+    labels = [name for name in ATTRIBUTE_NAMES if name in train]
     for name, cluster in zip(names, clusters):
         members, difference, typical = train[train["cluster"] == cluster], network.differences[cluster], []
         if len(members) >= FEWEST_MEMBERS:
@@ -200,11 +201,7 @@ def cluster_charts(found: Evidence) -> tuple[Charts, pd.DataFrame]:
         first_features.update(typical[:1])
         features = [f"{difference[at]:+.2f} {network.feature_names[at]}" for at in typical]
         row = {"cluster": name, "utterances": len(members)}
-        row |= {
-            f"mean {label}": f"{members[label].mean():.2f}".replace("nan", "")
-            for label in ATTRIBUTE_NAMES
-            if label in train
-        }
+        row |= {f"mean {label}": f"{members[label].mean():.2f}".replace("nan", "") for label in labels}
         row |= {"mean DeepMI": f"{members['value'].mean():.4f}"}
         rows.append(row | {"typical features": "\n".join(features) or f"fewer than {FEWEST_MEMBERS} utterances"})
     sizes = np.round(joint[clusters] * len(train)).astype(int)
@@ -220,20 +217,20 @@ def cluster_charts(found: Evidence) -> tuple[Charts, pd.DataFrame]:
 
 
 def mismatch(found: Evidence) -> list[str]:
-    """A warning where the DeepMI file has different values than the checkpoint."""
+    """A warning if the values of the DeepMI file differ from those of the checkpoint."""
     difference = np.abs(found.train["value"].to_numpy() - found.network.values)
     if (count := int((difference > SAME_VALUE).sum())) == 0:
         return []
     return [
         f"{count:,} of {len(difference):,} values of the DeepMI file differ from those computed from "
-        f"{found.network.source}, by up to {difference.max():.5f} nats. The file is from a different checkpoint, alpha "
-        "or label file, or from the original program, whose dropout stays on and makes values random. DeepMI is shown "
-        "as in the file, clusters and information as in the checkpoint; they do not belong together."
+        f"{found.network.source}, by up to {difference.max():.5f} nats. The file was made with a different checkpoint, "
+        "alpha or label file, or by the original program, whose dropout stays on and makes values random. DeepMI is "
+        "from the file, clusters and information are from the checkpoint; they do not belong together."
     ]
 
 
 def information_findings(found: Evidence) -> list[str]:
-    """What the checkpoint says of clusters and information."""
+    """The main results on clusters and information."""
     sizes, information = np.bincount(found.network.clusters), found.network.information
     used, i_x = int((sizes > 0).sum()), information["I(X;Y)"]
     h_y = entropy(np.bincount(found.train["level"]) / len(found.train))
@@ -244,13 +241,13 @@ def information_findings(found: Evidence) -> list[str]:
         f"I(X;Y) = {i_x:.3f} nats: the information of the clusters about the level of {found.attribute}"
         + (f", {i_x / h_y:.0%} of its entropy" if h_y > 0 else "")
         + f" (H(Y) = {h_y:.3f} nats). For the predicted level, I(Y';Y) = {information['I(Yp;Y)']:.3f} nats"
-        + ("" if found.alpha else ", which has no part in DeepMI here (alpha 0)")
-        + ". With few utterances both are too high: an information estimated from counts is biased upwards.",
+        + ("" if found.alpha else ", which is not part of DeepMI here (alpha 0)")
+        + ". With few utterances both are too high: information estimated from counts is biased upwards.",
     ]
 
 
 def bin_findings(found: Evidence, edges: pd.DataFrame, bins: pd.DataFrame) -> list[str]:
-    """What the first bin holds, and how many values are tied."""
+    """The main results on the first bin and on ties."""
     first, whole = (bins[bins["bin"] == number].set_index("order").T for number in (1, curriculum.NUM_BINS))
     start, train = first["deepmi"], found.train
     text = f"The first bin of the published order has {start['utterances']:,.0f} utterances "
@@ -271,7 +268,7 @@ def bin_findings(found: Evidence, edges: pd.DataFrame, bins: pd.DataFrame) -> li
 
 
 def build(found: Evidence) -> Report:
-    """All charts, tables and sentences that the evidence allows."""
+    """All charts, tables and findings that the evidence allows."""
     train = found.train
     edges, bins = measures.bin_edges(train["value"].to_numpy()), order_bins(found)
     report = Report(found, edges, first_bin_table(bins), distribution_charts(found, edges) | curriculum_charts(bins))
