@@ -36,7 +36,6 @@ if __name__ == "__main__":
     ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -45,26 +44,9 @@ from numpy.typing import NDArray
 import utils
 from deepmi import clustering, ranks, run_log, runtime
 from deepmi.batches import Rows, in_batches
-from deepmi.metric import ALPHA, DECIMALS, deepmi_values, emotion_levels, warn_if_flat, write_metric
+from deepmi.metric import ALPHA, deepmi_values, emotion_levels, warn_if_flat, write_metric
 from deepmi.process import UserError, notify, rank
-from deepmi.seeds import derived_seed
 from model import load_ssl_checkpoint
-
-
-def clusterings(points: torch.Tensor, args: argparse.Namespace) -> Iterator[NDArray[np.int64]]:
-    """X, the cluster of each utterance, shape (N,), once or for each restart.
-
-    Args:
-        points: logits of the cluster head (N, K), or features (N, 256).
-        args: clusters, restarts, num_clusters, seed.
-    """
-    if args.clusters == "head":
-        yield points.argmax(dim=1).cpu().numpy()
-        return
-    own, count = points[ranks.own_share(len(points))], len(points)
-    for restart in range(args.restarts):
-        seed = derived_seed(args.seed, "k-means of Train", restart)
-        yield clustering.kmeans(own, args.num_clusters, seed, count).assignment.cpu().numpy()
 
 
 def warn_if_head_collapsed(clusters: NDArray[np.int64], entropy: float, args: argparse.Namespace) -> None:
@@ -108,12 +90,13 @@ def main(args: argparse.Namespace) -> None:
     levels = emotion_levels(train.labels)  # Y, (N,)
     predicted = emotion_levels(utils.denormalise(prediction.cpu().numpy(), corpus.label_norm, checkpoint))  # Y', (N,)
     alpha = ALPHA[args.emo_attr] if args.alpha is None else args.alpha
-    found = list(clusterings(points, args))
+    if args.clusters == "head":
+        clusters = points.argmax(dim=1).cpu().numpy()  # X, (N,)
+    else:
+        clusters = clustering.repeated_kmeans(points, args.num_clusters, args.restarts, args.seed)  # (R, N)
     if rank() > 0:
         return
-    values, information = zip(*(deepmi_values(x, levels, predicted, args.num_clusters, alpha) for x in found))
-    values = np.array([round(value, DECIMALS) + 0.0 for value in np.mean(values, axis=0).tolist()])
-    information = {key: np.mean([of[key] for of in information]) for key in information[0]}
+    values, information = deepmi_values(clusters, levels, predicted, args.num_clusters, alpha)
     target = utils.metric_file(args.metric_dir, args.num_clusters, args.emo_attr)
     write_metric(target, dict(zip(train.names, values.tolist())))
 
@@ -128,7 +111,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"alpha {alpha:g}; {len(set(values.tolist()))} distinct values from {values.min():g} to {values.max():g}")
     print(f"wrote {target}")
     if args.clusters == "head":
-        warn_if_head_collapsed(found[0], information["H(X)"], args)
+        warn_if_head_collapsed(clusters, information["H(X)"], args)
     warn_if_flat(values, target)
 
 

@@ -15,6 +15,7 @@ import faiss  # isort: skip
 from deepmi.metric import entropy, information_of_cells, joint_probability
 from deepmi.process import UserError, num_ranks
 from deepmi.ranks import own_share, sum_over_ranks, whole_of_shares
+from deepmi.seeds import derived_seed
 
 ITERATIONS = 20
 MAX_POINTS_PER_CENTROID = 10_000_000  # faiss would subsample at 256 per centroid
@@ -85,6 +86,23 @@ def kmeans(
     if num_ranks() == 1 and (on_gpu or device.type == "cpu"):
         return _kmeans_faiss(points, num_clusters, seed, on_gpu)
     return _kmeans_torch(points, count, num_clusters, seed)
+
+
+def repeated_kmeans(points: Tensor, num_clusters: int, restarts: int, seed: int) -> NDArray[np.int64]:
+    """Clusters of the Train split for DeepMI by several k-means, each from a seed derived from `seed`.
+
+    Args:
+        points: features, shape (N, D), the same on every rank.
+        num_clusters: K.
+        restarts: R, number of k-means.
+    Returns:
+        Clusters 0..K-1, shape (R, N).
+    Raises:
+        UserError: as `kmeans`.
+    """
+    own, seeds = points[own_share(len(points))], [derived_seed(seed, "k-means of Train", r) for r in range(restarts)]
+    found = [kmeans(own, num_clusters, one, len(points)).assignment for one in seeds]
+    return torch.stack(found).cpu().numpy()
 
 
 def _kmeans_faiss(points: Tensor, k: int, seed: int, on_gpu: bool) -> Clustering:

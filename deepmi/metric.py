@@ -71,13 +71,14 @@ def entropy(probability: NDArray[np.float64]) -> float:
 def deepmi_values(
     clusters: ArrayLike, levels: ArrayLike, predicted_levels: ArrayLike, num_clusters: int, alpha: float
 ) -> tuple[NDArray[np.float64], dict[str, float]]:
-    """DeepMI per utterance, and the mutual information behind it.
+    """DeepMI per utterance, and the mutual information behind it; the mean over several clusterings if X is of several.
 
     DeepMI is (1 - alpha) times the information of the utterance's (cluster, level) cell plus alpha times that of its
     (predicted level, level) cell, with relative frequencies over these utterances as probabilities.
 
     Args:
-        clusters, levels, predicted_levels: X in 0..num_clusters-1, Y and Y' in 0..5, shape (N,) each.
+        clusters: X in 0..num_clusters-1, shape (N,), or (R, N) for R clusterings.
+        levels, predicted_levels: Y and Y' in 0..5, shape (N,) each.
         num_clusters: K.
         alpha: weight of the predicted level's part, 0..1.
     Returns:
@@ -89,14 +90,23 @@ def deepmi_values(
     >>> values, round(information["I(X;Y)"], 5)
     (array([0.34657, 0.34657, 0.34657, 0.34657]), 0.69315)
     """
+    if np.ndim(clusters) == 2:
+        of_each = (deepmi_values(one, levels, predicted_levels, num_clusters, alpha) for one in clusters)
+        values, information = zip(*of_each)
+        return _rounded(np.mean(values, axis=0)), {
+            key: np.mean([of[key] for of in information]) for key in information[0]
+        }
     joint_xy = joint_probability(clusters, levels, num_clusters, NUM_LEVELS)
     joint_yy = joint_probability(predicted_levels, levels, NUM_LEVELS, NUM_LEVELS)
     cells_xy, cells_yy = information_of_cells(joint_xy), information_of_cells(joint_yy)
     raw = (1 - alpha) * cells_xy[clusters, levels] + alpha * cells_yy[predicted_levels, levels]
-    # Unlike NumPy's, Python's round is exact in decimals; + 0.0 turns -0.0 into 0.0
-    values = np.array([round(value, DECIMALS) + 0.0 for value in raw.tolist()])
     totals = {"I(X;Y)": float(cells_xy.sum()), "I(Yp;Y)": float(cells_yy.sum())}
-    return values, totals | {"H(X)": entropy(joint_xy.sum(axis=1))}
+    return _rounded(raw), totals | {"H(X)": entropy(joint_xy.sum(axis=1))}
+
+
+def _rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values with DECIMALS decimals. Unlike NumPy's, Python's round is exact; + 0.0 turns -0.0 into 0.0."""
+    return np.array([round(value, DECIMALS) + 0.0 for value in values.tolist()])
 
 
 def write_metric(path: Path, values: dict[str, float]) -> None:

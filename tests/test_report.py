@@ -196,6 +196,12 @@ def test_the_checkpoint_adds_clusters_and_agrees_with_its_own_values(trained, un
     assert f"I(X;Y) = {information} nats" in html
     data = data_in(html)
     assert all(0 <= cluster < 5 for cluster in data["cluster"][:60]) and data["cluster"][60:] == [None] * 48
+    assert re.search(r"<td>cluster head</td><td>\d</td>", html) and "<td>k-means, mean of 20</td>" in html
+
+    assert trained.stage(2, "--clusters", "kmeans", "--restarts", 20)[0] == 0
+    code, out, err = report(trained)
+    assert code == 0 and "mean over 20 k-means" in out and "differ" not in out, err
+
     values = write_metric(trained)
     code, out, err = report(trained, "--checkpoint", trained.ssl_checkpoint)
     warning = re.search(r"warning: (\d+ of 60 values) of the DeepMI file differ", out)

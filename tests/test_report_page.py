@@ -35,7 +35,11 @@ def found() -> Evidence:
     values, information = deepmi_values(clusters, levels[:TRAIN], predicted, CLUSTERS, 0.5)
     features, differences = rng.normal(size=(TRAIN, 256)).astype(np.float32), rng.normal(size=(CLUSTERS, 6))
     names_of_features = [f"feature {number}" for number in range(6)]
-    network = Network("x.pth.tar", clusters, predicted, values, information, features, differences, names_of_features)
+    sources = measures.cluster_sources({"cluster head": clusters}, {"cluster head": (values, information)})
+    network = Network(
+        *("x.pth.tar", clusters, predicted, values, information, features, sources, values[::-1]),
+        *(differences, names_of_features),
+    )
     spread = pd.Series(rng.uniform(0, 2, TRAIN).round(1), index=names)
     of_train = {"value": values, "cluster": clusters, "spread": spread, "DeepMI Act": rng.permutation(values)}
     of_train["disputed"] = measures.most_disputed(spread).astype(float)

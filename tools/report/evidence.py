@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 import utils
-from deepmi import curriculum, run_log, runtime
+from deepmi import clustering, curriculum, run_log, runtime
 from deepmi.batches import Rows, in_batches
 from deepmi.metric import ALPHA, deepmi_values, emotion_levels, read_metric
 from deepmi.process import UserError, notify
@@ -22,6 +22,7 @@ from tools import feature_sets
 from tools.report import measures
 
 ATTRIBUTE_NAMES = {"Act": "arousal", "Dom": "dominance", "Val": "valence"}
+RESTARTS = 20  # k-means that are averaged, as docs/compare.md recommends
 TRUTH = "demo_truth.csv"  # in the demo corpus: which recordings are disputed by construction
 
 
@@ -35,6 +36,8 @@ class Network:
     values: NDArray[np.float64]  # DeepMI computed from it, shape (N,)
     information: dict[str, float]  # as from `deepmi_values`
     features: NDArray[np.float32]  # the input of k-means, shape (N, 256)
+    sources: pd.DataFrame  # as from `measures.cluster_sources`
+    kmeans_values: NDArray[np.float64]  # DeepMI by RESTARTS k-means of the features, shape (N,)
     differences: NDArray[np.float64]  # as from `measures.standardized_differences`, shape (K, D)
     feature_names: list[str]  # D names
 
@@ -138,9 +141,11 @@ def run_network(args: argparse.Namespace, checkpoint: Path) -> tuple[list[str], 
         raise UserError(f"{checkpoint}: outputs NaN or infinity; download or train the checkpoint again.")
     clusters = logits.argmax(dim=1).cpu().numpy()
     predicted = emotion_levels(utils.denormalise(prediction.cpu().numpy(), corpus.label_norm, checkpoint))
-    values, information = deepmi_values(
-        clusters, emotion_levels(train.labels), predicted, args.num_clusters, ALPHA[args.emo_attr]
-    )
+    levels, alpha = emotion_levels(train.labels), ALPHA[args.emo_attr]
+    again = clustering.repeated_kmeans(features.cpu(), args.num_clusters, RESTARTS, args.seed)  # (R, N)
+    found = {"cluster head": clusters, "k-means": again[0], f"k-means, mean of {RESTARTS}": again}
+    of = {name: deepmi_values(x, levels, predicted, args.num_clusters, alpha) for name, x in found.items()}
+    (values, information), *_, (kmeans_values, _) = of.values()
     # The features of MSP-Podcast itself have no record of their set; the name of their folder identifies it.
     is_default = corpus.corpus.features.parts[-3:] == utils.FEATURE_FOLDER.parts
     return train.names, Network(
@@ -150,6 +155,8 @@ def run_network(args: argparse.Namespace, checkpoint: Path) -> tuple[list[str], 
         values,
         information,
         features.cpu().numpy(),
+        measures.cluster_sources(found, of),
+        kmeans_values,
         measures.standardized_differences(train.rows, clusters, args.num_clusters),
         feature_sets.feature_names(corpus.feature_set or ("IS13" if is_default else ""), corpus.num_features),
     )

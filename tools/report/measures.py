@@ -37,6 +37,34 @@ def bin_edges(values: NDArray[np.float64]) -> pd.DataFrame:
     return pd.DataFrame(columns | {"cut": inside < ties})
 
 
+def cluster_sources(clusters: dict[str, NDArray], of: dict[str, tuple[NDArray, dict[str, float]]]) -> pd.DataFrame:
+    """How fine DeepMI is by each source of clusters.
+
+    Args:
+        clusters: by source, shape (N,) or (R, N) for R clusterings.
+        of: by source, DeepMI and information from `deepmi_values`.
+    Returns:
+        One row per source: clusters in use (mean over clusterings), H(X), I(X;Y), distinct values, bin edges that cut a
+        tie, and the largest tie at an edge.
+    """
+    rows = []
+    for source, (values, information) in of.items():
+        used = np.mean([len(np.unique(one)) for one in np.atleast_2d(clusters[source])])
+        edges = bin_edges(values)
+        rows.append(
+            {
+                "clusters from": source,
+                "in use": f"{used:.4g}",
+                "H(X)": f"{information['H(X)']:.3f}",
+                "I(X;Y)": f"{information['I(X;Y)']:.3f}",
+                "distinct values": len(np.unique(values)),
+                "edges that cut a tie": int(edges["cut"].sum()),
+                "largest tie at an edge": int(edges["ties"].max()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def curriculum_bins(ordered: pd.DataFrame) -> pd.DataFrame:
     """The training set of each bin of a curriculum, including all previous bins.
 

@@ -15,7 +15,7 @@ from deepmi import curriculum
 from deepmi.metric import NUM_LEVELS, entropy, information_of_cells, joint_probability
 from deepmi.process import one_line
 from tools.report import charts, measures
-from tools.report.evidence import ATTRIBUTE_NAMES, Evidence
+from tools.report.evidence import ATTRIBUTE_NAMES, RESTARTS, Evidence
 from tools.report.measures import LEVEL_NAMES, Interval
 
 SHOWN_ORDERS = ("deepmi", "deepmi-balanced", "reverse", "random")
@@ -216,15 +216,20 @@ def cluster_charts(found: Evidence) -> tuple[Charts, pd.DataFrame]:
     return drawn, pd.DataFrame(rows)
 
 
+def is_by_kmeans(found: Evidence) -> bool:
+    """Whether the values are those of k-means of the checkpoint's features."""
+    return np.abs(found.train["value"].to_numpy() - found.network.kmeans_values).max() <= SAME_VALUE
+
+
 def mismatch(found: Evidence) -> list[str]:
     """A warning if the values of the DeepMI file differ from those of the checkpoint."""
     difference = np.abs(found.train["value"].to_numpy() - found.network.values)
-    if (count := int((difference > SAME_VALUE).sum())) == 0:
+    if (count := int((difference > SAME_VALUE).sum())) == 0 or is_by_kmeans(found):
         return []
     return [
         f"{count:,} of {len(difference):,} values of the DeepMI file differ from those computed from "
         f"{found.network.source}, by up to {difference.max():.5f} nats. The file was made with a different checkpoint, "
-        "alpha or label file, or by the original program, whose dropout stays on and makes values random. DeepMI is "
+        "alpha or label file, from k-means, or by the original program, whose dropout stays on. DeepMI is "
         "from the file, clusters and information are from the checkpoint; they do not belong together."
     ]
 
@@ -234,10 +239,14 @@ def information_findings(found: Evidence) -> list[str]:
     sizes, information = np.bincount(found.network.clusters), found.network.information
     used, i_x = int((sizes > 0).sum()), information["I(X;Y)"]
     h_y = entropy(np.bincount(found.train["level"]) / len(found.train))
+    by_kmeans = (
+        f" The values are the mean over {RESTARTS} k-means of the network's features instead, which the charts of "
+        "clusters do not explain."
+    )
+    coarse = " DeepMI is as coarse as these clusters." if 2 * used <= found.num_clusters else ""
     return [
-        f"{used} of {found.num_clusters} clusters have training utterances; the largest has "
-        f"{sizes.max() / sizes.sum():.0%} of them."
-        + (" DeepMI is as coarse as these clusters." if 2 * used <= found.num_clusters else ""),
+        f"{used} of {found.num_clusters} clusters of the cluster head have training utterances; the largest has "
+        f"{sizes.max() / sizes.sum():.0%} of them." + (by_kmeans if is_by_kmeans(found) else coarse),
         f"I(X;Y) = {i_x:.3f} nats: the information of the clusters about the level of {found.attribute}"
         + (f", {i_x / h_y:.0%} of its entropy" if h_y > 0 else "")
         + f" (H(Y) = {h_y:.3f} nats). For the predicted level, I(Y';Y) = {information['I(Yp;Y)']:.3f} nats"
