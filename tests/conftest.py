@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import model
 import utils
@@ -26,6 +27,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 # A shell's background ignores Ctrl-C, and what the tests start there would do so, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# In networks this small, threads mostly wait for each other, here and in the processes that tests start.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 STAGES = ("norm_para", "training_DeepEmoCluster", "extract_DeepMI", "training_Curriculum", "testing_Curriculum")
 WIDTH = 40
@@ -242,13 +246,17 @@ def trained(bench, outputs) -> Bench:
     return bench
 
 
+def run_python(*argv: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Run Python in a process of its own."""
+    variables = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    command = [sys.executable, *map(str, argv)]
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=300)
+
+
 def run_script(script: str, *argv: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
     """Run a script or `-m tools.NAME` as a user does, in a process of its own."""
-    command = [sys.executable, *(["-m", script] if script.startswith("tools.") else [str(ROOT / script)])]
-    variables = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    return subprocess.run(
-        [*command, *map(str, argv)], cwd=cwd, env=variables, capture_output=True, text=True, timeout=300
-    )
+    target = ["-m", script] if script.startswith("tools.") else [ROOT / script]
+    return run_python(*target, *argv, cwd=cwd, **environment)
 
 
 needs_shared = pytest.mark.skipif(
