@@ -144,9 +144,9 @@ def test_the_log_describes_the_run_and_the_checkpoint_kept_is_the_best(trained):
     assert loss == pytest.approx(min(losses), abs=1e-5) and info["best_epoch"] == int(np.argmin(losses))
 
 
-def phase(learner, rows, targets=None, epoch=0, **settings):
+def phase(learner, rows, targets=None, epoch=0, batch_size=8):
     """Train DeepEmoCluster for one phase on random features."""
-    args = argparse.Namespace(num_clusters=3, batch_size=8, precision="fp32", seed=0, **settings)
+    args = argparse.Namespace(num_clusters=3, batch_size=batch_size, precision="fp32", seed=0)
     names = [str(number) for number in range(len(rows))]
     rows = batches.Rows(rows.numpy(), torch.device("cpu"), "fp32")
     return ssl_stage.train_phase(learner, rows, names, targets, epoch, args)
