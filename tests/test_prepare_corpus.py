@@ -305,10 +305,6 @@ def test_raters_become_consensus_labels(tmp_path, bench):
     assert table["EmoClass"].tolist() == ["Happy", "Sad", "X"]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# A second run
-
-
 @pytest.fixture
 def two_versions(tmp_path):
     """Two clips, in two versions of the same length and time of change."""
@@ -358,10 +354,6 @@ def test_a_prepared_corpus_may_lie_among_the_recordings_and_follows_them(two_ver
         (raw / "a.wav").unlink()
         assert bench.run(TOOL, *argv)[0] == 0
         assert sorted(path.name for path in (raw / "prepared/Audios").iterdir()) == ["a.flac", "b.wav"]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# MSP-Podcast
 
 
 @pytest.fixture

@@ -178,10 +178,6 @@ def test_a_state_of_other_networks_is_refused(trained_here, monkeypatch, stage):
         trained_here.refuses(trained_here.stage(stage, *more), resume.name, "--no-resume")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Arrays, texts, sounds
-
-
 @pytest.mark.parametrize("content", ["[" * 10**6, '{"a.wav": ' * 10**5, '{"a.wav": 0.1', '{"a.wav": 1e999}'])
 def test_nested_or_cut_json_is_refused(tmp_path, content):
     path = tmp_path / "DeepMI_5clusters@_Val.json"
@@ -232,10 +228,6 @@ def test_a_recording_is_read_in_pieces_and_to_its_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(sound, "LONGEST_CLIP", 0.25)
     refused(lambda: sound.read_signal(clips[0]), "hours; expected", "split it")
     assert np.array_equal(sound.read_signal(clips[1]), whole[1])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Paths, and code that comes with an encoder
 
 
 @pytest.mark.parametrize(
