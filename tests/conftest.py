@@ -86,6 +86,15 @@ def interrupt(*_, **__):
     raise KeyboardInterrupt
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the program catches it."""
+
+
+def kill(*_, **__):
+    """Stands in for a function of the program in which it is killed."""
+    raise Killed
+
+
 @contextlib.contextmanager
 def stopped_before_the_end():
     """Within the block a training stops after its last epoch, which is saved, and does not finish."""

@@ -11,7 +11,7 @@ from benchmarks import fuzz
 from benchmarks.fuzz_targets import FIELDS, TARGETS, Target, Wrong, expect
 from deepmi.process import UserError
 
-few = settings(max_examples=50, deadline=10_000, derandomize=True, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=25, deadline=10_000, derandomize=True, suppress_health_check=list(HealthCheck))
 texts = st.text(max_size=12)
 numbers = st.one_of(st.floats(), st.integers(), st.sampled_from(["", "nan", "4,5", "٣", "1e400", "-0"]))
 names = st.one_of(
@@ -23,7 +23,7 @@ names = st.one_of(
 def test_damaged_files_are_read_rightly_or_refused(tmp_path, name):
     rng, good = random.Random(7), TARGETS[name].good()
     assert all(fuzz.feed(TARGETS[name], data, tmp_path) == "read" for data in good)
-    for _ in range(100):
+    for _ in range(50):
         with fuzz.within_limits():
             fuzz.feed(TARGETS[name], fuzz.damaged(good, rng), tmp_path)
 

@@ -194,14 +194,11 @@ def test_a_gpu_clusters_as_well_as_the_cpu():
     assert found.assignment.is_cuda and found.objective == pytest.approx(expected.objective, rel=0.05)
 
 
-def test_more_clusters_than_points_are_refused():
-    with pytest.raises(UserError, match=r"-nc 9.*4 utterances"):
-        clustering.kmeans(torch.zeros(4, 2), 9, seed=0)
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_features_that_are_not_finite_are_refused(value):
+def test_features_that_are_not_finite_and_more_clusters_than_points_are_refused(value):
     points = torch.zeros(4, 2)
+    with pytest.raises(UserError, match=r"-nc 9.*4 utterances"):
+        clustering.kmeans(points, 9, seed=0)
     points[1, 1] = value
     with pytest.raises(UserError, match="NaN or infinite"):
         clustering.kmeans(points, 2, seed=0)

@@ -11,7 +11,7 @@ import utils
 
 pytestmark = needs_shared
 PER_SPLIT = {"Train": 60, "Development": 24, "Test1": 24}
-UNLABELED = 40
+UNLABELED = 20
 
 
 @pytest.fixture
