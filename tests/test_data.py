@@ -107,7 +107,7 @@ def test_a_metric_knows_utterances_whose_features_are_missing(trained):
 def test_a_metric_of_a_part_of_train_is_refused_or_trains_on_that_part(trained, order):
     names = sorted(json.loads(trained.metric.read_text()))[:7]
     rewrite_metric(trained, lambda values: [values.pop(name) for name in names])
-    trained.refuses(trained.stage(3, "--no-resume", "--order", order), "lacks 7", "--skip-missing")
+    trained.refuses(trained.stage(3, "--no-resume", "--order", order), "lacks 7", names[0], "--skip-missing")
     code, out, err = trained.stage(3, "--no-resume", "--order", order, "--skip-missing", "-ep", 47)
     assert code == 0 and "53 Train" in out and "7 of 60" in err and names[0] in err
     checkpoint = trained.regressor_of("DeepMI" if order == "deepmi" else order)

@@ -38,7 +38,8 @@ def network():
     return model.DenseResNet(37, 6)
 
 
-def test_forward_is_the_numpy_forward(network):
+def test_forward_is_the_numpy_forward_and_the_size_is_the_papers(network):
+    assert sum(p.numel() for p in model.DenseResNet(6373, 50).parameters()) == pytest.approx(12.84e6, rel=1e-3)
     x = torch.randn(11, 37)
     state = {key: value.double().numpy() for key, value in network.state_dict().items()}
     expected = numpy_dense_resnet(state, x.double().numpy())
@@ -62,10 +63,6 @@ def test_regressor_is_the_numpy_forward():
     y = relu(linear(state, "dense_net.5", y))
     with torch.no_grad():
         assert np.allclose(network(x).numpy(), linear(state, "dense_net.7", y)[:, 0], atol=1e-5)
-
-
-def test_size_is_the_papers():
-    assert sum(p.numel() for p in model.DenseResNet(6373, 50).parameters()) == pytest.approx(12.84e6, rel=1e-3)
 
 
 def test_dropout_has_the_rate_and_the_mean_and_follows_the_seed():

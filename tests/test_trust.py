@@ -313,6 +313,8 @@ def test_what_names_hold_does_nothing_to_a_terminal_or_a_table(capsys):
     notify("warning: a\x1b[31m\x9b\u202eb\udcff\n" + "x" * 5000)
     told = capsys.readouterr().err
     assert told.startswith(r"warning: a\x1b[31m\x9b\u202eb\udcff\nx") and len(told) < 1001
+    assert str(UserError("a\nb\x1b[31m é\u2028")) == r"a\nb\x1b[31m é\u2028"
+    assert 900 < len(str(UserError("x" * 5000))) < 1000
     assert cli.markdown_table([["a"], ["x|y\nz"]])[2] == r"| x\|y\nz |"
 
 
