@@ -22,7 +22,7 @@ names = st.one_of(
 def test_damaged_files_are_read_rightly_or_refused(tmp_path, name):
     rng, good = random.Random(7), TARGETS[name].good()
     assert all(fuzz.feed(TARGETS[name], data, tmp_path) == "read" for data in good)
-    for _ in range(50):
+    for _ in range(100):
         with fuzz.within_limits():
             fuzz.feed(TARGETS[name], fuzz.damaged(good, rng), tmp_path)
 

@@ -458,7 +458,10 @@ def test_an_unfinished_run_of_another_seed_is_not_overwritten(prepared):
     assert prepared.stage(1, "--seed", 9, "--no-resume")[0] == 0
 
 
-def test_bf16_trains_and_extracts(prepared):
+@pytest.mark.as_published
+def test_networks_of_the_published_width_train_and_extract_in_bf16_and_draw_their_runs(prepared):
     for number in range(1, 5):
         code, _, err = prepared.stage(number, "--precision", "bf16")
         assert code == 0, err
+    pictures = sorted((prepared.folder / "Models").glob("*.png"))
+    assert [picture.read_bytes()[:4] for picture in pictures] == [b"\x89PNG"] * 2
