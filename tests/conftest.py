@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib
+import json
 import os
 import shutil
 import signal
@@ -13,17 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 import model
 import utils
-from deepmi import cli, features, matfile, plots
+from deepmi import cli, features, matfile, plots, run_log
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 # A shell's background ignores Ctrl-C, and what the tests start there would do so, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# In networks this small, threads mostly wait for each other, here and in the processes that tests start.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
+STAGES = ("norm_para", "training_DeepEmoCluster", "extract_DeepMI", "training_Curriculum", "testing_Curriculum")
 WIDTH = 40
 COUNTS = {"Train": 60, "Development": 24, "Test1": 24}
 UNLABELED = 50
@@ -65,6 +73,34 @@ def read_rows(path: Path) -> list[list[str]]:
     """Header and rows of a CSV."""
     with path.open(newline="") as stream:
         return list(csv.reader(stream))
+
+
+def log_of(checkpoint: Path) -> list[dict]:
+    """The lines of the log beside a checkpoint."""
+    stem = checkpoint.name.removesuffix(".tar").rsplit(".", 1)[0]
+    return [json.loads(line) for line in checkpoint.with_name(f"{stem}.log.jsonl").read_text().splitlines()]
+
+
+def interrupt(*_, **__):
+    """Stands in for a function of the program in which Ctrl-C comes."""
+    raise KeyboardInterrupt
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the program catches it."""
+
+
+def kill(*_, **__):
+    """Stands in for a function of the program in which it is killed."""
+    raise Killed
+
+
+@contextlib.contextmanager
+def stopped_before_the_end():
+    """Within the block a training stops after its last epoch, which is saved, and does not finish."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_log.TrainingRun, "finish", interrupt)
+        yield
 
 
 def voice(seconds: float = 0.6, rate: int = 16000, pitch: float = 140.0) -> np.ndarray:
@@ -130,7 +166,15 @@ class Bench:
 
     @property
     def regressor(self) -> Path:
-        return self.folder / "Models" / "SimpleEmoRegressor_DeepMI@_Val.pt.tar"
+        return self.regressor_of("DeepMI")
+
+    def regressor_of(self, order: str) -> Path:
+        return self.folder / "Models" / f"SimpleEmoRegressor_{order}@_Val.pt.tar"
+
+    def result(self, order: str = "DeepMI", split: str = "Test1") -> tuple[dict, pd.DataFrame]:
+        """What stage 4 has written of a test: its figures, and its table."""
+        file = self.folder / "results" / f"SimpleEmoRegressor_{order}@_Val_{split}.json"
+        return json.loads(file.read_text()), pd.read_csv(file.with_suffix(".csv"))
 
     def run(self, stage: str, *argv: object) -> tuple[int, str, str]:
         """Run a stage or tool in this process: exit status, standard output, standard error."""
@@ -145,7 +189,6 @@ class Bench:
     def stage(self, number: int, *more: object) -> tuple[int, str, str]:
         """Run stage 0..4 with small settings on this corpus."""
         small = ["-batch", 16, "-emo", "Val"]
-        names = ("norm_para", "training_DeepEmoCluster", "extract_DeepMI", "training_Curriculum", "testing_Curriculum")
         settings = (
             [],
             ["-ep", 2, *small, "-nc", 5, "--unlabeled", f"{self.corpus}_unlabeled"],
@@ -153,7 +196,7 @@ class Bench:
             ["-ep", 8, *small, "-nc", 5],
             ["-ep", 8, *small],
         )
-        return self.run(names[number], "--corpus", self.corpus, *settings[number], *more)
+        return self.run(STAGES[number], "--corpus", self.corpus, *settings[number], *more)
 
     def refuses(self, result: tuple[int, str, str], *words: str) -> None:
         """Exit status 2, one short message with all the words, no traceback."""
@@ -176,6 +219,14 @@ def bench(tmp_path, pristine_corpus, capsys, monkeypatch) -> Bench:
     return Bench(tmp_path, capsys)
 
 
+@pytest.fixture
+def prepared(bench) -> Bench:
+    """A bench on which stage 0 has run."""
+    code, _, err = bench.stage(0)
+    assert code == 0, err
+    return bench
+
+
 @pytest.fixture(scope="session")
 def outputs(tmp_path_factory) -> Path:
     """What stages 0 to 3 have written; the first test that needs it fills it."""
@@ -188,12 +239,6 @@ def train(bench: Bench) -> Bench:
         code, _, err = bench.stage(number)
         assert code == 0, err
     return bench
-
-
-@pytest.fixture
-def trained_here(bench) -> Bench:
-    """A bench on which stages 0 to 3 have run."""
-    return train(bench)
 
 
 @pytest.fixture
@@ -210,13 +255,17 @@ def trained(bench, outputs) -> Bench:
     return bench
 
 
+def run_python(*argv: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Run Python in a process of its own."""
+    variables = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    command = [sys.executable, *map(str, argv)]
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=300)
+
+
 def run_script(script: str, *argv: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
     """Run a script or `-m tools.NAME` as a user does, in a process of its own."""
-    command = [sys.executable, *(["-m", script] if script.startswith("tools.") else [str(ROOT / script)])]
-    variables = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    return subprocess.run(
-        [*command, *map(str, argv)], cwd=cwd, env=variables, capture_output=True, text=True, timeout=300
-    )
+    target = ["-m", script] if script.startswith("tools.") else [ROOT / script]
+    return run_python(*target, *argv, cwd=cwd, **environment)
 
 
 needs_shared = pytest.mark.skipif(

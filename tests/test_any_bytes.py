@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from benchmarks import fuzz
 from benchmarks.fuzz_targets import FIELDS, TARGETS, Target, Wrong, expect
-from deepmi.process import UserError
 
-few = settings(max_examples=50, deadline=10_000, derandomize=True, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=25, deadline=10_000, derandomize=True, suppress_health_check=list(HealthCheck))
 texts = st.text(max_size=12)
 numbers = st.one_of(st.floats(), st.integers(), st.sampled_from(["", "nan", "4,5", "٣", "1e400", "-0"]))
 names = st.one_of(
@@ -47,11 +46,6 @@ def test_any_label_table(tmp_path_factory, rows):
 def test_any_json(tmp_path_factory, content):
     for name in ("labels_json", "detailed_json", "metric"):
         fuzz.feed(TARGETS[name], json.dumps(content).encode(), tmp_path_factory.getbasetemp())
-
-
-def test_a_message_stays_one_line():
-    assert str(UserError("a\nb\x1b[31m é\u2028")) == r"a\nb\x1b[31m é\u2028"
-    assert 900 < len(str(UserError("x" * 5000))) < 1000
 
 
 def test_a_reader_that_does_harm_is_found(tmp_path, monkeypatch):

@@ -70,9 +70,7 @@ def test_bf16_becomes_fp32_with_a_note_if_the_processor_lacks_it(monkeypatch, ca
     assert runtime.choose_precision(CPU, "fp32") == "fp32"
 
 
-def test_compile_is_refused_where_it_cannot_work(monkeypatch):
-    with pytest.raises(UserError, match=r"--compile.*CUDA GPU"):
-        runtime.check_compile(CPU)
+def test_compile_is_refused_without_triton(monkeypatch):
     monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--compile.*triton"):
         runtime.check_compile(torch.device("cuda"))

@@ -52,12 +52,8 @@ def test_large_clusters_are_sampled_without_replacement_and_small_ones_with(size
             assert distinct == len(mine)
         else:
             assert size / 2 < distinct <= size  # a share of over twice the size misses few members
-
-
-def test_a_cluster_slightly_smaller_than_its_share_is_sampled_with_replacement():
-    assignment = clusters_of(900, 1100)
-    sampled = clustering.uniform_sample(assignment, 2, seed=0)
-    # 1000 draws of 900 with replacement miss about exp(-10/9) of them
+    # 1000 draws of 900 with replacement miss about exp(-10/9) of them, although the cluster is hardly too small
+    sampled = clustering.uniform_sample(assignment := clusters_of(900, 1100), 2, seed=0)
     assert len(sampled[assignment[sampled] == 0].unique()) == pytest.approx(900 * (1 - np.exp(-10 / 9)), abs=40)
 
 
@@ -194,14 +190,11 @@ def test_a_gpu_clusters_as_well_as_the_cpu():
     assert found.assignment.is_cuda and found.objective == pytest.approx(expected.objective, rel=0.05)
 
 
-def test_more_clusters_than_points_are_refused():
-    with pytest.raises(UserError, match=r"-nc 9.*4 utterances"):
-        clustering.kmeans(torch.zeros(4, 2), 9, seed=0)
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_features_that_are_not_finite_are_refused(value):
+def test_features_that_are_not_finite_and_more_clusters_than_points_are_refused(value):
     points = torch.zeros(4, 2)
+    with pytest.raises(UserError, match=r"-nc 9.*4 utterances"):
+        clustering.kmeans(points, 9, seed=0)
     points[1, 1] = value
     with pytest.raises(UserError, match="NaN or infinite"):
         clustering.kmeans(points, 2, seed=0)

@@ -9,7 +9,7 @@ import pytest
 from conftest import write_corpus
 
 import utils
-from deepmi import features, matfile
+from deepmi import features
 from deepmi.ccc import concordance_cc
 
 
@@ -46,15 +46,15 @@ def test_several_corpora_give_one_table(other):
     for name, split, result, line in zip(
         ("corpus", "other", "ready"), ("Test1", "all", "Development"), results, table.splitlines()[2:]
     ):
-        assert json.loads((other.folder / f"results/{stem}_{name}_{split}.json").read_text()) == result
-        rows = pd.read_csv(other.folder / f"results/{stem}_{name}_{split}.csv")
+        written, rows = other.result(split=f"{name}_{split}")
+        assert written == result
         assert concordance_cc(rows["label"], rows["prediction"]) == pytest.approx(result["ccc"])
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert cells[:3] == [name, split, str(result["n"])]
         assert cells[4:6] == ["NormTerm", f"{result['ccc']:.3f}"]
         assert cells[6] == " .. ".join(f"{bound:.3f}" for bound in result["interval_95"])
     labels = pd.read_csv(other.folder / "other/Labels/labels_concensus.csv").set_index("FileName")["EmoVal"]
-    rows = pd.read_csv(other.folder / f"results/{stem}_other_all.csv").set_index("FileName")
+    rows = other.result(split="other_all")[1].set_index("FileName")
     assert np.allclose(rows["label"], 1 + (labels[rows.index] - 1) * 6 / 4)
 
 
@@ -63,7 +63,7 @@ def test_a_prepared_corpus_is_not_scaled_twice(other):
     for more in ((), ("--label-scale", 1, 5), ("--label-scale", 1, 7)):
         code, out, err = score(other, "--corpus", "ready", *more)
         assert code == 0 and "labels rescaled linearly from 1-5 to 1-7" in out, err
-        rows = pd.read_csv(other.folder / "results/SimpleEmoRegressor_DeepMI@_Val_Test1.csv").set_index("FileName")
+        rows = other.result()[1].set_index("FileName")
         assert np.allclose(rows["label"], labels[rows.index])
     other.refuses(score(other, "--corpus", "ready", "--label-scale", 0, 100), "prepared from labels of 1..5", "0..100")
     for scale in ("3", "[NaN, 5]", "[true, false]", "[5, 1]"):
@@ -76,14 +76,13 @@ def test_a_corpus_own_norm_terms(other):
     found = {}
     for norm_dir in ("NormTerm", "own"):
         assert score(other, "--corpus", "ready", "--norm-dir", norm_dir)[0] == 0
-        result = json.loads((other.folder / "results/SimpleEmoRegressor_DeepMI@_Val_Test1.json").read_text())
+        result, table = other.result()
         assert result["norm_dir"] == norm_dir
-        found[norm_dir] = pd.read_csv(other.folder / "results/SimpleEmoRegressor_DeepMI@_Val_Test1.csv")["prediction"]
+        found[norm_dir] = table["prediction"]
     assert not np.allclose(found["NormTerm"], found["own"], atol=1e-3)
     code, out, _ = score(other, "--corpus", "corpus", "ready", "--norm-dir", "NormTerm", "own")
     assert code == 0 and "| own " in out
-    both = pd.read_csv(other.folder / "results/SimpleEmoRegressor_DeepMI@_Val_ready_Test1.csv")["prediction"]
-    assert np.allclose(both, found["own"])
+    assert np.allclose(other.result(split="ready_Test1")[1]["prediction"], found["own"])
 
 
 def test_corpora_of_one_name_are_told_apart(other):
@@ -144,20 +143,6 @@ def test_norm_terms_and_checkpoints_remember_the_feature_set(bench):
     mark(bench, "")
     assert bench.stage(0)[0] == 0 and not (bench.folder / "NormTerm" / features.SET_FILE).exists()
     assert bench.stage(2)[0] == 0
-
-
-def test_packed_features_of_changed_files_are_another_file(bench):
-    assert bench.stage(0)[0] == 0
-    mean, std = utils.read_feature_norm(bench.folder / "NormTerm")
-    folder = bench.corpus / utils.FEATURE_FOLDER
-    names = [path.name for path in bench.feature_files]
-    before = features.cache_file(folder, names, mean, std, bench.folder / "cache")
-    path = bench.feature_files[0]
-    matfile.write_mat(path, features.FEATURE_KEY, features.read_feature(path)[None] + 1)
-    assert features.cache_file(folder, names, mean, std, bench.folder / "cache") != before
-
-
-def test_a_damaged_note_of_the_set_is_told(bench):
     (bench.corpus / utils.FEATURE_FOLDER / features.SET_FILE).write_text('{"set": 1}')
     bench.refuses(bench.stage(0), "feature_set.json", "no feature_set")
 

@@ -1,6 +1,5 @@
 """What a run depends on, and what is said where data are left out or should not be there."""
 
-import argparse
 import errno
 import json
 import shutil
@@ -9,20 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import read_rows, write_labels
+from conftest import log_of, read_rows, stopped_before_the_end, write_labels
+from test_stages import new_learner, phase
 
 import training_Curriculum
 import training_DeepEmoCluster as ssl_stage
 import utils
-from deepmi import batches, cli, features, matfile, run_log, runtime
+from deepmi import cli, features, matfile, run_log
 from deepmi.ccc import concordance_cc
 from deepmi.seeds import derived_seed
 from model import DenseNet, DenseResNet
 from tools import compare_curricula, compare_metrics, trials
+from tools.report import charts
 from tools.side_by_side import with_changes
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The identity of a run
 
 
 def move_to_a_copy(bench) -> None:
@@ -46,13 +44,11 @@ def test_a_copy_of_the_corpus_is_trained_already(trained):
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_a_run_goes_on_on_a_copy_of_the_corpus_and_ends_with_the_same_bytes(trained, monkeypatch, number):
+def test_a_run_goes_on_on_a_copy_of_the_corpus_and_ends_with_the_same_bytes(trained, number):
     target = trained.ssl_checkpoint if number == 1 else trained.regressor
     expected = target.read_bytes()
-    finish = run_log.TrainingRun.finish
-    monkeypatch.setattr(run_log.TrainingRun, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert trained.stage(number, "--no-resume")[0] == 130
-    monkeypatch.setattr(run_log.TrainingRun, "finish", finish)
+    with stopped_before_the_end():
+        assert trained.stage(number, "--no-resume")[0] == 130
     move_to_a_copy(trained)
     code, out, err = trained.stage(number)
     assert code == 0 and "resuming after" in out, out + err
@@ -64,10 +60,6 @@ def test_other_content_is_another_run(trained):
     matfile.write_mat(file, features.FEATURE_KEY, features.read_feature(file)[None] + 1)
     code, out, err = trained.stage(1)
     assert code == 0 and "already trained" not in out and "different Train data" in err
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Seeds
 
 
 def test_different_places_have_different_seeds():
@@ -91,16 +83,11 @@ def test_the_regressor_does_not_start_with_weights_of_deepemocluster(trained, mo
     assert not torch.allclose(*first)
 
 
-def test_the_unlabeled_draw_does_not_follow_the_seed(bench):
-    bench.stage(0)
+def test_the_unlabeled_draw_does_not_follow_the_seed(prepared):
     for more in ((), ("--seed", 7), ("--seed", 7, "--unlabeled-seed", 5)):
-        assert bench.stage(1, "--unlabeled-size", 20, "-ep", 1, *more)[0] == 0
-        yet = len(list((bench.folder / "feature_cache").glob("*.npy")))
+        assert prepared.stage(1, "--unlabeled-size", 20, "-ep", 1, *more)[0] == 0
+        yet = len(list((prepared.folder / "feature_cache").glob("*.npy")))
         assert yet == (4 if "--unlabeled-seed" in more else 3)  # Train, Validation, unlabeled
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Data that are left out, or that should not be there
 
 
 def rewrite_metric(bench, change) -> None:
@@ -121,21 +108,23 @@ def test_a_metric_knows_utterances_whose_features_are_missing(trained):
 def test_a_metric_of_a_part_of_train_is_refused_or_trains_on_that_part(trained, order):
     names = sorted(json.loads(trained.metric.read_text()))[:7]
     rewrite_metric(trained, lambda values: [values.pop(name) for name in names])
-    trained.refuses(trained.stage(3, "--no-resume", "--order", order), "lacks 7", "--skip-missing")
+    trained.refuses(trained.stage(3, "--no-resume", "--order", order), "lacks 7", names[0], "--skip-missing")
     code, out, err = trained.stage(3, "--no-resume", "--order", order, "--skip-missing", "-ep", 47)
     assert code == 0 and "53 Train" in out and "7 of 60" in err and names[0] in err
-    log = trained.folder / f"Models/SimpleEmoRegressor_{'DeepMI' if order == 'deepmi' else order}@_Val.log.jsonl"
-    assert json.loads(log.read_text().splitlines()[-2])["utterances"] == 53
+    checkpoint = trained.regressor_of("DeepMI" if order == "deepmi" else order)
+    assert log_of(checkpoint)[-2]["utterances"] == 53
 
 
-def test_a_metric_of_another_corpus_is_refused_even_with_skip_missing(trained):
-    rewrite_metric(trained, lambda values: values.update({"stranger.wav": 0.1}))
-    trained.refuses(trained.stage(3, "--no-resume", "--skip-missing"), "1 besides", "stranger.wav")
-
-
-def test_a_metric_of_one_utterance_trains_nothing(trained):
-    rewrite_metric(trained, lambda values: [values.pop(name) for name in sorted(values)[1:]])
-    trained.refuses(trained.stage(3, "--no-resume", "--skip-missing"), "fewer than two")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda values: values.update({"stranger.wav": 0.1}), ["1 besides", "stranger.wav"]),
+        (lambda values: [values.pop(name) for name in sorted(values)[1:]], ["fewer than two"]),
+    ],
+)
+def test_a_metric_of_another_corpus_or_of_one_utterance_is_refused_even_with_skip_missing(trained, change, words):
+    rewrite_metric(trained, change)
+    trained.refuses(trained.stage(3, "--no-resume", "--skip-missing"), *words)
 
 
 def test_orders_are_compared_on_the_same_utterances(trained):
@@ -144,14 +133,14 @@ def test_orders_are_compared_on_the_same_utterances(trained):
     trained.refuses(compare(trained, *given), "lacks 1")
 
 
-def test_an_unlabeled_set_that_holds_tested_utterances_is_said(bench):
-    bench.stage(0)
-    code, _, err = bench.stage(1, "--unlabeled", bench.corpus)
+def test_an_unlabeled_set_that_holds_tested_utterances_is_reported(prepared):
+    code, _, err = prepared.stage(1, "--unlabeled", prepared.corpus)
     assert code == 0 and "24 of Test1" in err and "24 of Development" in err and "of Train" not in err
-    assert "warning" not in bench.stage(1, "--no-resume")[2]
+    assert "warning" not in prepared.stage(1, "--no-resume")[2]
 
 
-def test_hidden_labels_of_a_split_that_is_not_used_do_not_stop_the_report(trained):
+def test_hidden_labels_of_a_split_that_is_not_used_do_not_stop_the_report(trained, monkeypatch):
+    monkeypatch.setattr(charts, "write_png", lambda chart, path: None)
     rows = read_rows(trained.labels)
     hidden = [dict(zip(rows[0], row)) for row in rows[-3:]]
     for number, row in enumerate(hidden):
@@ -162,20 +151,11 @@ def test_hidden_labels_of_a_split_that_is_not_used_do_not_stop_the_report(traine
     assert "hidden_0.wav" in err
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Batches of one
-
-
 def test_a_joint_batch_of_one_trains_on_its_pseudo_label_only():
-    runtime.seed_everything(0)
-    device, names = torch.device("cpu"), [str(number) for number in range(9)]
-    args = argparse.Namespace(num_clusters=3, batch_size=9, precision="fp32", seed=0, compile=False)
-    learner = ssl_stage.Learner(12, args, device)
-    rows, targets = batches.Rows(torch.randn(9, 12).numpy(), device, "fp32"), torch.randn(9)
-    ssl_stage.train_phase(learner, rows, names, targets, 0, args)  # so that Adam has its momentum
+    learner, rows, targets = new_learner(), torch.randn(9, 12), torch.randn(9)
+    phase(learner, rows, targets, batch_size=9)  # so that Adam has its momentum
     regressor = [value.clone() for value in learner.model.emo_regressor.parameters()]
-    args.batch_size = 1
-    _, record = ssl_stage.train_phase(learner, rows, names, targets, 1, args)
+    _, record = phase(learner, rows, targets, epoch=1, batch_size=1)
     assert all(torch.equal(a, b) for a, b in zip(regressor, learner.model.emo_regressor.parameters()))
     assert record["cluster_loss"] > 0 and record["ccc_loss"] == 1
 
@@ -199,10 +179,6 @@ def test_a_curriculum_batch_of_one_leaves_the_regressor_alone(trained, monkeypat
     monkeypatch.setattr(training_Curriculum, "ccc_loss", watched)
     assert trained.stage(3, "--no-resume", "--order", "none", "-batch", 59, "-ep", 2)[0] == 0
     assert sizes == [59, 59]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What is tested and compared
 
 
 def test_a_named_order_is_tested_or_missing(trained):
@@ -252,24 +228,22 @@ def folders(bench) -> set[str]:
     return {path.name for path in (bench.folder / "results/trials").iterdir()}
 
 
-def test_more_epochs_of_the_regressor_leave_deepemocluster_and_the_ridge_alone(bench):
-    bench.stage(0)
+def test_more_epochs_of_the_regressor_leave_deepemocluster_and_the_ridge_alone(prepared):
     given = ("--orders", "deepmi", "ridge", "--ssl-epochs", 1, "--unlabeled-size", 0)
-    assert compare(bench, *given)[0] == 0
-    before = folders(bench)
-    assert compare(bench, *given, "-ep", 3)[0] == 0
-    new = folders(bench) - before
+    assert compare(prepared, *given)[0] == 0
+    before = folders(prepared)
+    assert compare(prepared, *given, "-ep", 3)[0] == 0
+    new = folders(prepared) - before
     assert len(new) == 1 and "deepmi" in new.pop()
 
 
-def test_two_unlabeled_sizes_that_draw_the_same_set_are_one_setting(bench):
-    bench.stage(0)
-    given = ["--seeds", 2, "-ep", 1, "-batch", 16, "-emo", "Val", "-nc", 3, "--corpus", bench.corpus, "--jobs", 1]
-    given += ["--unlabeled", f"{bench.corpus}_unlabeled", "--unlabeled-size", 50, 90000]
-    code, out, err = bench.run("tools.compare_metrics", *given)
+def test_two_unlabeled_sizes_that_draw_the_same_set_are_one_setting(prepared):
+    given = ["--seeds", 2, "-ep", 1, "-batch", 16, "-emo", "Val", "-nc", 3, "--corpus", prepared.corpus, "--jobs", 1]
+    given += ["--unlabeled", f"{prepared.corpus}_unlabeled", "--unlabeled-size", 50, 90000]
+    code, out, err = prepared.run("tools.compare_metrics", *given)
     assert code == 0 and "90000" in err and "50 utterances" in err
     assert len([line for line in out.splitlines() if line.startswith("| K 3, 50 unlabeled")]) == 1
-    args = compare_metrics.get_args_parser().parse_args(["--unlabeled", f"{bench.corpus}_unlabeled"])
+    args = compare_metrics.get_args_parser().parse_args(["--unlabeled", f"{prepared.corpus}_unlabeled"])
     tasks = [with_changes(args, unlabeled_size=size) for size in (0, 20, 60, 70)]
     assert [task.unlabeled_size for task in compare_metrics.without_equal_sizes(tasks)] == [0, 20, 60]
 
@@ -288,16 +262,6 @@ def test_folds_keep_a_speakers_utterances_together():
     assert folds.tolist() != trials.folds_by_speaker(speakers, names, 2).tolist()
     assert set(trials.folds_by_speaker(["a", "b"] * 9, names[:18], 1).tolist()) == {0, 1}
     assert len(set(trials.folds_by_speaker(["a"] * 18, names[:18], 1).tolist())) == 5
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Smaller
-
-
-def test_sizes_of_clusters_are_those_of_the_non_empty_ones():
-    record = {"cluster_loss": 1.0, "ccc_loss": 1.0, "joint_loss": 2.0, "non_empty": 2, "sizes": [64, 9, 0]}
-    line = ssl_stage.describe({"epoch": 0, "nmi": None, "validation_ccc_loss": 1.0, "seconds": 1.0, "labeled": record})
-    assert "2 clusters of 9..64" in line
 
 
 @pytest.mark.parametrize("header", ["FileName,EmoDetail", "EmoDetail,FileName", "Part,EmoDetail,FileName"])

@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, STAGES
 
 from tools import prepare_corpus
 
 FOLDERS = (".", "docs", "benchmarks", "NormTerm", "trained_SSLmodels_v1.8", "curriculum_metric_v1.8")
 PAGES = [path for folder in FOLDERS for path in sorted(ROOT.glob(f"{folder}/*.md")) if path.name != "CHANGELOG.md"]
 RUNS = sorted((ROOT / "runs").glob("*.sh"))
-STAGES = ("norm_para", "training_DeepEmoCluster", "extract_DeepMI", "training_Curriculum", "testing_Curriculum")
 # Commands that the shell below only records, and those that it runs: what a script needs to go through its lines.
 RECORDED = ("python", "python3", "torchrun", "pip", "make", "git", ".venv/bin/python")
 RUN = ("bash", "cat", "dirname", "find", "grep", "mkdir", "realpath", "sort", "tail", "tee")

@@ -11,7 +11,7 @@ import numpy as np
 import opensmile
 import pytest
 import soundfile
-from conftest import voice
+from conftest import interrupt, voice
 
 from deepmi import features, matfile
 from deepmi.process import UserError
@@ -100,12 +100,9 @@ def test_a_run_killed_at_any_moment_leaves_no_features_of_changed_recordings(aud
     soundfile.write(audio / "plain.wav", voice(pitch=200), RATE)
     tool.extract_folder(audio, tmp_path / "expected", SMALL, workers=1)
 
-    def killed(*_):
-        raise KeyboardInterrupt
-
     for step in ("tools.recordings.write_text", "tools.extract_features.extract_some"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(step, killed)
+            patch.setattr(step, interrupt)
             tool.extract_folder(audio, folder, SMALL, workers=1)
     tool.extract_folder(audio, folder, SMALL, workers=1)
     for path in (tmp_path / "expected").glob("*.mat"):

@@ -82,14 +82,10 @@ def test_the_moments_of_a_chunk_are_those_of_the_plain_formulas_to_the_last_bit(
         assert np.array_equal(getattr(moments, name), value, equal_nan=True), name
 
 
-def test_a_nan_counts_as_not_observed(tmp_path):
+def test_a_nan_counts_as_not_observed_and_infinite_features_have_no_moments(tmp_path):
     matrix = np.array([[1.0, np.nan], [3.0, 2.0], [8.0, 6.0]])
     mean, std = features.feature_moments(tmp_path / "mat", write_features(tmp_path / "mat", matrix), 1)
     assert mean == pytest.approx([4.0, 4.0]) and std == pytest.approx([matrix[:, 0].std(), 2.0])
-
-
-def test_infinite_features_have_no_moments(tmp_path):
-    matrix = np.ones((3, 2))
     matrix[1, 0] = np.inf
     with pytest.raises(UserError, match=r"infinite.*u00001\.mat"):
         features.feature_moments(tmp_path / "mat", write_features(tmp_path / "mat", matrix), 1)
@@ -114,15 +110,18 @@ def packable(tmp_path):
     return write_features(tmp_path / "mat", matrix), matrix, matrix.mean(axis=0), matrix.std(axis=0)
 
 
-def test_packed_rows_are_the_normalised_files_in_the_order_of_their_names(tmp_path, packable):
+def test_packed_rows_are_the_normalised_files_by_name_and_are_read_once(tmp_path, packable, monkeypatch):
     names, matrix, mean, std = packable
+    monkeypatch.setattr(features, "Parallel", lambda *_, **__: pytest.fail("workers were started for few files"))
     shuffled = [names[i] for i in np.random.default_rng(0).permutation(len(names))]
-    packed = pack(tmp_path, shuffled, mean, std)
+    packed = pack(tmp_path, shuffled, mean, std, workers=4)
     assert packed.names == names and packed.rows.dtype == np.float32 and isinstance(packed.rows, np.memmap)
     assert np.array_equal(packed.rows, features.normalise(matrix, mean, std))
     (cache,) = (tmp_path / "cache").glob("*.npy")
     assert cache == features.cache_file(tmp_path / "mat", shuffled, mean, std, tmp_path / "cache")
     assert json.loads(cache.with_suffix(".json").read_text()) == {"content": packed.key, "names": names}
+    monkeypatch.setattr(features, "read_mat", lambda *_: pytest.fail("a feature file was read again"))
+    assert pack(tmp_path, names, mean, std).key == packed.key
 
 
 def test_the_result_does_not_depend_on_the_workers(tmp_path, monkeypatch):
@@ -141,12 +140,6 @@ def test_the_result_does_not_depend_on_the_workers(tmp_path, monkeypatch):
     assert found[0] == found[1]
 
 
-def test_few_files_start_no_workers(tmp_path, packable, monkeypatch):
-    names, _, mean, std = packable
-    monkeypatch.setattr(features, "Parallel", lambda *_, **__: pytest.fail("workers were started"))
-    pack(tmp_path, names, mean, std, workers=4)
-
-
 def test_the_key_is_the_content_whatever_the_times_and_folder_of_the_files(tmp_path, packable):
     names, _, mean, std = packable
     key = pack(tmp_path, names, mean, std).key
@@ -157,13 +150,6 @@ def test_the_key_is_the_content_whatever_the_times_and_folder_of_the_files(tmp_p
     assert pack(tmp_path / "elsewhere", names, mean, std).key == key
     file_of(tmp_path / "mat", names[0]).rename(tmp_path / "mat" / "0000.mat")
     assert pack(tmp_path, ["0000.wav", *names[1:]], mean, std).key != key
-
-
-def test_a_second_stage_reads_no_feature_file(tmp_path, packable, monkeypatch):
-    names, _, mean, std = packable
-    first = pack(tmp_path, names, mean, std)
-    monkeypatch.setattr(features, "read_mat", lambda *_: pytest.fail("a feature file was read again"))
-    assert pack(tmp_path, names, mean, std).key == first.key
 
 
 def change_content(path, names, mean):

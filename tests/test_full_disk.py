@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Killed, kill
 
 import utils
 from deepmi import run_log, storage, tensors
@@ -72,15 +72,9 @@ def test_a_run_that_was_replaced_and_not_finished_does_not_pass_for_finished(tra
 
 
 def test_a_kill_between_checkpoint_and_log_does_not_pass_for_finished(trained, monkeypatch):
-    class Killed(BaseException):
-        pass
-
-    def dies(self):
-        raise Killed
-
     before = trained.regressor.read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(run_log.TrainingRun, "_write_log", dies)
+        patched.setattr(run_log.TrainingRun, "_write_log", kill)
         with pytest.raises(Killed):
             trained.stage(3, "--seed", 5)
     assert trained.regressor.read_bytes() != before
@@ -133,9 +127,6 @@ def test_norm_terms_come_together_or_not_at_all(tmp_path):
 def test_a_kill_never_leaves_new_files_beside_old_ones(tmp_path, monkeypatch):
     files = [tmp_path / name for name in "abc"]
     storage.write_together(dict.fromkeys(files, b"old"))
-
-    class Killed(BaseException):
-        pass
 
     renames = []
     replace = type(tmp_path).replace

@@ -1,12 +1,11 @@
 """The chain on a CUDA GPU."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
+from conftest import log_of, stopped_before_the_end
 
-from deepmi import batches, run_log
+from deepmi import batches
 from deepmi.metric import read_metric
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
@@ -28,19 +27,13 @@ def test_extraction_on_a_gpu_gives_the_values_of_the_cpu(trained):
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_a_run_resumes_on_a_gpu(bench, monkeypatch, number):
+def test_a_run_resumes_on_a_gpu(bench, number):
     for before in range(number):
         bench.stage(before)
-    with monkeypatch.context() as patched:
-        patched.setattr(run_log.TrainingRun, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with stopped_before_the_end():
         assert bench.stage(number, "--device", "cuda")[0] == 130
     code, out, err = bench.stage(number, "--device", "cuda")
     assert code == 0 and "resuming after" in out, err
-
-
-def losses(log) -> list[float]:
-    records = [json.loads(line) for line in log.read_text().splitlines()[1:-1]]
-    return [record["labeled"]["joint_loss"] for record in records]
 
 
 @pytest.mark.parametrize("where", ["compiled", "loaded"])
@@ -53,6 +46,6 @@ def test_every_way_of_training_on_a_gpu_gives_the_losses_of_the_plain_one(bench,
         more = ["--compile"] if where == "compiled" and not plain else []
         models = f"M{plain}"
         assert bench.stage(1, "--device", "cuda", "-ep", 3, "--model-dir", models, *more)[0] == 0
-        (log,) = bench.folder.glob(f"{models}/*.log.jsonl")
-        curves.append(losses(log))
+        (checkpoint,) = bench.folder.glob(f"{models}/*.tar")
+        curves.append([record["labeled"]["joint_loss"] for record in log_of(checkpoint)[1:-1]])
     assert curves[0] == pytest.approx(curves[1], abs=1e-4)

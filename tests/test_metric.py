@@ -11,21 +11,14 @@ from deepmi.metric import ALPHA, deepmi_values, emotion_levels, joint_probabilit
 from deepmi.process import UserError
 
 
-def test_levels_take_the_edge_from_above():
-    labels = [1.0, 1.999, 2.0, 2.999, 3.0, 4.0, 5.0, 5.999, 6.0, 7.0]
-    assert emotion_levels(labels).tolist() == [0, 0, 1, 1, 2, 3, 4, 4, 5, 5]
+def test_levels_take_the_edge_from_above_and_end_with_the_scale():
+    labels = [1.0, 1.999, 2.0, 2.999, 3.0, 4.0, 5.0, 5.999, 6.0, 7.0, -3.0, 9.5]
+    assert emotion_levels(labels).tolist() == [0, 0, 1, 1, 2, 3, 4, 4, 5, 5, 0, 5]
 
 
-def test_levels_of_predictions_beyond_the_scale_are_the_outer_ones():
-    assert emotion_levels([-3.0, 9.5]).tolist() == [0, 5]
-
-
-def test_joint_table_counts_pairs():
+def test_joint_table_counts_pairs_and_refuses_values_outside():
     joint = joint_probability([0, 0, 1, 1], [0, 1, 1, 1], 3, 2)
     assert joint.tolist() == [[0.25, 0.25], [0, 0.5], [0, 0]]
-
-
-def test_joint_table_refuses_values_outside():
     with pytest.raises(ValueError, match="outside"):
         joint_probability([0, 3], [0, 0], 3, 2)
 
@@ -89,6 +82,7 @@ def test_json_goes_round(tmp_path):
         ('{"a.wav": 1, "a.wav": 2}', "duplicate key"),
         ('{"a.wav": ' * 5000 + "1" + "}" * 5000, "deep"),
         ('{"a.wav": 0.1', "not usable JSON"),
+        ("[" * 10**6, "m.json"),
     ],
 )
 def test_a_bad_metric_is_refused(tmp_path, text, words):

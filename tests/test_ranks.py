@@ -2,7 +2,6 @@
 
 import argparse
 import io
-import json
 import os
 import signal
 import socket
@@ -11,133 +10,111 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, log_of, run_python
 
-from deepmi import cli, ranks, run_log, runtime
+import model
+from deepmi import cli, clustering, ranks, run_log, runtime
 from deepmi.process import UserError
 
-SMALL = ("-batch", "16", "-emo", "Val", "-nc", "5")
-STAGES = {
+SMALL = ("-batch", "16", "-emo", "Val", "-nc", "5", "--corpus", "corpus", "--device", "cpu")
+ARGUMENTS = {
     "training_DeepEmoCluster": ("-ep", "3", *SMALL, "--unlabeled", "corpus_unlabeled"),
     "extract_DeepMI": ("-ep", "3", *SMALL),
     "training_Curriculum": ("-ep", "8", *SMALL),
 }
 
 
-def run_on(ranks: int, script: str, *argv: object, folder) -> subprocess.CompletedProcess:
-    """A script as a user runs it, alone or under torchrun; one thread a process, so that both compute alike."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    command = [sys.executable, *torchrun, str(ROOT / script), *map(str, argv), "--corpus", "corpus", "--device", "cpu"]
-    variables = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300)
+def on_two_ranks(*argv: object, folder, **environment: str) -> subprocess.CompletedProcess:
+    """A script under torchrun."""
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    return run_python(*torchrun, *argv, cwd=folder, **environment)
 
 
-def train_on(count: int, stage: str, folder, *more: object) -> subprocess.CompletedProcess:
-    """A training stage without dropout; its outputs go to a folder of their own."""
-    result = run_on(
-        count, "tests/narrow_stage.py", stage, *STAGES[stage], "--model-dir", f"M{count}", *more, folder=folder
-    )
-    assert result.returncode == 0, result.stderr
-    return result
-
-
-def losses(log) -> list[float]:
+def losses(checkpoint) -> list[float]:
     """Every loss in a run's log."""
-    found = []
-    for line in log.read_text().splitlines()[1:]:
-        record = json.loads(line)
-        parts = [record, record.get("labeled", {}), record.get("unlabeled", {})]
-        found += [part[name] for part in parts for name in sorted(part) if "loss" in name]
-    return found
+    lines = log_of(checkpoint)[1:]
+    parts = [part for line in lines for part in (line, line.get("labeled", {}), line.get("unlabeled", {}))]
+    return [part[name] for part in parts for name in sorted(part) if "loss" in name]
 
 
-@pytest.fixture
-def prepared(bench):
-    assert bench.stage(0)[0] == 0
-    return bench.folder
-
-
-def test_two_ranks_train_deepemocluster_as_one_process_does(prepared):
-    curves = []
-    for count in (1, 2):
-        train_on(count, "training_DeepEmoCluster", prepared)
-        (log,) = prepared.glob(f"M{count}/*.log.jsonl")
-        assert json.loads(log.read_text().splitlines()[0])["ranks"] == count
-        curves.append(losses(log))
-    assert len(curves[0]) == 3 * 5 + 1
-    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
-
-    values = []
-    for count in (1, 2):
-        metrics = f"C{count}"
-        argv = ("extract_DeepMI", *STAGES["extract_DeepMI"], "--model-dir", "M1", "--metric-dir", metrics)
-        result = run_on(count, "tests/narrow_stage.py", *argv, folder=prepared)
-        assert result.returncode == 0, result.stderr
-        assert result.stdout.count("I(X;Y)") == 1
-        values.append((prepared / metrics / "DeepMI_5clusters@_Val.json").read_bytes())
-    assert values[0] == values[1]
-
-
-def test_two_ranks_train_the_curriculum_as_one_process_does(trained):
-    curves = []
-    for count in (1, 2):
-        result = train_on(count, "training_Curriculum", trained.folder)
-        assert result.stdout.count("epoch   0:") == 1  # rank 0 speaks for all
-        (log,) = trained.folder.glob(f"M{count}/SimpleEmoRegressor*.log.jsonl")
-        curves.append(losses(log))
-    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
-
-
-def test_a_run_of_two_ranks_goes_on_as_one_process(trained):
-    """From the state that the ranks saved: which machine a cluster gives a job next is not known before."""
-    killed = "import os; from deepmi import run_log; run_log.TrainingRun.finish = lambda *_: os._exit(9)"
-    driver = trained.folder / "killed.py"
-    driver.write_text(
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}]\n{killed}\n"
-        "import training_Curriculum as stage; from deepmi import cli\n"
-        "cli.run(stage.main, cli.parse(stage.get_args_parser()))\n"
+def test_two_ranks_do_what_one_process_does_and_it_goes_on_where_they_were_killed(prepared, monkeypatch):
+    monkeypatch.setattr(model, "DROPOUT", 0.0)
+    by_torch = lambda points, k, seed, _: clustering._kmeans_torch(points, len(points), k, seed)  # noqa: E731
+    monkeypatch.setattr(clustering, "_kmeans_faiss", by_torch)
+    places = {count: ("--model-dir", f"M{count}") for count in (1, 2)}
+    commands = []
+    for stage, argv in ARGUMENTS.items():
+        metric = {count: ("--metric-dir", f"C{count}") if "DeepEmo" not in stage else () for count in (1, 2)}
+        code, out, err = prepared.run(stage, *argv, *places[1], *metric[1])
+        assert code == 0, err
+        # The second extraction takes the first checkpoint, and the second curriculum the first metric.
+        first = {"extract_DeepMI": (*places[1], *metric[2]), "training_Curriculum": (*places[2], *metric[1])}
+        commands += ["--", stage, *argv, *first.get(stage, places[2])]
+    killed = on_two_ranks(
+        ROOT / "tests/narrow_stage.py", *commands[1:], folder=prepared.folder, DROPOUT="0", KILLED="1"
     )
-    argv = (*STAGES["training_Curriculum"], "--model-dir", "M2")
-    assert run_on(2, driver, *argv, folder=trained.folder).returncode != 0
-    result = run_on(1, "training_Curriculum.py", *argv, folder=trained.folder)
-    assert result.returncode == 0 and "resuming after" in result.stdout, result.stderr
+    assert killed.returncode == 0, killed.stderr
+    assert killed.stdout.count("I(X;Y)") == 1  # rank 0 speaks for all
+    code, out, err = prepared.run("training_Curriculum", *ARGUMENTS["training_Curriculum"], *places[2], *metric[1])
+    assert code == 0 and "resuming after" in out, err
+    for checkpoint in sorted((prepared.folder / "M1").glob("*.tar")):
+        other = prepared.folder / "M2" / checkpoint.name
+        assert [log_of(file)[0]["ranks"] for file in (checkpoint, other)] == [1, 1 if "Simple" in other.name else 2]
+        assert losses(checkpoint) == pytest.approx(losses(other), abs=1e-4)
+        assert len(losses(checkpoint)) in (3 * 5 + 1, 8 * 2 + 1)
+    metrics = [(prepared.folder / f"C{count}/{prepared.metric.name}").read_bytes() for count in (1, 2)]
+    assert metrics[0] == metrics[1]
 
 
 def test_bad_input_is_said_once_and_no_rank_hangs(bench):
-    result = run_on(2, "training_DeepEmoCluster.py", *STAGES["training_DeepEmoCluster"], folder=bench.folder)
+    stage = "training_DeepEmoCluster"
+    result = on_two_ranks(ROOT / f"{stage}.py", *ARGUMENTS[stage], folder=bench.folder)
     assert result.returncode != 0
     assert result.stderr.count("no such normalisation statistics. Run norm_para.py") == 1, result.stderr
     assert "Traceback" not in result.stderr.split("ChildFailedError")[0].split("torch/distributed")[0]
+
+
+@pytest.fixture
+def end_of_rank(monkeypatch):
+    """Sets the number of this process of two; `cli.run` leaves it with SystemExit. Returns what it has printed."""
+
+    def ends(status):
+        raise SystemExit(status)
+
+    def become(rank):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setattr(ranks, "join_ranks", lambda: None)
+        monkeypatch.setattr(os, "_exit", ends)
+        spoken = io.StringIO()
+        for stream in ("stdout", "stderr", "__stderr__"):
+            monkeypatch.setattr(sys, stream, spoken)
+        return spoken
+
+    return become
 
 
 @pytest.mark.parametrize(
     ("message", "is_lost"),
     [("Connection closed by peer [::1]:80", True), ("Read error: Connection reset by peer.", True), ("a bug", False)],
 )
-def test_a_rank_whose_rank_0_has_ended_says_so_in_a_line(monkeypatch, message, is_lost):
+def test_a_rank_whose_rank_0_has_ended_says_so_in_a_line(end_of_rank, message, is_lost):
     """A rank may hear of it in several ways, by chance; any other error keeps its traceback."""
 
     def loses(args):
         raise RuntimeError(message)
 
-    def ends(status):
-        raise SystemExit(status)
-
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(ranks, "join_ranks", lambda: None)
-    monkeypatch.setattr(os, "_exit", ends)
-    spoken = io.StringIO()
-    for stream in ("stdout", "stderr", "__stderr__"):
-        monkeypatch.setattr(sys, stream, spoken)
+    spoken = end_of_rank(1)
     with pytest.raises(SystemExit if is_lost else RuntimeError):
         cli.run(ranks.on_every_rank(loses), argparse.Namespace())
     assert spoken.getvalue().endswith("rank 1: another process has ended.\n" if is_lost else "")
 
 
-def test_a_stage_of_one_process_says_so(bench):
-    result = run_on(2, "testing_Curriculum.py", "-emo", "Val", folder=bench.folder)
-    assert result.returncode != 0 and "start it without torchrun" in result.stderr
+def test_a_script_that_runs_as_one_process_says_so(end_of_rank):
+    spoken = end_of_rank(0)
+    with pytest.raises(SystemExit):
+        cli.run(lambda args: 0, argparse.Namespace())
+    assert "start it without torchrun" in spoken.getvalue()
 
 
 def test_each_rank_drops_units_of_its_own(monkeypatch):
@@ -161,22 +138,16 @@ def test_ranks_that_see_other_folders_are_refused(tmp_path, monkeypatch):
         runs[1].refuse_unlike_ranks(False)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_rank_that_waits_for_another_ends_on_a_signal(prepared, number):
+def test_a_rank_that_waits_for_the_other_ends_on_a_signal(prepared):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     variables = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, str(ROOT / "training_DeepEmoCluster.py"), *STAGES["training_DeepEmoCluster"]]
+    command = [sys.executable, ROOT / "training_DeepEmoCluster.py", *ARGUMENTS["training_DeepEmoCluster"]]
     waiting = subprocess.Popen(
-        [*command, "--corpus", "corpus", "--device", "cpu"],
-        cwd=prepared,
-        env=os.environ | variables | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        command, cwd=prepared.folder, env=os.environ | variables, stderr=subprocess.PIPE, text=True
     )
     assert "waiting for 2 processes" in waiting.stderr.readline()
-    waiting.send_signal(number)
+    waiting.send_signal(signal.SIGTERM)
     waiting.communicate(timeout=60)
-    assert waiting.returncode == -number
+    assert waiting.returncode == -signal.SIGTERM

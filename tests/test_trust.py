@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+from conftest import stopped_before_the_end
 
 import model
 import utils
 from benchmarks import fuzz
-from deepmi import cli, features, run_log, runtime
+from deepmi import cli, features, runtime
 from deepmi.metric import read_metric
 from deepmi.process import UserError, notify
 from tools import corpora, feature_sets, sound
@@ -147,20 +148,23 @@ def test_torchs_older_format_is_read_and_held_to_its_size(regressor):
         refuses(path, "damaged")
 
 
-@pytest.mark.parametrize("ends_after", [0, 3, 4, 900, -1])
-def test_a_checkpoint_cut_anywhere_is_refused(regressor, ends_after):
+@pytest.mark.parametrize(
+    "spoil",
+    [*(lambda data, end=end: data[:end] for end in (0, 3, 4, 900, -1)), lambda data: b"no checkpoint at all",
+     lambda data: b"PK\x03\x04" + b"\0" * 40],
+)  # fmt: skip
+def test_a_checkpoint_that_is_damaged_or_cut_anywhere_is_refused(regressor, spoil):
     path, _ = regressor
-    path.write_bytes(path.read_bytes()[:ends_after])
+    path.write_bytes(spoil(path.read_bytes()))
     refuses(path, "damaged")
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-def test_a_state_of_other_networks_is_refused(trained_here, monkeypatch, stage):
-    monkeypatch.setattr(run_log.TrainingRun, "finish", lambda self, write_outputs: None)
+def test_a_state_of_other_networks_is_refused(trained, stage):
     more = ["-ep", 3] if stage == 1 else ["-ep", 9]
-    monkeypatch.setattr(run_log.TrainingRun, "_save_cost", 0.0, raising=False)
-    assert trained_here.stage(stage, *more)[0] == 0
-    (resume,) = trained_here.folder.glob("Models/*.resume")
+    with stopped_before_the_end():
+        assert trained.stage(stage, *more)[0] == 130
+    (resume,) = trained.folder.glob("Models/*.resume")
     good = torch.load(resume, weights_only=True)
     optimizer = "adam" if stage == 1 else "optimizer"
     for spoil in (
@@ -175,18 +179,7 @@ def test_a_state_of_other_networks_is_refused(trained_here, monkeypatch, stage):
         saved = torch.load(resume, weights_only=True)
         spoil(saved)
         torch.save(saved, resume)
-        trained_here.refuses(trained_here.stage(stage, *more), resume.name, "--no-resume")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Arrays, texts, sounds
-
-
-@pytest.mark.parametrize("content", ["[" * 10**6, '{"a.wav": ' * 10**5, '{"a.wav": 0.1', '{"a.wav": 1e999}'])
-def test_nested_or_cut_json_is_refused(tmp_path, content):
-    path = tmp_path / "DeepMI_5clusters@_Val.json"
-    path.write_text(content)
-    refused(lambda: read_metric(path), path.name)
+        trained.refuses(trained.stage(stage, *more), resume.name, "--no-resume")
 
 
 def test_texts_without_end_and_pipes_are_refused_unread(tmp_path):
@@ -232,10 +225,6 @@ def test_a_recording_is_read_in_pieces_and_to_its_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(sound, "LONGEST_CLIP", 0.25)
     refused(lambda: sound.read_signal(clips[0]), "hours; expected", "split it")
     assert np.array_equal(sound.read_signal(clips[1]), whole[1])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Paths, and code that comes with an encoder
 
 
 @pytest.mark.parametrize(
@@ -308,11 +297,8 @@ def test_a_key_twice_among_many_is_found_at_once(tmp_path):
 @pytest.mark.parametrize("text", ["1_000", "٣", "\uff14", "inf", "1e400", "0x4", "4,5", "4.0abc", "True", "1e9"])
 def test_a_rating_is_a_plain_number_or_refused(tmp_path, text):
     refused(lambda: utils.parse_rating(tmp_path, "a.wav", text), "expected a number")
-
-
-@pytest.mark.parametrize(("text", "value"), [("4", 4), (" 4.5 ", 4.5), ("+.4e1", 4), (3, 3), (2.5, 2.5), ("-2.", -2)])
-def test_a_plain_number_is_a_rating(tmp_path, text, value):
-    assert utils.parse_rating(tmp_path, "a.wav", text) == value
+    for plain, value in (("4", 4), (" 4.5 ", 4.5), ("+.4e1", 4), (3, 3), (2.5, 2.5), ("-2.", -2)):
+        assert utils.parse_rating(tmp_path, "a.wav", plain) == value
 
 
 def test_two_rows_never_share_a_name(tmp_path):
@@ -327,6 +313,8 @@ def test_what_names_hold_does_nothing_to_a_terminal_or_a_table(capsys):
     notify("warning: a\x1b[31m\x9b\u202eb\udcff\n" + "x" * 5000)
     told = capsys.readouterr().err
     assert told.startswith(r"warning: a\x1b[31m\x9b\u202eb\udcff\nx") and len(told) < 1001
+    assert str(UserError("a\nb\x1b[31m é\u2028")) == r"a\nb\x1b[31m é\u2028"
+    assert 900 < len(str(UserError("x" * 5000))) < 1000
     assert cli.markdown_table([["a"], ["x|y\nz"]])[2] == r"| x\|y\nz |"
 
 
