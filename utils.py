@@ -20,7 +20,7 @@ from deepmi.labels import CONSENSUS_COLUMNS, DETAILED_COLUMNS, SPLITS, UNKNOWN_S
 from deepmi.labels import parse_detail, rater_spread, read_detailed_labels, read_labels, select_split, split_name
 from deepmi.norm_stats import LABEL_RANGE, NORM_KEY, denormalise, has_other_norm_stats, is_label_scale, norm_key
 from deepmi.norm_stats import read_feature_norm, read_label_norm, refuse_label_scale, to_label_range, write_norm_stats
-from deepmi.process import UserError, notify
+from deepmi.process import UserError, first_few, notify
 from deepmi.seeds import UNLABELED_SEED
 from deepmi.storage import digest, prepare_folder, read_json_object
 from deepmi.tables import EMPTY, LARGEST_LABEL, LONGEST_NAME, UNKNOWN, check_names, find_delimiter, parse_rating
@@ -254,8 +254,7 @@ def present_utterances(corpus: Corpus, utterances: Sequence[str], skip_missing: 
     """
     if not (missing := features.missing_features(corpus.features, utterances)):
         return list(utterances)
-    first = ", ".join([*missing[:5], "..."][: len(missing)])
-    found = f"{corpus.features}: {len(missing)} of {len(utterances)} feature files are missing ({first})"
+    found = f"{corpus.features}: {len(missing)} of {len(utterances)} feature files are missing ({first_few(missing)})"
     if not skip_missing or len(missing) == len(utterances):
         raise UserError(f"{found}. Extract them, or leave these utterances out with --skip-missing.")
     notify(f"warning: {found}; left out.")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.coverage --corpora 400 --results benchmarks/RESULTS.md
 
-draws speakers, utterances, labels and predictions from a known population. Several rules for the interval are compared
+Draws speakers, utterances, labels and predictions from a known population. Several rules for the interval are compared
 by their coverage (fraction of corpora whose interval contains the CCC of the population) and their mean width. Speakers
 differ in their labels, and in shift and slope of their predictions (the speaker effect).
 """

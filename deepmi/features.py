@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from deepmi.matfile import read_mat
 from deepmi.moments import CLIP, Moments, normalise
-from deepmi.process import UserError, notify, workers_without_interrupt
+from deepmi.process import UserError, first_few, notify, workers_without_interrupt
 from deepmi.storage import digest, prepare_folder, read_json_object, write_atomically, write_text, write_together
 
 FEATURE_KEY = "Audio_data"  # the variable of a .mat file that holds the features, as in MSP-Podcast
@@ -242,7 +242,7 @@ def feature_moments(
         _raise_first(errors, len(utterances))
         if infinite:
             raise UserError(
-                f"infinite values in {len(infinite)} feature files ({', '.join(infinite[:5])}), so there is no mean. "
+                f"infinite values in {len(infinite)} feature files ({first_few(infinite)}), so there is no mean. "
                 "Extract them again or remove them from the label file."
             )
         mean = np.where(total.count > 0, shift + total.mean, np.nan)
@@ -390,8 +390,7 @@ def pack_features(
     write_index(cache, content, names)  # last: without it the matrix is not used
     if infinite:
         notify(
-            f"warning: infinite values in {len(infinite)} feature files ({', '.join(infinite[:5])}); clipped to +-"
-            f"{CLIP:g}."
+            f"warning: infinite values in {len(infinite)} feature files ({first_few(infinite)}); clipped to +-{CLIP:g}."
         )
     packed = _open_cache(cache, names, mean.size)
     if packed is None:

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -21,6 +21,11 @@ def one_line(text: str) -> str:
     """The text as one line of readable length, even if it contains a file name or label with line ends."""
     text = re.sub(f"[{UNPRINTABLE}]", lambda found: ascii(found[0])[1:-1], text)
     return text if len(text) <= 1000 else f"{text[:700]} [...] {text[-250:]}"
+
+
+def first_few(names: Sequence[object], most: int = 5) -> str:
+    """The first names of a list, for a message."""
+    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def notify(text: str) -> None:

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from deepmi import __version__
-from deepmi.process import UserError, notify, num_ranks, rank, stop
+from deepmi.process import UserError, first_few, notify, num_ranks, rank, stop
 from deepmi.ranks import from_first_rank
 from deepmi.storage import append_line, digest, read_text, write_text
 from deepmi.tensors import load_tensors, save_tensors
@@ -84,9 +84,9 @@ def refuse_divergence(losses: Tensor, batches: Sequence[Tensor], names: Sequence
     finite = losses.isfinite().all(dim=1)
     if not finite.all():
         first = int(finite.int().argmin())
-        files = ", ".join(names[i] for i in batches[first][:5].tolist())
+        files = first_few([names[i] for i in batches[first].tolist()])
         raise UserError(
-            f"{title}: the loss of batch {first} is NaN or infinite (files {files}, ...). Check their features, or try "
+            f"{title}: the loss of batch {first} is NaN or infinite (files {files}). Check their features, or try "
             "--precision fp32. The last saved state, if any, is kept."
         )
 

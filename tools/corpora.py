@@ -18,10 +18,10 @@ from sklearn.model_selection import train_test_split
 
 import utils
 from deepmi.features import AUDIO_ENDINGS, feature_name
-from deepmi.process import UserError, notify
+from deepmi.process import UserError, first_few, notify
 from deepmi.seeds import derived_seed
 from deepmi.storage import read_text
-from tools.recordings import Recordings, first_few, plain_names, plural
+from tools.recordings import Recordings, plain_names, plural
 
 ATTRIBUTE_COLUMNS = ("EmoAct", "EmoVal", "EmoDom")
 MOST_OUTSIDE = 10  # labels outside the scale, or one in a hundred if that is more

@@ -108,12 +108,12 @@ import norm_para
 import utils
 from deepmi import features
 from deepmi.metric import LEVEL_EDGES, NUM_LEVELS, emotion_levels
-from deepmi.process import UserError, one_line
+from deepmi.process import UserError, first_few, one_line
 from deepmi.storage import prepare_folder, read_json_object, write_atomically, write_text
 from tools import corpora
 from tools.extract_features import extract_folder, print_summary
 from tools.feature_sets import open_set, seconds_of
-from tools.recordings import Recordings, find_recordings, first_few, plural, without_features
+from tools.recordings import Recordings, find_recordings, plural, without_features
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading
@@ -269,7 +269,7 @@ def summary(table: pd.DataFrame) -> list[str]:
     unknown = plural(int(speakers.isna().sum()), "utterance")
     unreadable = f"; cannot read {plural(seconds.count(0), 'recording')}" if 0 in seconds else ""
     lines = [
-        f"{plural(len(table), 'utterance')}, {plural(speakers.nunique(), 'speaker')} ({unknown} of unknown ones), "
+        f"{plural(len(table), 'utterance')}, {plural(speakers.nunique(), 'speaker')} ({unknown} without speaker), "
         f"{sum(seconds) / 3600:.2f} hours{unreadable}"
     ]
     splits = table["Split_Set"]

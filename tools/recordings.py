@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from deepmi import features
 from deepmi.features import AUDIO_ENDINGS, UNREADABLE_ENDINGS
-from deepmi.process import UserError, notify
+from deepmi.process import UserError, first_few, notify
 from deepmi.storage import read_json_object, write_text
 
 # Tables often name the video, or the file before its conversion.
@@ -31,11 +31,6 @@ RECORD_FILE = "recordings.json"  # beside .mat files: the recording that each wa
 def plural(count: int, noun: str) -> str:
     """A number with its noun: `1 row`, `2 rows`."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
-def first_few(names: Sequence[object], most: int = 5) -> str:
-    """The first names of a list, for a message."""
-    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
