@@ -1,6 +1,7 @@
 """tools.compare_curricula: orders against their controls, the same whoever runs them and however often."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,6 @@ from model import load_ssl_checkpoint
 from tools import compare_curricula, statistics, trials
 from tools.side_by_side import with_changes
 
-# Trials run in processes of their own, which know nothing of the narrow networks of the tests.
-pytestmark = pytest.mark.as_published
 ORDERS = ["deepmi", "reverse", "random", "none", "deepmi-balanced", "agreement", "selftaught", "prediction", "ridge"]
 
 
@@ -32,7 +31,23 @@ def write_detailed(bench) -> None:
 
 
 def compare(bench, *more):
-    given = ["--corpus", bench.corpus, "-emo", "Val", "-nc", 5, "-batch", 16, "-ep", 3, "--seeds", 2, *more]
+    given = [
+        "--corpus",
+        bench.corpus,
+        "-emo",
+        "Val",
+        "-nc",
+        5,
+        "-batch",
+        16,
+        "-ep",
+        3,
+        "--seeds",
+        2,
+        "--jobs",
+        1,
+        *more,
+    ]
     return bench.run("tools.compare_curricula", *given)
 
 
@@ -71,8 +86,7 @@ def test_every_order_in_one_table_and_again_without_training(trained):
     contents = {file: file.read_bytes() for file in (lost, cut)}
     lost.unlink()
     cut.write_bytes(contents[cut][:-20])
-    assert compare(trained, *more, "--jobs", 1)[0] == 0
-    # In this process, with the bytes of another one.
+    assert compare(trained, *more)[0] == 0
     assert {file: file.read_bytes() for file in contents} == contents
     kept = [file for file in files if file not in contents and "_scores_" not in file.name]
     assert all(file.stat().st_mtime_ns == files[file] for file in kept)
@@ -81,7 +95,7 @@ def test_every_order_in_one_table_and_again_without_training(trained):
 
 def test_each_seed_has_a_deepmi_of_its_own_and_noise_reaches_it(bench):
     bench.stage(0)
-    more = ["--orders", "deepmi", "prediction", "--ssl-epochs", 1, "--unlabeled-size", 0, "--jobs", 1]
+    more = ["--orders", "deepmi", "prediction", "--ssl-epochs", 1, "--unlabeled-size", 0]
     assert compare(bench, *more)[0] == 0
     code, out, err = compare(bench, *more, "--label-noise", 0.5)
     assert code == 0, err
@@ -106,6 +120,18 @@ def test_noise_without_a_deepmi_of_its_own_is_refused(trained):
     trained.refuses(compare(trained, "--label-noise", 0.3), "--ssl-epochs", "deepmi, deepmi-balanced, reverse")
 
 
+@pytest.mark.as_published  # the processes of trials do not have the narrow networks of the tests
+def test_trials_in_several_processes_give_the_same_bytes(trained):
+    folder = trained.folder / "results" / "trials"
+    contents = []
+    for jobs in (2, 1):
+        assert compare(trained, "--orders", "reverse", "none", "--seeds", 1, "-ep", 1, "--jobs", jobs)[0] == 0
+        contents.append({file.name: file.read_bytes() for file in folder.iterdir()})
+        shutil.rmtree(folder)
+    assert contents[0] == contents[1] and len(contents[0]) == 2
+
+
+@pytest.mark.as_published
 def test_a_trial_is_stage_3(trained):
     # A process that starts with one thread computes as a trial does.
     done = run_script(
@@ -256,7 +282,7 @@ def test_every_order_of_the_stages_and_every_rival_is_offered():
 
 
 def test_the_controls_are_one_comparison(trained):
-    assert compare(trained, "--orders", "reverse", "random", "none", "--jobs", 1)[0] == 0
+    assert compare(trained, "--orders", "reverse", "random", "none")[0] == 0
     table = pd.read_csv(trained.folder / "results" / "compare_Val.csv").set_index("order")
     assert table["p_none"]["random"] == table["p_random"]["none"]
     assert table["p_none_holm"]["random"] == table["p_random_holm"]["none"]
@@ -268,7 +294,7 @@ def test_other_norm_terms_and_other_labels_are_other_trials(trained):
     folder = trained.folder / "results" / "trials"
 
     def trials_after_a_run():
-        code, _, err = compare(trained, "--orders", "reverse", "none", "--jobs", 1, "--seeds", 1)
+        code, _, err = compare(trained, "--orders", "reverse", "none", "--seeds", 1)
         assert code == 0, err
         return len(list(folder.iterdir()))
 
