@@ -238,7 +238,7 @@ def test_checkpoint_damaged_or_of_another_network(trained):
     trained.ssl_checkpoint.write_bytes(content[: len(content) // 2])
     trained.refuses(trained.stage(2), trained.ssl_checkpoint.name, "damaged")
     torch.save({"state_dict": {"a": torch.ones(2)}}, trained.ssl_checkpoint)
-    trained.refuses(trained.stage(2), trained.ssl_checkpoint.name, "another network")
+    trained.refuses(trained.stage(2), trained.ssl_checkpoint.name, "different network")
     torch.save([1, 2], trained.ssl_checkpoint)
     trained.refuses(trained.stage(2), "no state_dict")
 
