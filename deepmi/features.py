@@ -38,6 +38,7 @@ UNREADABLE_ENDINGS = (".m4a", ".m4b", ".mp4", ".aac", ".wma", ".webm", ".weba", 
 UNREADABLE_ENDINGS += (".ac3", ".ape", ".wv", ".spx", ".ra", ".raw", ".pcm")
 CACHE_FORMAT = 3  # part of every cache key: increase it when the packed form or the form of the key changes
 CHUNK = 64  # files whose rows are in memory together; moments are merged by chunk, so this affects the last bits
+CACHED_ROWS = 8  # files whose features fit into the cache of a processor
 BLOCK = 4096  # files whose sizes and times are hashed together
 START_UP = 1.0  # seconds until worker processes are ready (measured)
 BATCH = 4  # chunks per message between processes
@@ -173,22 +174,23 @@ def _in_parallel(work: Callable, names: Sequence[str], size: int, workers: int, 
                     bar.update(min(size, len(names) - start))
 
 
-def _read_chunk(folder: Path, names: Sequence[str], rows: NDArray, to_row: Callable) -> tuple[list[str], list[str]]:
-    """Fill each row with `to_row(vector)`, or with NaN for a bad file; errors and names of files with infinities."""
-    errors, infinite = [], []
-    for row, name in zip(rows, names):
-        file = feature_file(folder, name)
-        try:
-            vector = read_feature(file)
-            if vector.shape != row.shape:
-                raise UserError(f"{file}: {vector.size} features; expected {row.size}.")
-            row[:] = to_row(vector)
-        except UserError as error:
-            errors.append(str(error))
-            row[:] = np.nan
-            continue
-        if np.isinf(vector).any():
-            infinite.append(os.path.basename(file))
+def _read_chunk(folder: Path, names: Sequence[str], rows: NDArray, to_rows: Callable) -> tuple[list[str], list[str]]:
+    """Fill `rows` (n, D) with `to_rows` of the features, NaN for a bad file; errors, and files with infinite values."""
+    errors, infinite, block = [], [], np.empty((CACHED_ROWS, rows.shape[1]))
+    for first in range(0, len(names), CACHED_ROWS):
+        files = [feature_file(folder, name) for name in names[first : first + CACHED_ROWS]]
+        for row, file in zip(block, files):
+            try:
+                vector = read_feature(file)
+                if vector.shape != row.shape:
+                    raise UserError(f"{file}: {vector.size} features; expected {row.size}.")
+                row[:] = vector
+            except UserError as error:
+                errors.append(str(error))
+                row[:] = np.nan
+        found = block[: len(files)]
+        infinite += [os.path.basename(files[at]) for at in np.isinf(found).any(axis=1).nonzero()[0]]
+        rows[first : first + CACHED_ROWS] = to_rows(found)
     return errors, infinite
 
 
@@ -207,7 +209,7 @@ def _chunk_moments(
 ) -> tuple[Moments, list[str], list[str]]:
     rows = np.empty((len(names), shift.size))
     with np.errstate(all="ignore"):  # infinite values are reported by the caller
-        errors, infinite = _read_chunk(folder, names, rows, lambda vector: vector - shift)
+        errors, infinite = _read_chunk(folder, names, rows, lambda block: block - shift)
         return Moments.of(rows), errors, infinite
 
 
@@ -335,8 +337,7 @@ def _pack_chunk(
 ) -> tuple[str, list[str], list[str]]:
     """Pack some utterances; digest of their names and rows, errors, and names of files with infinite values."""
     packed = np.empty((len(names), mean.size), np.float32)
-    to_row = functools.partial(normalise, mean=mean, std=std)
-    errors, infinite = _read_chunk(folder, names, packed, to_row)
+    errors, infinite = _read_chunk(folder, names, packed, functools.partial(normalise, mean=mean, std=std))
     with open(target, "r+b") as stream:  # a memory map would take three times as long: a page fault per 4 kB
         stream.seek(offset + start * packed.strides[0])
         stream.write(packed)

@@ -65,5 +65,8 @@ def normalise(features: NDArray[np.float64], mean: NDArray, std: NDArray) -> NDA
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         z = features - mean
         z /= std
-    np.copyto(z, 0.0, where=np.isnan(z) | (std == 0))
-    return np.clip(z, -CLIP, CLIP).astype(np.float32)
+        z[..., std == 0] = 0.0
+        z = z.astype(np.float32)  # before the clipping: half of the memory to pass over
+    np.clip(z, -CLIP, CLIP, out=z)
+    np.copyto(z, 0.0, where=np.isnan(z))
+    return z
