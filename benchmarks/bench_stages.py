@@ -169,8 +169,9 @@ def bench_reading(root: Path, stages: list[str]) -> Iterator[list[str]]:
     folder, cores = root / "corpus" / utils.FEATURE_FOLDER, cli.cpu_count()
     paths = sorted(folder.glob("Train_*.mat"))
     names, norm = [path.name for path in paths], (np.zeros(WIDTH), np.ones(WIDTH))
+    parts = [paths[first : first + 64] for first in range(0, len(paths), 64)]
     work = {
-        "loadmat": lambda turn: Parallel(n_jobs=cores, batch_size=64)(delayed(loadmat_only)(path) for path in paths),
+        "loadmat": lambda turn: Parallel(n_jobs=cores)(delayed(load_some)(part) for part in parts),
         "norms": lambda turn: features.feature_moments(folder, names, cores),
         "packing": lambda turn: features.pack_features(folder, names, *norm, root / f"packing_{turn}", cores),
     }
@@ -180,9 +181,10 @@ def bench_reading(root: Path, stages: list[str]) -> Iterator[list[str]]:
             yield row_of_files(stage, seconds[stage], len(paths), seconds["loadmat"], "files")
 
 
-def loadmat_only(path: Path) -> None:
-    """Read a .mat file with scipy and return nothing."""
-    loadmat(path)
+def load_some(paths: list[Path]) -> None:
+    """Read .mat files with scipy and return nothing."""
+    for path in paths:
+        loadmat(path)
 
 
 def bench_ssl(args: argparse.Namespace, root: Path, sizes: dict[str, int], epochs: int) -> Iterator[list[str]]:
