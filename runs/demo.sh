@@ -6,7 +6,7 @@
 # 2 to 3 minutes on 2 CPU cores: 40 s for the corpus, 25 to 35 s per attribute for stage 1, 10 to 20 s for stage 3,
 # 1 to 3 s for each of the other stages.
 # Expected Test1 CCC: Act about .7 to .85, Val about .35 to .6. Both vary by processor and number of threads. The voices
-# follow their labels by construction, so the figures show that the program works, not how well it recognizes people.
+# follow their labels by construction, so the figures show that the program works, not how well it recognises people.
 set -euo pipefail
 PROGRAM=$(cd "$(dirname "$0")/.." && pwd)
 PYTHON=${PYTHON:-python3}
@@ -20,7 +20,7 @@ step() { printf '\n== %s  [%d s since the start]\n' "$*" $SECONDS; }
 echo "All file names below are relative to $PWD."
 step "demo corpus: synthetic voices with openSMILE features"
 "$PYTHON" -m tools.make_demo_corpus "$DEEPMI_CORPUS"
-step "stage 0: normalization statistics"
+step "stage 0: normalisation statistics"
 "$PYTHON" "$PROGRAM/norm_para.py"
 for attribute in Act Val; do
   step "stage 1, $attribute: DeepEmoCluster, 15 epochs"

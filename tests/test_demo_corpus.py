@@ -107,7 +107,7 @@ def test_other_folders_are_refused(bench, tiny):
     assert [path.name for path in thesis.parent.iterdir()] == ["mine.txt"]
 
 
-def test_the_consensus_summarizes_five_raters(whole):
+def test_the_consensus_summarises_five_raters(whole):
     _, consensus, detailed, _ = whole
     ratings = detailed.groupby("FileName")
     assert set(ratings.size()) == set(ratings["Worker"].nunique()) == {5}

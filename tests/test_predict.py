@@ -23,7 +23,7 @@ SET = "eGeMAPSv02"
 
 @pytest.fixture
 def models(bench):
-    """Regressors of arousal and valence with random weights, normalization statistics, and some recordings."""
+    """Regressors of arousal and valence with random weights, normalisation statistics, and some recordings."""
     smile = opensmile.Smile(getattr(opensmile.FeatureSet, SET))
     audio = bench.folder / "clips"
     (audio / "sub").mkdir(parents=True)

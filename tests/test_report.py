@@ -77,15 +77,15 @@ def test_the_most_disputed_are_a_share_and_ties_go_by_name():
     assert marked.index[marked].tolist() == ["c", "b", "a"]
 
 
-def test_standardized_differences_are_of_means_within_and_over_the_rest(monkeypatch):
+def test_standardised_differences_are_of_means_within_and_over_the_rest(monkeypatch):
     monkeypatch.setattr(measures, "BLOCK", 3)
     rows = np.random.default_rng(0).normal(size=(11, 4)).astype(np.float32)
     clusters = np.array([0, 2, 2, 0, 0, 2, 2, 2, 0, 2, 0])
-    found = measures.standardized_differences(rows, clusters, 3)
+    found = measures.standardised_differences(rows, clusters, 3)
     expected = rows[clusters == 0].mean(axis=0) - rows[clusters != 0].mean(axis=0)
     assert found[0] == pytest.approx(expected, abs=1e-6) and found[2] == pytest.approx(-expected, abs=1e-6)
     assert not found[1].any()
-    assert not measures.standardized_differences(rows, np.zeros(11, dtype=int), 1).any()
+    assert not measures.standardised_differences(rows, np.zeros(11, dtype=int), 1).any()
 
 
 def test_typical_features_are_of_different_descriptors():

@@ -1,4 +1,4 @@
-"""Download the published v1.8 files: normalization statistics, trained DeepEmoClusters and DeepMI values.
+"""Download the published v1.8 files: normalisation statistics, trained DeepEmoClusters and DeepMI values.
 
     python -m tools.fetch_v18
 
@@ -54,7 +54,7 @@ if __name__ == "__main__":
 
 
 def local_path(name: str) -> Path:
-    """Where a file of the repository goes: its normalization statistics get a separate folder beside the user's."""
+    """Where a file of the repository goes: its normalisation statistics get a separate folder beside the user's."""
     path = Path(name)
     return Path("NormTerm/v1.8") / path.name if path.parts[0] == "NormTerm" else path
 

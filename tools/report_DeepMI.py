@@ -5,7 +5,7 @@
 
 The first reads curriculum_metric/DeepMI_50clusters@_Val.json and the label file of the corpus, and writes
 results/DeepMI_report_Val.html, which needs no network, and each of its charts as results/DeepMI_report_Val_*.png.
-With the checkpoint that the values came from (-ep, -batch and -nc, or --checkpoint), its features and normalization
+With the checkpoint that the values came from (-ep, -batch and -nc, or --checkpoint), its features and normalisation
 statistics, clusters, information and acoustic features are added. The second needs no corpus: it shows the
 distribution, the ties, the bins of the curriculum, and the attributes in that folder against each other.
 """

@@ -38,7 +38,7 @@ class Network:
     features: NDArray[np.float32]  # the input of k-means, shape (N, 256)
     sources: pd.DataFrame  # as from `measures.cluster_sources`
     kmeans_values: NDArray[np.float64]  # DeepMI by RESTARTS k-means of the features, shape (N,)
-    differences: NDArray[np.float64]  # as from `measures.standardized_differences`, shape (K, D)
+    differences: NDArray[np.float64]  # as from `measures.standardised_differences`, shape (K, D)
     feature_names: list[str]  # D names
 
 
@@ -157,7 +157,7 @@ def run_network(args: argparse.Namespace, checkpoint: Path) -> tuple[list[str], 
         features.cpu().numpy(),
         measures.cluster_sources(found, of),
         kmeans_values,
-        measures.standardized_differences(train.rows, clusters, args.num_clusters),
+        measures.standardised_differences(train.rows, clusters, args.num_clusters),
         feature_sets.feature_names(corpus.feature_set or ("IS13" if is_default else ""), corpus.num_features),
     )
 

@@ -167,7 +167,7 @@ def clusters_by_level(joint: NDArray[np.float64]) -> NDArray[np.int64]:
     return seen[np.argsort(mean, kind="stable")]
 
 
-def standardized_differences(
+def standardised_differences(
     rows: NDArray[np.float32], clusters: NDArray[np.int64], num_clusters: int
 ) -> NDArray[np.float64]:
     """Difference of the mean of each acoustic feature between each cluster and the rest.
