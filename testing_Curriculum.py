@@ -62,7 +62,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 import utils
-from deepmi import run_log, runtime, storage, test_sets
+from deepmi import label_scales, run_log, runtime, storage
 from deepmi.batches import Rows, in_batches
 from deepmi.ccc import concordance_cc, interval_by_speaker
 from deepmi.process import UNPRINTABLE, UserError
@@ -92,7 +92,7 @@ class TestCorpus:
     """One corpus to test on.
 
     Attributes:
-        name: as from `test_sets.distinct_names`.
+        name: as from `label_scales.distinct_names`.
         corpus: the opened corpus.
         data: the rows of the split.
         split: which rows.
@@ -121,22 +121,21 @@ def open_tests(args: argparse.Namespace) -> list[TestCorpus]:
     for split in args.split:
         if re.search(rf"[/\\{UNPRINTABLE}]", split) or len(split) > 64:
             raise UserError(f"--split {split}: becomes part of a file name; expected the name of a split.")
-    scales = test_sets.scale_pairs(args.label_scale)
+    scales = label_scales.scale_pairs(args.label_scale)
     tests = []
     for name, folder, split, norm_dir, asked in zip(
-        test_sets.distinct_names(corpora),
+        label_scales.distinct_names(corpora),
         corpora,
-        test_sets.one_each(args.split, corpora, "--split"),
-        test_sets.one_each(args.norm_dir, corpora, "--norm-dir"),
-        test_sets.one_each(scales, corpora, "--label-scale"),
+        label_scales.one_each(args.split, corpora, "--split"),
+        label_scales.one_each(args.norm_dir, corpora, "--norm-dir"),
+        label_scales.one_each(scales, corpora, "--label-scale"),
     ):
         labels = utils.find_corpus(folder, args.labels, args.features).labels
-        prepared = utils.prepared_scale(labels)
-        scale, original = test_sets.label_scale(labels, prepared, asked)
+        scale, original = label_scales.label_scale(labels, asked)
         one = argparse.Namespace(**{**vars(args), "corpus": folder, "norm_dir": norm_dir})
         corpus = utils.open_corpus(one, scale)
         data = corpus.load(split)
-        test_sets.note_if_narrow_scale(labels, prepared, asked, data.labels)
+        label_scales.note_if_narrow_scale(labels, asked, data.labels)
         tests.append(TestCorpus(name, corpus, data, split, original, norm_dir))
     return tests
 

@@ -18,17 +18,13 @@ from numpy.typing import NDArray
 from deepmi import features
 from deepmi.labels import CONSENSUS_COLUMNS, DETAILED_COLUMNS, SPLITS, UNKNOWN_SPEAKER, attribute_labels, has_labels
 from deepmi.labels import parse_detail, rater_spread, read_detailed_labels, read_labels, select_split, split_name
-from deepmi.norm_stats import LABEL_RANGE, NORM_KEY, denormalise, has_other_norm_stats, is_label_scale, norm_key
+from deepmi.norm_stats import LABEL_RANGE, NORM_KEY, denormalise, has_other_norm_stats, norm_key
 from deepmi.norm_stats import read_feature_norm, read_label_norm, refuse_label_scale, to_label_range, write_norm_stats
 from deepmi.process import UserError, first_few, notify
 from deepmi.seeds import UNLABELED_SEED
-from deepmi.storage import digest, prepare_folder, read_json_object
-from deepmi.tables import EMPTY, LARGEST_LABEL, LONGEST_NAME, UNKNOWN, check_names, find_delimiter, parse_rating
-from deepmi.tables import read_csv, without_words
+from deepmi.storage import digest, prepare_folder
 
 FEATURE_FOLDER = Path("Features/OpenSmile_func_IS13ComParE/feat_mat")
-PREPARED_LABELS, PREPARED_MARK = "labels_consensus.csv", "prepared.json"  # what tools.prepare_corpus writes
-
 NO_CORPUS = (
     "no corpus given. Name one with --corpus DIR or the environment variable DEEPMI_CORPUS (a folder in MSP-Podcast's "
     "layout: Labels, Features); `make demo` builds a small one to try."
@@ -137,24 +133,6 @@ def find_detailed_file(root: Path) -> Path | None:
     return _find_labels(root, "labels_detailed")
 
 
-def prepared_scale(labels: Path) -> tuple[float, float] | None:
-    """Lowest and highest label of a corpus before tools.prepare_corpus rescaled its labels to 1..7.
-
-    Returns:
-        None if that tool did not write this label file.
-    Raises:
-        UserError: the record beside the file is damaged.
-    """
-    mark = labels.with_name(PREPARED_MARK)
-    if labels.name != PREPARED_LABELS or not mark.is_file():
-        return None
-    scale = read_json_object(mark).get("label_scale")
-    numbers = isinstance(scale, list) and len(scale) == 2 and all(type(value) in (int, float) for value in scale)
-    if not (numbers and is_label_scale(*scale)):
-        raise UserError(f"{mark}: no valid label_scale; prepare the corpus again.")
-    return float(scale[0]), float(scale[1])
-
-
 def getPaths_attri(
     path_label: Path | str, split_set: str, emo_attr: str
 ) -> tuple[NDArray[np.str_], NDArray[np.float64]]:
@@ -181,9 +159,6 @@ class FeatureFiles:
 
     folder: Path
     names: list[str]
-
-    def __len__(self) -> int:
-        return len(self.names)
 
 
 def draw_unlabeled(root: Path, sample_num: int, seed: int) -> FeatureFiles:
@@ -377,7 +352,7 @@ def load_training_sets(args: argparse.Namespace) -> tuple[dict[str, LabeledSet |
     """Train, Validation and (unless its size is 0) the unlabeled set of DeepEmoCluster, and facts for its checkpoint.
 
     Raises:
-        UserError: as `LabeledCorpus.load`; no or too few unlabeled files; or fewer utterances than clusters.
+        UserError: as `LabeledCorpus.load`; no unlabeled files; or fewer utterances than clusters.
     """
     if args.unlabeled_size and args.unlabeled is None:
         raise UserError(NO_UNLABELED)

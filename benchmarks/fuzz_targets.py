@@ -112,7 +112,7 @@ def check_tables(*tables) -> None:
     """Labels of a different corpus: numbers, and a name in every row."""
     for table in tables:
         for column in corpora.ATTRIBUTE_COLUMNS:
-            expect((table[column].dropna().abs() < utils.LARGEST_LABEL).all(), f"labels {list(table[column])}")
+            expect((table[column].dropna().abs() < tables.LARGEST_LABEL).all(), f"labels {list(table[column])}")
         expect((table["FileName"] != "").all(), "a row without a name")
 
 

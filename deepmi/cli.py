@@ -177,34 +177,21 @@ def add_schedule_arguments(parser: argparse.ArgumentParser, several: bool = Fals
 
 
 def add_keep_argument(parser: argparse._ActionsContainer, several: bool = False) -> None:
-    """--keep (a list where it takes several)."""
-    parser.add_argument(
-        "--keep",
-        type=positive_share,
-        default=[1.0] if several else 1.0,
-        metavar="SHARE",
-        help="train only on this share of the utterances, those of highest DeepMI in each emotion level",
-        **({"nargs": "+"} if several else {}),
-    )
+    """--keep."""
+    help = "train only on this share of the utterances, those of highest DeepMI in each emotion level"
+    _add(parser, "--keep", type=positive_share, default=1.0, metavar="SHARE", help=help, several=several)
 
 
 def add_cluster_source_arguments(parser: argparse._ActionsContainer, several: bool = False) -> None:
-    """--clusters (a list where it takes several, None where it is not given) and --restarts."""
-    parser.add_argument(
-        "--clusters",
-        choices=("head", "kmeans"),
-        default=None if several else "head",
-        help="where the clusters come from: the cluster head (the paper's, the default), or k-means on the 256-d "
-        "features of Train, which uses all clusters even on a small corpus",
-        **({"nargs": "+"} if several else {}),
+    """--clusters (by default None where it takes `several`) and --restarts."""
+    help = (
+        "where the clusters come from: the cluster head (the paper's, the default), or k-means on the 256-d features "
+        "of Train, which uses all clusters even on a small corpus"
     )
-    parser.add_argument(
-        "--restarts",
-        type=positive_int,
-        default=1,
-        metavar="R",
-        help="with --clusters kmeans: number of clusterings over which DeepMI is averaged; 20 give fewer ties",
-    )
+    default = None if several else "head"
+    _add(parser, "--clusters", choices=("head", "kmeans"), default=default, help=help, several=several)
+    help = "with --clusters kmeans: number of clusterings over which DeepMI is averaged; 20 give fewer ties"
+    parser.add_argument("--restarts", type=positive_int, default=1, metavar="R", help=help)
 
 
 def schedule(args: argparse.Namespace) -> curriculum.Schedule:

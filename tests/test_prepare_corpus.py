@@ -9,7 +9,7 @@ import soundfile
 from conftest import read_rows, voice
 
 import utils
-from deepmi import features, matfile
+from deepmi import features, label_scales, matfile
 from deepmi.process import UserError
 from tools import corpora
 
@@ -64,7 +64,7 @@ def test_a_table_becomes_a_corpus_that_the_stages_read(table, bench):
     assert found.loc["s3_1.wav", "EmoAct"] == "2.86" and found.loc["s3_1.wav", "Split_Set"] == "Train"
     assert sorted(set(found["Split_Set"])) == ["Test1", "Train", "Validation"]
     assert features.read_feature(table.parent / f"out/Features/{SET}/feat_mat/s3_1.mat").size == 88
-    assert utils.prepared_scale(table.parent / "out/Labels/labels_consensus.csv") == (0, 100)
+    assert label_scales.prepared_scale(table.parent / "out/Labels/labels_consensus.csv") == (0, 100)
     assert bench.run("norm_para", "--corpus", table.parent / "out")[0] == 0
     assert features.read_feature_set(bench.folder / "at_once") == SET
     for path in (bench.folder / "NormTerm").iterdir():

@@ -17,7 +17,7 @@ from conftest import stopped_before_the_end
 import model
 import utils
 from benchmarks import fuzz
-from deepmi import cli, features, runtime
+from deepmi import cli, features, runtime, tables
 from deepmi.metric import read_metric
 from deepmi.process import UserError, notify
 from tools import corpora, feature_sets, sound
@@ -296,9 +296,9 @@ def test_a_key_twice_among_many_is_found_at_once(tmp_path):
 
 @pytest.mark.parametrize("text", ["1_000", "٣", "\uff14", "inf", "1e400", "0x4", "4,5", "4.0abc", "True", "1e9"])
 def test_a_rating_is_a_plain_number_or_refused(tmp_path, text):
-    refused(lambda: utils.parse_rating(tmp_path, "a.wav", text), "expected a number")
+    refused(lambda: tables.parse_rating(tmp_path, "a.wav", text), "expected a number")
     for plain, value in (("4", 4), (" 4.5 ", 4.5), ("+.4e1", 4), (3, 3), (2.5, 2.5), ("-2.", -2)):
-        assert utils.parse_rating(tmp_path, "a.wav", plain) == value
+        assert tables.parse_rating(tmp_path, "a.wav", plain) == value
 
 
 def test_two_rows_never_share_a_name(tmp_path):
@@ -320,4 +320,4 @@ def test_what_names_hold_does_nothing_to_a_terminal_or_a_table(capsys):
 
 @pytest.mark.parametrize("name", ["a\x9bb.wav", "a\u202eb.wav", "a\u2028b.wav"])
 def test_file_names_are_printable(tmp_path, name):
-    refused(lambda: utils.check_names(tmp_path, ["b.wav", name]), "entry 2")
+    refused(lambda: tables.check_names(tmp_path, ["b.wav", name]), "entry 2")

@@ -131,7 +131,7 @@ import numpy as np
 import pandas as pd
 
 import utils
-from deepmi import storage, test_sets
+from deepmi import label_scales, storage
 from deepmi.ccc import RESAMPLES
 from tools import comparison_plots, trials
 from tools.side_by_side import side_by_side, with_changes
@@ -199,7 +199,9 @@ def check_arguments(args: argparse.Namespace) -> None:
         setattr(args, name, list(dict.fromkeys(getattr(args, name))))
     if args.label_scale and not args.testing:
         raise UserError("--label-scale is that of further corpora; name them with --testing, or leave it out.")
-    args.testing_scales = test_sets.one_each(test_sets.scale_pairs(args.label_scale), args.testing, "--label-scale")
+    args.testing_scales = label_scales.one_each(
+        label_scales.scale_pairs(args.label_scale), args.testing, "--label-scale"
+    )
     if args.clusters and not args.ssl_epochs:
         raise UserError("--clusters: has an effect only on DeepMI that is extracted here; add --ssl-epochs N.")
     args.clusters = list(dict.fromkeys(args.clusters or ["head"]))
@@ -359,12 +361,6 @@ def describe(args: argparse.Namespace, data: trials.Data, drawn: dict[str, str])
     return lines
 
 
-def output_stem(args: argparse.Namespace) -> str:
-    """Name of the output files without ending: what is not the paper's is part of it."""
-    stem = f"compare_{args.emo_attr}{trials.noise_suffix(args)}"
-    return stem + (f"_{args.pacing}" if args.pacing != "paper" else "")
-
-
 def main(args: argparse.Namespace) -> None:
     """Train, compare, write the table and two pictures."""
     check_arguments(args)
@@ -386,7 +382,7 @@ def main(args: argparse.Namespace) -> None:
     lines += describe(args, data, drawn)
     print("\n".join(lines))
 
-    stem = output_stem(args)
+    stem = f"compare_{args.emo_attr}{trials.noise_suffix(args)}" + f"_{args.pacing}" * (args.pacing != "paper")
     files = [args.results_dir / f"{stem}{ending}" for ending in (".md", ".csv", "_curves.png", "_orders.png")]
     storage.write_text(files[0], "\n".join(lines) + "\n")
     storage.write_text(files[1], pd.concat(tables.values()).to_csv(index=False))

@@ -190,7 +190,7 @@ def without_equal_sizes(tasks: list[argparse.Namespace]) -> list[argparse.Namesp
     sizes = sorted({task.unlabeled_size for task in tasks})
     if max(sizes) == 0 or tasks[0].unlabeled is None:
         return tasks
-    pool = len(utils.draw_unlabeled(tasks[0].unlabeled, max(sizes), tasks[0].unlabeled_seed))
+    pool = len(utils.draw_unlabeled(tasks[0].unlabeled, max(sizes), tasks[0].unlabeled_seed).names)
     superfluous = [size for size in sizes if size > pool and any(pool <= other < size for other in sizes)]
     for size in superfluous:
         notify(f"note: --unlabeled-size {size}: {tasks[0].unlabeled} holds {pool} utterances; left out.")

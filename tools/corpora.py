@@ -17,6 +17,7 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 import utils
+from deepmi import tables
 from deepmi.features import AUDIO_ENDINGS, feature_name
 from deepmi.process import UserError, first_few, notify
 from deepmi.seeds import derived_seed
@@ -62,7 +63,7 @@ def join_recordings(
         if keys.duplicated().any():
             first, second, *_ = table["entry"][keys == keys[keys.duplicated()].iloc[0]]
             raise UserError(f"{source}: {first} and {second} {problem}; expected one row and one name per recording.")
-    utils.check_names(source, table["FileName"].tolist())
+    tables.check_names(source, table["FileName"].tolist())
     return table
 
 
@@ -72,8 +73,8 @@ def complete(table: pd.DataFrame) -> pd.DataFrame:
         if column not in table:
             table[column] = float("nan") if column in ATTRIBUTE_COLUMNS else ""
     for column in ("EmoClass", "SpkrID", "Gender", "Split_Set"):
-        words = utils.UNKNOWN if column in ("SpkrID", "Split_Set") else utils.EMPTY
-        table[column] = utils.without_words(table[column], words)
+        words = tables.UNKNOWN if column in ("SpkrID", "Split_Set") else tables.EMPTY
+        table[column] = tables.without_words(table[column], words)
     table["Split_Set"] = table["Split_Set"].map(utils.split_name)
     table.loc[table["SpkrID"] == "", "SpkrID"] = utils.UNKNOWN_SPEAKER
     return table
@@ -180,8 +181,8 @@ def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
             no file.
     """
     wanted = tuple(columns.values())
-    delimiter = utils.find_delimiter(path, wanted)
-    given = utils.read_csv(path, wanted, delimiter)
+    delimiter = tables.find_delimiter(path, wanted)
+    given = tables.read_csv(path, wanted, delimiter)
     table = pd.DataFrame({ours: given[theirs] for ours, theirs in columns.items()})
     if table.empty:
         raise UserError(f"{path}: no rows below its header.")
@@ -191,7 +192,7 @@ def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
         labels = table[column]
         if delimiter != "," and not labels.str.contains(".", regex=False).any():
             labels = labels.str.replace(r"^([+-]?\d*),(\d+)$", r"\1.\2", regex=True)  # decimal commas
-        table[column] = [utils.parse_rating(path, *row) for row in zip(table["FileName"], labels)]
+        table[column] = [tables.parse_rating(path, *row) for row in zip(table["FileName"], labels)]
     if "SpkrID" in table:  # programs write 1.0 for 1 if some speakers are missing; accented letters have two forms
         table["SpkrID"] = table["SpkrID"].str.normalize("NFC").str.replace(r"^(\d+)\.0+$", r"\1", regex=True)
     return complete(table)
@@ -250,7 +251,7 @@ def read_podcast(root: Path, in_place: bool = False) -> tuple[pd.DataFrame, pd.D
     if (table["Split_Set"] == "").all():
         raise UserError(f"{file}: no Split_Set, and no Partitions.txt in {root}.")
     for column in table.columns.intersection(ATTRIBUTE_COLUMNS):
-        table[column] = [utils.parse_rating(file, *row) for row in zip(table["FileName"], table[column])]
+        table[column] = [tables.parse_rating(file, *row) for row in zip(table["FileName"], table[column])]
         outside = table[["FileName", column]][table[column] != table[column].clip(*utils.LABEL_RANGE)].dropna()
         if len(outside) and in_place:
             name, label = outside.iloc[0]
@@ -323,12 +324,12 @@ def read_iemocap(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
                 row = {"FileName": f"{turn}.wav", "EmoClass": IEMOCAP_CLASSES.get(emotion, "O")}
                 row |= {"SpkrID": turn[:5] + letter, "Gender": GENDERS.get(letter, "")}
                 for column, label in zip(("EmoVal", "EmoAct", "EmoDom"), labels):
-                    row[column] = utils.parse_rating(file, turn, label)
+                    row[column] = tables.parse_rating(file, turn, label)
                 rows.append(row)
             elif turn and (match := _RATER.match(line)) and match[1][:1] not in GENDERS:
                 rating = {"FileName": f"{turn}.wav", "Worker": match[1]}
                 for name, label in _RATING.findall(match[2]):
-                    rating[f"Emo{name.capitalize()}"] = utils.parse_rating(file, turn, label)
+                    rating[f"Emo{name.capitalize()}"] = tables.parse_rating(file, turn, label)
                 ratings.append(rating)
     if not rows:
         raise UserError(f"{files[0].parent}: no turns; expected lines such as [start - end] TURN emotion [V, A, D].")
@@ -348,7 +349,7 @@ def read_improv(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     file, rows, ratings = files[0], [], []
     for line in filter(str.strip, read_text(file).splitlines()):
         # Cut, because the time of a search without a match grows with the square of the name's length.
-        if match := _IMPROV_NAME.match(line.partition(";")[0].strip()[: utils.LONGEST_NAME]):
+        if match := _IMPROV_NAME.match(line.partition(";")[0].strip()[: tables.LONGEST_NAME]):
             name, speaker = f"MSP-IMPROV-{match[1]}.wav", f"{match[2].upper()}{match[3]}"
             found = utils.parse_detail(file, name, line)
             row = {"FileName": name, "EmoClass": found["EmoClass_Major"]}

@@ -106,7 +106,7 @@ from tqdm import tqdm
 
 import norm_para
 import utils
-from deepmi import features
+from deepmi import features, label_scales
 from deepmi.metric import LEVEL_EDGES, NUM_LEVELS, emotion_levels
 from deepmi.process import UserError, first_few, one_line
 from deepmi.storage import prepare_folder, read_json_object, write_atomically, write_text
@@ -179,7 +179,7 @@ def write_corpus(
         UserError: the folder has labels from elsewhere; or they were made with different flags and `replace` is off.
     """
     labels = out / "Labels"
-    mark_file = labels / utils.PREPARED_MARK
+    mark_file = labels / label_scales.PREPARED_MARK
     before = read_json_object(mark_file) if mark_file.is_file() else mark
     if before is mark and labels.is_dir() and any(labels.iterdir()):
         raise UserError(f"{labels}: contains labels that this tool did not write; name a different --out.")
@@ -193,7 +193,7 @@ def write_corpus(
     link_files(prepare_folder(out / "Audios"), table["FileName"], table["audio"], copy, replace)
     more = [column for column in table.columns if column.endswith(("_n", "_std"))]
     write_text(mark_file, json.dumps(mark, indent=1) + "\n")
-    write_text(labels / utils.PREPARED_LABELS, table[[*utils.CONSENSUS_COLUMNS, *more]].to_csv(**AS_CSV))
+    write_text(labels / label_scales.PREPARED_LABELS, table[[*utils.CONSENSUS_COLUMNS, *more]].to_csv(**AS_CSV))
     if ratings is not None and len(ratings):
         ratings = ratings.rename(columns={"Worker": "WorkerID"})
         write_text(labels / "labels_detailed.csv", ratings.to_csv(**AS_CSV))

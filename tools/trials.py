@@ -22,7 +22,7 @@ import extract_DeepMI
 import training_Curriculum
 import training_DeepEmoCluster
 import utils
-from deepmi import __version__, cli, curriculum, runtime, storage, test_sets
+from deepmi import __version__, cli, curriculum, label_scales, runtime, storage
 from deepmi.batches import Rows, in_batches
 from deepmi.labels import draw_ratings
 from deepmi.metric import read_metric, warn_if_flat, write_metric
@@ -177,18 +177,17 @@ def load_data(args: argparse.Namespace) -> Data:
     """
     corpus = utils.open_corpus(args)
     tests = {args.split: corpus.load(args.split)}
-    names = test_sets.distinct_names([args.corpus or args.labels, *args.testing])[1:]
+    names = label_scales.distinct_names([args.corpus or args.labels, *args.testing])[1:]
     for name, folder, asked in zip(names, args.testing, args.testing_scales):
         if not folder.is_dir():
             raise UserError(f"--testing {folder}: no such folder; expected a corpus.")
         if args.corpus and folder.samefile(args.corpus):
             print(f"warning: --testing {folder} is the training corpus; its Train utterances are tested too.")
         labels = utils.find_label_file(folder)
-        prepared = utils.prepared_scale(labels)
-        scale, _ = test_sets.label_scale(labels, prepared, asked)
+        scale, _ = label_scales.label_scale(labels, asked)
         other = with_changes(args, corpus=folder, labels=None, features=None)
         tests[f"{name} (all)"] = data = utils.open_corpus(other, scale).load("all")
-        test_sets.note_if_narrow_scale(labels, prepared, asked, data.labels)
+        label_scales.note_if_narrow_scale(labels, asked, data.labels)
     return Data(corpus, corpus.load("Train"), corpus.load_validation(), tests)
 
 

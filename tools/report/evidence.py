@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 import utils
-from deepmi import clustering, curriculum, run_log, runtime
+from deepmi import clustering, curriculum, run_log, runtime, tables
 from deepmi.batches import Rows, in_batches
 from deepmi.metric import ALPHA, deepmi_values, emotion_levels, read_metric
 from deepmi.process import UserError, notify
@@ -199,7 +199,7 @@ def read_truth(label_file: Path) -> pd.Series | None:
     file = label_file.with_name(TRUTH)
     if not file.is_file():
         return None
-    truth = utils.read_csv(file, ("FileName", "HighDisagreement")).set_index("FileName")["HighDisagreement"]
+    truth = tables.read_csv(file, ("FileName", "HighDisagreement")).set_index("FileName")["HighDisagreement"]
     if truth.index.has_duplicates:
         notify(f"warning: {file}: duplicate file names, so it is not used.")
         return None
@@ -221,7 +221,7 @@ def gather(args: argparse.Namespace, metric_file: Path, label_file: Path | None)
     if label_file is None:
         if not metric:
             raise UserError(f"{metric_file}: contains no utterances.")
-        utils.check_names(metric_file, list(metric))
+        tables.check_names(metric_file, list(metric))
         table = pd.DataFrame({"value": metric})
     else:
         table, train = read_label_table(label_file, args.emo_attr)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from numpy.typing import NDArray
 
-from deepmi.norm_stats import LABEL_RANGE, refuse_label_scale
+from deepmi.norm_stats import LABEL_RANGE, is_label_scale, refuse_label_scale
 from deepmi.process import UserError, notify
+from deepmi.storage import read_json_object
 
+PREPARED_LABELS, PREPARED_MARK = "labels_consensus.csv", "prepared.json"  # what tools.prepare_corpus writes
 Scale = tuple[float, float]
 
 
@@ -34,16 +36,34 @@ def one_each(values: Sequence, corpora: Sequence, flag: str) -> list:
     return list(values) * len(corpora) if len(values) == 1 else list(values)
 
 
-def label_scale(labels: Path, prepared: Scale | None, asked: Scale | None) -> tuple[Scale, Scale]:
+def prepared_scale(labels: Path) -> Scale | None:
+    """Lowest and highest label of a corpus before tools.prepare_corpus rescaled its labels to 1..7.
+
+    Returns:
+        None if that tool did not write this label file.
+    Raises:
+        UserError: the record beside the file is damaged.
+    """
+    mark = labels.with_name(PREPARED_MARK)
+    if labels.name != PREPARED_LABELS or not mark.is_file():
+        return None
+    scale = read_json_object(mark).get("label_scale")
+    numbers = isinstance(scale, list) and len(scale) == 2 and all(type(value) in (int, float) for value in scale)
+    if not (numbers and is_label_scale(*scale)):
+        raise UserError(f"{mark}: no valid label_scale; prepare the corpus again.")
+    return float(scale[0]), float(scale[1])
+
+
+def label_scale(labels: Path, asked: Scale | None) -> tuple[Scale, Scale]:
     """The scale of a label file, and the scale that its labels had first.
 
     Args:
         labels: the file, for the message.
-        prepared: the first scale by the mark of tools.prepare_corpus; None where that tool did not write the file.
         asked: the pair of --label-scale, or None.
     Raises:
         UserError: the file was prepared from a scale that is not the one asked for.
     """
+    prepared = prepared_scale(labels)
     if prepared is None:
         return asked or LABEL_RANGE, asked or LABEL_RANGE
     if asked not in (None, prepared, LABEL_RANGE):
@@ -54,9 +74,9 @@ def label_scale(labels: Path, prepared: Scale | None, asked: Scale | None) -> tu
     return LABEL_RANGE, prepared
 
 
-def note_if_narrow_scale(labels: Path, prepared: Scale | None, asked: Scale | None, values: NDArray) -> None:
+def note_if_narrow_scale(labels: Path, asked: Scale | None, values: NDArray) -> None:
     """Print a note where no scale is known and no label is above 5, as on a scale of 1 to 5."""
-    if asked is None and prepared is None and len(values) >= 20 and values.max() <= 5:
+    if asked is None and prepared_scale(labels) is None and len(values) >= 20 and values.max() <= 5:
         notify(
             f"note: {labels}: all {len(values)} labels are at most {values.max():g}. If its scale is 1 to 5, give "
             "--label-scale 1 5; the CCC depends on it."
