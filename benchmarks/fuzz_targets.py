@@ -130,8 +130,8 @@ def read_improv(path: Path) -> None:
 
 def read_metric(path: Path) -> None:
     """DeepMI values: the numbers in the JSON file."""
-    values = metric.read_metric(path)
-    expect(values == json.loads(path.read_bytes().decode("utf-8-sig")), "values that differ from the file")
+    values, text = metric.read_metric(path), path.read_bytes().decode("utf-8-sig")
+    expect(values == json.loads(text, parse_int=float), "values that differ from the file")
     expect(all(isinstance(value, float) and abs(value) < 1e300 for value in values.values()), "not numbers")
 
 
