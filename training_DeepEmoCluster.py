@@ -9,8 +9,8 @@ written to Models/, with its log (.log.jsonl) and a picture of the run (.png). O
 
     torchrun --nproc-per-node 2 training_DeepEmoCluster.py ...
 
-Source: Lin, Sridhar & Busso, "DeepEmoCluster" (2021), and the original's settings. No optimizer has momentum or weight
-decay.
+Source: Lin, Sridhar & Busso, "DeepEmoCluster" (2021), and the original's settings. SGD has no momentum, and no
+optimizer has weight decay.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from benchmarks.sections import add_results_argument, fill_section, machine
 from deepmi import ccc, cli
-from tools.statistics import order_means
+from tools.seed_statistics import order_means
 
 LABELS = (0.5, 0.9)  # standard deviation of labels between and within speakers
 EFFECTS = {"none": (0.0, 0.0), "medium": (0.25, 0.12), "large": (0.7, 0.3)}  # sd over speakers of shift and slope

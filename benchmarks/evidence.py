@@ -43,7 +43,7 @@ from matplotlib.figure import Figure
 
 from deepmi.plots import save
 from tools.compare_curricula import number
-from tools.statistics import holm, paired_p
+from tools.seed_statistics import holm, paired_p
 
 CELL = ["features", "attribute", "labels"]
 

@@ -20,6 +20,7 @@ import model
 import utils
 from deepmi import cli, features, matfile, metric, run_log
 from deepmi.process import UserError
+from deepmi.tables import LARGEST_LABEL
 from tools import corpora, feature_sets
 
 
@@ -112,7 +113,7 @@ def check_tables(*tables) -> None:
     """Labels of a different corpus: numbers, and a name in every row."""
     for table in tables:
         for column in corpora.ATTRIBUTE_COLUMNS:
-            expect((table[column].dropna().abs() < tables.LARGEST_LABEL).all(), f"labels {list(table[column])}")
+            expect((table[column].dropna().abs() < LARGEST_LABEL).all(), f"labels {list(table[column])}")
         expect((table["FileName"] != "").all(), "a row without a name")
 
 

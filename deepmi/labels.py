@@ -95,9 +95,12 @@ def select_split(table: pd.DataFrame, split: str, source: object = "labels") -> 
     """
     if split.casefold() == "all":
         return table
-    present = table["Split_Set"].map(split_name).str.casefold()
-    ambiguous = split.casefold() == "test" and (present == "test2").any()
-    rows = table[(present == split_name(split).casefold()) & (not ambiguous)]
+    as_written = table["Split_Set"].str.casefold()
+    rows = table[as_written == split.casefold()]
+    if rows.empty:  # by a different name
+        present = table["Split_Set"].map(split_name).str.casefold()
+        ambiguous = split.casefold() == "test" and (present == "test2").any()
+        rows = table[(present == split_name(split).casefold()) & (not ambiguous)]
     if rows.empty:
         counts = table["Split_Set"].value_counts().to_dict()
         found = ", ".join(f"{name or '(empty)'} {count}" for name, count in counts.items())

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Does the curriculum help under noisy labels? Ten seeds of each order, schedule and kind of clusters, under five kinds
-# of Train labels, for arousal and valence. The tables in benchmarks/RESULTS.md come from this script.
+# of Train labels, for arousal and valence. Ends with the tables of benchmarks/evidence.py.
 #
 #   bash runs/evidence.sh CORPUS FEATURES [FOLDER]
 #

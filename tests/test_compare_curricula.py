@@ -16,7 +16,7 @@ from deepmi.ccc import bootstrap_cccs
 from deepmi.metric import read_metric
 from deepmi.process import UserError
 from model import load_ssl_checkpoint
-from tools import compare_curricula, statistics, trials
+from tools import compare_curricula, seed_statistics, trials
 from tools.side_by_side import with_changes
 
 ORDERS = ["deepmi", "reverse", "random", "none", "deepmi-balanced", "agreement", "selftaught", "prediction", "ridge"]
@@ -223,6 +223,10 @@ def test_variants_and_the_controls_they_are_compared_with():
     controls = compare_curricula.controls_of(variants)
     assert controls["deepmi, late, keep 0.5, kmeans"] == {"random": "random, late, keep 1"}
     assert controls["random, late, keep 1"] == {}
+    args.keep, args.clusters = [0.5], ["head", "kmeans"]
+    controls = compare_curricula.controls_of(compare_curricula.variants_of(args))
+    assert controls["deepmi, late, kmeans"] == {"random": "random, late, kmeans"}
+    assert controls["random, late, kmeans"] == controls["random, paper, head"] == {}
 
 
 def test_spread_of_raters_is_the_population_deviation(tmp_path):
@@ -236,28 +240,28 @@ def test_spread_of_raters_is_the_population_deviation(tmp_path):
 
 
 def test_holm_steps_down_and_passes_over_what_has_no_p():
-    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    found = statistics.holm([0.3, float("nan"), 0.6])
+    assert seed_statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    found = seed_statistics.holm([0.3, float("nan"), 0.6])
     assert found[0] == pytest.approx(0.6) and np.isnan(found[1]) and found[2] == pytest.approx(0.6)
 
 
 def test_p_is_that_of_the_paired_tests():
     first, second = np.array([0.3, 0.35, 0.32, 0.4, 0.31, 0.37]), np.array([0.28, 0.3, 0.33, 0.33, 0.27, 0.31])
-    assert statistics.paired_p(first - second, "t") == pytest.approx(stats.ttest_rel(first, second).pvalue)
-    assert statistics.paired_p(first - second, "wilcoxon") == pytest.approx(stats.wilcoxon(first, second).pvalue)
-    assert np.isnan(statistics.paired_p(np.zeros(5), "t"))
+    assert seed_statistics.paired_p(first - second, "t") == pytest.approx(stats.ttest_rel(first, second).pvalue)
+    assert seed_statistics.paired_p(first - second, "wilcoxon") == pytest.approx(stats.wilcoxon(first, second).pvalue)
+    assert np.isnan(seed_statistics.paired_p(np.zeros(5), "t"))
 
 
 def test_means_of_orders_are_over_the_same_seeds():
     cccs = np.arange(4.0) + np.arange(3)[:, None] * 10
-    means = statistics.order_means(np.tile(cccs, (50, 1, 1)), cccs, 1)
+    means = seed_statistics.order_means(np.tile(cccs, (50, 1, 1)), cccs, 1)
     assert np.allclose(np.diff(means, axis=1), 10)
     assert len(np.unique(means[:, 0])) > 3
 
 
 def test_seeds_widen_an_interval_as_their_t_interval_does():
     cccs = np.random.default_rng(2).normal(0.5, 0.05, (1, 6))
-    means = statistics.order_means(np.tile(cccs, (4000, 1, 1)), cccs, 1)
+    means = seed_statistics.order_means(np.tile(cccs, (4000, 1, 1)), cccs, 1)
     low, high = np.percentile(means, [2.5, 97.5])
     expected = stats.t.interval(0.95, 5, cccs.mean(), stats.sem(cccs[0]))
     assert high - low == pytest.approx(expected[1] - expected[0], rel=0.1)
@@ -265,14 +269,14 @@ def test_seeds_widen_an_interval_as_their_t_interval_does():
 
 def test_one_seed_leaves_the_samples_of_speakers_as_they_are():
     samples = np.random.default_rng(2).normal(0.5, 0.05, (50, 3, 1))
-    assert np.array_equal(statistics.order_means(samples, samples[0], 1), samples[..., 0])
+    assert np.array_equal(seed_statistics.order_means(samples, samples[0], 1), samples[..., 0])
 
 
 def test_as_many_seeds_as_speakers_are_drawn_independently():
     labels, speakers = np.random.default_rng(0).normal(size=200), np.repeat(np.arange(5), 40)
     samples = bootstrap_cccs(labels, [labels + speakers] * 5, list(speakers), 400, 31).reshape(400, 1, 5)
     still = np.zeros_like(samples)
-    of_seeds = statistics.order_means(still, np.arange(5.0)[None] ** 2, 31)[:, 0]
+    of_seeds = seed_statistics.order_means(still, np.arange(5.0)[None] ** 2, 31)[:, 0]
     first_speaker = bootstrap_cccs(labels, [labels + (speakers == 4)], list(speakers), 400, 31)[:, 0]
     assert abs(np.corrcoef(of_seeds, first_speaker)[0, 1]) < 0.2
 

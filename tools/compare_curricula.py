@@ -134,8 +134,8 @@ import utils
 from deepmi import label_scales, storage
 from deepmi.ccc import RESAMPLES
 from tools import comparison_plots, trials
+from tools.seed_statistics import compare
 from tools.side_by_side import side_by_side, with_changes
-from tools.statistics import compare
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What is compared
@@ -175,14 +175,17 @@ def variants_of(args: argparse.Namespace) -> dict[str, Variant]:
 
 def controls_of(variants: dict[str, Variant]) -> dict[str, dict[str, str]]:
     """For each row the rows of CONTROLS, of the same schedule and the largest share, that it is compared with."""
-    most = max(variant.keep for variant in variants.values())
+    most = max((variant.keep for variant in variants.values() if variant.order in CONTROLS), default=1.0)
     found: dict[str, dict[str, str]] = {}
     for name, variant in variants.items():
-        found[name] = {}
-        for other, control in variants.items():
-            if control.order in CONTROLS and other != name:
-                if (control.rate_decay, control.keep) == (variant.rate_decay, most):
-                    found[name].setdefault(control.order, other)
+        found[name] = {
+            control.order: other
+            for other, control in variants.items()
+            if control.order in CONTROLS
+            and other != name
+            and (control.rate_decay, control.keep) == (variant.rate_decay, most)
+            and control.clusters in (None, variant.clusters)
+        }
     return found
 
 

@@ -155,10 +155,10 @@ def pair_lines(titles: tuple[str, str], metrics: tuple[dict, dict], moved: int) 
 
 
 def setting_name(task: argparse.Namespace, kind: str) -> str:
-    """Clusters and unlabeled size of a training, in words; the kind of clusters only where several are compared."""
+    """Clusters and unlabeled size of a training, in words; the kind of clusters unless all are the cluster head's."""
     name = f"K {task.num_clusters}, {task.num_unlabeled or 'no'} unlabeled"
     mean_of = f" (mean of {task.restarts})" if kind == "kmeans" and task.restarts > 1 else ""
-    return name + (f", {kind}{mean_of}" if len(task.clusters) > 1 else "")
+    return name + (f", {kind}{mean_of}" if task.clusters != ["head"] else "")
 
 
 def stability_rows(metrics: dict[str, dict[int, dict[str, float]]]) -> list[list[str]]:
@@ -201,6 +201,8 @@ def measure_stability(args: argparse.Namespace) -> list[str]:
     """Train for every seed and setting; the table, with what it compares."""
     if args.seeds < 2:
         raise UserError("--seeds 1: expected at least 2, to compare them.")
+    if args.restarts > 1 and "kmeans" not in (args.clusters or ()):
+        raise UserError("--restarts: has no effect on the cluster head; add --clusters kmeans.")
     trials.prepare(args)
     args.ssl_epochs, args.clusters = args.epoch, list(dict.fromkeys(args.clusters or ["head"]))
     tasks = [
@@ -234,6 +236,8 @@ def main(args: argparse.Namespace) -> None:
         storage.write_text(target, "\n".join(lines) + "\n")
         print("\n".join([*lines, f"wrote {target}"]))
         return
+    if args.mean and args.out:
+        raise UserError("--out: has no effect with --mean; leave one of them out.")
     if args.mean_of and not args.mean:
         raise UserError("--mean-of: has no effect without --mean OUT.json.")
     if len(args.files) < 2:

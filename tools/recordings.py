@@ -305,7 +305,11 @@ def without_features(recordings: Sequence[Path], feature_dir: Path) -> dict[Path
             stamp = f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} "
             if exists and known.startswith(stamp):
                 continue
-            content = hashlib.blake2b(recording.read_bytes(), digest_size=16).hexdigest()
+            with recording.open("rb") as stream:
+                digest = hashlib.blake2b(digest_size=16)
+                while data := stream.read(2**20):
+                    digest.update(data)
+            content = digest.hexdigest()
         except OSError:  # the extraction reports it
             todo[recording] = target
             continue

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
 
@@ -129,9 +130,10 @@ def noisy_labels(args: argparse.Namespace) -> Path:
             raise UserError(f"{file}: no rating of {len(missing)} of {len(labels)} Train utterances ({missing[0]}).")
     rng = np.random.default_rng(derived_seed(args.seed, "label noise"))
     chosen = rng.choice(len(labels), size=round(args.label_noise * len(labels)), replace=False)
-    labels.iloc[chosen] = rng.choice(labels.to_numpy(), size=len(chosen))
+    drawn = pd.Series(rng.choice(labels.to_numpy(), size=len(chosen)), labels.index[chosen])
+    replaced = drawn if args.train_labels == "consensus" else labels.where(~labels.index.isin(drawn.index), drawn)
     column = f"Emo{args.emo_attr}"
-    table[column] = table["FileName"].map(labels.map("{:.10g}".format)).fillna(table[column])
+    table[column] = table["FileName"].map(replaced.map("{:.10g}".format)).fillna(table[column])
     name = f"labels_{args.emo_attr}_seed{args.seed}{noise_suffix(args)}.csv"
     target = args.results_dir / "trials" / name
     storage.write_text(target, table.to_csv(index=False))
@@ -213,7 +215,10 @@ def score_file(args: argparse.Namespace, order: str, data: Data) -> Path:
     """
     train = data.train
     if order == "agreement":
-        spread = utils.rater_spread(detailed_file(args, "the order agreement"), args.emo_attr).reindex(train.names)
+        file = detailed_file(args, "the order agreement")
+        spread = utils.rater_spread(file, args.emo_attr).reindex(train.names)
+        if spread.isna().all():
+            raise UserError(f"{file}: no Train utterance has two ratings; leave out the order agreement.")
         values = -spread.fillna(spread.max() + 1)  # one rating says nothing about agreement: such utterances come last
     else:
         model, info = load_ssl_checkpoint(
@@ -276,7 +281,7 @@ def self_taught(args: argparse.Namespace) -> Path:
     source = args.labels or utils.find_label_file(args.corpus)
     table, corpus = utils.read_labels(source), utils.open_corpus(args)
     train, validation = corpus.load("Train"), corpus.load_validation()
-    folder = trial_path(args, "selftaught_", _settings(args), train.key, validation.key)
+    folder = trial_path(args, "selftaught_", _settings(args), train.key, validation.key, train.speakers)
     target = folder.with_suffix(".json")
     if target.is_file():
         return target

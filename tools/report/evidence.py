@@ -142,10 +142,13 @@ def run_network(args: argparse.Namespace, checkpoint: Path) -> tuple[list[str], 
     clusters = logits.argmax(dim=1).cpu().numpy()
     predicted = emotion_levels(utils.denormalise(prediction.cpu().numpy(), corpus.label_norm, checkpoint))
     levels, alpha = emotion_levels(train.labels), ALPHA[args.emo_attr]
-    again = clustering.repeated_kmeans(features.cpu(), args.num_clusters, RESTARTS, args.seed)  # (R, N)
-    found = {"cluster head": clusters, "k-means": again[0], f"k-means, mean of {RESTARTS}": again}
+    found = {"cluster head": clusters}
+    if len(clusters) >= args.num_clusters:
+        again = clustering.repeated_kmeans(features.cpu(), args.num_clusters, RESTARTS, args.seed)  # (R, N)
+        found |= {"k-means": again[0], f"k-means, mean of {RESTARTS}": again}
     of = {name: deepmi_values(x, levels, predicted, args.num_clusters, alpha) for name, x in found.items()}
-    (values, information), *_, (kmeans_values, _) = of.values()
+    (values, information), *_ = of.values()
+    kmeans_values, _ = [*of.values()][-1]
     # The features of MSP-Podcast itself have no record of their set; the name of their folder identifies it.
     is_default = corpus.corpus.features.parts[-3:] == utils.FEATURE_FOLDER.parts
     return train.names, Network(
