@@ -153,7 +153,7 @@ def test_rows_without_a_split_or_speaker_are_not_given_one(table, bench, word):
     assert code == 0 and "1 of 3 rows without a split (s1/0.wav)" in err
     found = labels(table.parent / "out")
     assert found["Split_Set"].to_dict() == {"s0_0.wav": "Train", "s2_0.wav": "Test1"}
-    assert found["SpkrID"].tolist() == ["Unknown", "s2"] and "1 utterance without speaker" in out
+    assert found["SpkrID"].tolist() == ["Unknown", "s2"] and "1 utterance of unknown ones" in out
     table.write_text(f"path;act;who;part\ns0/0.wav;1;;{word}\n")
     bench.refuses(bench.run(TOOL, *argv), "no row has a split")
 

@@ -269,7 +269,7 @@ def summary(table: pd.DataFrame) -> list[str]:
     unknown = plural(int(speakers.isna().sum()), "utterance")
     unreadable = f"; cannot read {plural(seconds.count(0), 'recording')}" if 0 in seconds else ""
     lines = [
-        f"{plural(len(table), 'utterance')}, {plural(speakers.nunique(), 'speaker')} ({unknown} without speaker), "
+        f"{plural(len(table), 'utterance')}, {plural(speakers.nunique(), 'speaker')} ({unknown} of unknown ones), "
         f"{sum(seconds) / 3600:.2f} hours{unreadable}"
     ]
     splits = table["Split_Set"]
