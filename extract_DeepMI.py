@@ -63,8 +63,7 @@ def warn_if_head_collapsed(clusters: NDArray[np.int64], entropy: float, args: ar
 @ranks.on_every_rank
 def main(args: argparse.Namespace) -> None:
     """Extract and write the DeepMI values."""
-    if args.clusters == "head" and args.restarts > 1:
-        raise UserError("--restarts: has no effect on the cluster head; add --clusters kmeans.")
+    cli.refuse_idle_restarts(args)
     device = runtime.choose_device(args.device)
     precision = runtime.choose_precision(device, args.precision)
     corpus = utils.open_corpus(args)

@@ -74,6 +74,11 @@ def interval_by_speaker(
     return (low, high), line + warning
 
 
+def speaker_groups(speakers: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The group of each utterance: its speaker, or its own file name if the speaker is not known."""
+    return [name if who == UNKNOWN_SPEAKER else f"speaker {who}" for who, name in zip(speakers, names)]
+
+
 def bootstrap_groups(speakers: Sequence[str], names: Sequence[str]) -> tuple[list[str] | None, str, str]:
     """What the bootstrap resamples: whole speakers where several are known, else single utterances.
 
@@ -91,8 +96,7 @@ def bootstrap_groups(speakers: Sequence[str], names: Sequence[str]) -> tuple[lis
     if known == 1 and not unknown:
         return groups, drawn, "; only 1 speaker: this interval says nothing about other speakers"
     if known:
-        # An utterance of an unknown speaker is a group by itself.
-        groups = [name if who == UNKNOWN_SPEAKER else f"speaker {who}" for who, name in zip(speakers, names)]
+        groups = speaker_groups(speakers, names)
         count, unit = known, "speaker"
         drawn = f"{known} whole speaker{'s' * (known != 1)}"
         drawn += f" and {unknown} utterance{'s' * (unknown != 1)} of unknown speakers" if unknown else ""

@@ -194,6 +194,12 @@ def add_cluster_source_arguments(parser: argparse._ActionsContainer, several: bo
     parser.add_argument("--restarts", type=positive_int, default=1, metavar="R", help=help)
 
 
+def refuse_idle_restarts(args: argparse.Namespace) -> None:
+    """Raise `UserError` if --restarts is given without --clusters kmeans."""
+    if args.restarts > 1 and "kmeans" not in (args.clusters or ()):
+        raise UserError("--restarts: has no effect on the cluster head; add --clusters kmeans.")
+
+
 def schedule(args: argparse.Namespace) -> curriculum.Schedule:
     """The schedule that the flags name."""
     return curriculum.Schedule(args.pacing, args.rate_decay, args.bins, args.epochs_per_bin)

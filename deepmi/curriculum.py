@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deepmi.process import UserError, notify
+from deepmi.process import UserError, first_few, notify
 from deepmi.seeds import derived_seed
 
 ORDERS = ("deepmi", "deepmi-balanced", "random", "reverse", "none")
@@ -61,16 +61,12 @@ def match_metric(
     >>> match_metric({"b.wav": 0.25, "a.wav": 0.5}, ["a.wav", "b.wav"], "DeepMI.json")
     array([0.5 , 0.25])
     """
-
-    def some(names: list[str]) -> str:
-        return f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-
     known = set(utterances if train is None else train)
     lacking = [name for name in utterances if name not in metric]
     unknown = [name for name in metric if name not in known]
     if unknown or (lacking and not (skip_missing and len(lacking) < len(utterances))):
-        found = [f"lacks {len(lacking)} of them {some(lacking)}"] * bool(lacking)
-        found += [f"has {len(unknown)} besides them {some(unknown)}"] * bool(unknown)
+        found = [f"lacks {len(lacking)} of them ({first_few(lacking, 3)})"] * bool(lacking)
+        found += [f"has {len(unknown)} besides them ({first_few(unknown, 3)})"] * bool(unknown)
         raise UserError(
             f"{source}: made for a Train split different from these {len(utterances)} utterances: it "
             f"{' and '.join(found)}. Run extract_DeepMI.py on this corpus, or name its metric with --metric FILE"
@@ -78,7 +74,7 @@ def match_metric(
         )
     if lacking:
         count = f"{len(lacking)} of {len(utterances)}"
-        notify(f"warning: {source}: no value for {count} Train utterances {some(lacking)}; left out.")
+        notify(f"warning: {source}: no value for {count} Train utterances ({first_few(lacking, 3)}); left out.")
     return np.array([metric.get(name, math.nan) for name in utterances])
 
 

@@ -93,7 +93,7 @@ def deepmi_values(
     if np.ndim(clusters) == 2:
         of_each = (deepmi_values(one, levels, predicted_levels, num_clusters, alpha) for one in clusters)
         values, information = zip(*of_each)
-        return _rounded(np.mean(values, axis=0)), {
+        return rounded(np.mean(values, axis=0)), {
             key: np.mean([of[key] for of in information]) for key in information[0]
         }
     joint_xy = joint_probability(clusters, levels, num_clusters, NUM_LEVELS)
@@ -101,10 +101,10 @@ def deepmi_values(
     cells_xy, cells_yy = information_of_cells(joint_xy), information_of_cells(joint_yy)
     raw = (1 - alpha) * cells_xy[clusters, levels] + alpha * cells_yy[predicted_levels, levels]
     totals = {"I(X;Y)": float(cells_xy.sum()), "I(Yp;Y)": float(cells_yy.sum())}
-    return _rounded(raw), totals | {"H(X)": entropy(joint_xy.sum(axis=1))}
+    return rounded(raw), totals | {"H(X)": entropy(joint_xy.sum(axis=1))}
 
 
-def _rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Values with DECIMALS decimals. Unlike NumPy's, Python's round is exact; + 0.0 turns -0.0 into 0.0."""
     return np.array([round(value, DECIMALS) + 0.0 for value in values.tolist()])
 

@@ -200,3 +200,10 @@ def digest(*parts: object) -> str:
         sha.update(len(data).to_bytes(8, "little"))
         sha.update(data)
     return sha.hexdigest()
+
+
+def update_with_file(digest: hashlib._Hash, path: Path) -> None:
+    """Feed the content of a file to a digest of hashlib, a block at a time."""
+    with path.open("rb") as stream:
+        while data := stream.read(2**20):
+            digest.update(data)

@@ -50,9 +50,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.new_parser(__doc__)
     cli.add_training_arguments(parser, epochs=70)
     cli.add_clusters_argument(parser, "number of clusters K of the DeepMI file, or of the DeepEmoClusters to train")
-    parser.add_argument(
-        "--seeds", type=cli.positive_int, default=5, metavar="N", help="number of seeds, counted from --seed"
-    )
+    help = "number of seeds, counted from --seed"
+    parser.add_argument("--seeds", type=cli.positive_int, default=5, metavar="N", help=help)
     parser.add_argument(
         "--orders",
         nargs="+",
@@ -63,65 +62,48 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     cli.add_keep_argument(parser, several=True)
     cli.add_schedule_arguments(parser, several=True)
-    parser.add_argument(
-        "--paired-test",
-        choices=("t", "wilcoxon"),
-        default="t",
-        help="test of the differences over seeds; Wilcoxon's signed ranks need six seeds to reach p < .05, and more "
-        "after the correction for the number of comparisons",
+    help = (
+        "test of the differences over seeds; Wilcoxon's signed ranks need six seeds to reach p < .05, and more after "
+        "the correction for the number of comparisons"
     )
+    parser.add_argument("--paired-test", choices=("t", "wilcoxon"), default="t", help=help)
     parser.add_argument("--split", default="Test1", metavar="NAME", help="split to test on")
-    parser.add_argument(
-        "--testing",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="CORPUS",
-        help="further corpora to test on, all their splits; their features must be of the same set",
-    )
+    help = "further corpora to test on, all their splits; their features must be of the same set"
+    parser.add_argument("--testing", type=Path, nargs="+", default=[], metavar="CORPUS", help=help)
     cli.add_label_scale_argument(parser, " of the --testing corpora")
     cli.add_corpus_arguments(parser)
-
-    noise = parser.add_argument_group(
-        "noise in the Train labels, different for each seed; DeepMI must not have seen "
-        "the true labels, so it needs --ssl-epochs"
-    )
-    noise.add_argument(
-        "--label-noise",
-        type=share,
-        default=0.0,
-        metavar="P",
-        help="share of the Train labels to replace by draws from all Train labels",
-    )
-    noise.add_argument(
-        "--train-labels",
-        choices=("consensus", "single-rater"),
-        default="consensus",
-        help="train on the consensus, or on the rating of one random rater per utterance (needs labels_detailed); "
-        "tests are on the consensus",
-    )
-
-    group = parser.add_argument_group("DeepMI: one file for all seeds")
-    cli.add_metric_dir_argument(group)
-    cli.add_metric_argument(group)
-    group.add_argument(
-        "--checkpoint",
-        type=Path,
-        metavar="FILE",
-        help="DeepEmoCluster checkpoint of that DeepMI file, for the order prediction",
-    )
-    group = parser.add_argument_group("DeepMI: one DeepEmoCluster per seed")
-    group.add_argument(
-        "--ssl-epochs",
-        type=cli.positive_int,
-        metavar="N",
-        help="train a DeepEmoCluster of N epochs for each seed, and use its DeepMI",
-    )
-    cli.add_cluster_source_arguments(group, several=True)
+    _add_noise_arguments(parser)
+    _add_deepmi_arguments(parser)
     cli.add_unlabeled_arguments(parser)
     cli.add_trial_arguments(parser)
     cli.add_compute_arguments(parser, "the first seed; it seeds the weights, batches, dropout, random order and noise")
     return parser
+
+
+def _add_noise_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "noise in the Train labels, different for each seed; DeepMI must not have seen the true labels, so it needs "
+        "--ssl-epochs"
+    )
+    help = "share of the Train labels to replace by draws from all Train labels"
+    group.add_argument("--label-noise", type=share, default=0.0, metavar="P", help=help)
+    help = (
+        "train on the consensus, or on the rating of one random rater per utterance (needs labels_detailed); tests are "
+        "on the consensus"
+    )
+    group.add_argument("--train-labels", choices=("consensus", "single-rater"), default="consensus", help=help)
+
+
+def _add_deepmi_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("DeepMI: one file for all seeds")
+    cli.add_metric_dir_argument(group)
+    cli.add_metric_argument(group)
+    help = "DeepEmoCluster checkpoint of that DeepMI file, for the order prediction"
+    group.add_argument("--checkpoint", type=Path, metavar="FILE", help=help)
+    group = parser.add_argument_group("DeepMI: one DeepEmoCluster per seed")
+    help = "train a DeepEmoCluster of N epochs for each seed, and use its DeepMI"
+    group.add_argument("--ssl-epochs", type=cli.positive_int, metavar="N", help=help)
+    cli.add_cluster_source_arguments(group, several=True)
 
 
 if __name__ == "__main__":
@@ -208,8 +190,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.clusters and not args.ssl_epochs:
         raise UserError("--clusters: has an effect only on DeepMI that is extracted here; add --ssl-epochs N.")
     args.clusters = list(dict.fromkeys(args.clusters or ["head"]))
-    if args.restarts > 1 and "kmeans" not in args.clusters:
-        raise UserError("--restarts: has no effect on the cluster head; add --clusters kmeans.")
+    cli.refuse_idle_restarts(args)
     by_metric = by_deepemocluster(args)
     if args.ssl_epochs and (args.metric or args.checkpoint):
         raise UserError("--ssl-epochs makes the DeepMI and the checkpoint; leave out --metric and --checkpoint.")

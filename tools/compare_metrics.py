@@ -74,7 +74,7 @@ from scipy import stats
 from scipy.stats import rankdata
 
 import utils
-from deepmi.metric import DECIMALS, read_metric, write_metric
+from deepmi.metric import read_metric, rounded, write_metric
 from tools import trials
 from tools.side_by_side import with_changes
 
@@ -201,8 +201,7 @@ def measure_stability(args: argparse.Namespace) -> list[str]:
     """Train for every seed and setting; the table, with what it compares."""
     if args.seeds < 2:
         raise UserError("--seeds 1: expected at least 2, to compare them.")
-    if args.restarts > 1 and "kmeans" not in (args.clusters or ()):
-        raise UserError("--restarts: has no effect on the cluster head; add --clusters kmeans.")
+    cli.refuse_idle_restarts(args)
     trials.prepare(args)
     args.ssl_epochs, args.clusters = args.epoch, list(dict.fromkeys(args.clusters or ["head"]))
     tasks = [
@@ -275,7 +274,7 @@ def write_mean(target: Path, metrics: dict[str, dict[str, float]], of: str) -> N
             )
     columns = [np.array([metric[name] for name in names]) for metric in metrics.values()]
     mean = np.mean([percentiles(column) for column in columns] if of == "ranks" else columns, axis=0)
-    write_metric(target, dict(zip(names, (mean.round(DECIMALS) + 0.0).tolist())))
+    write_metric(target, dict(zip(names, rounded(mean).tolist())))
 
 
 def write_values(target: Path, metrics: dict[str, dict[str, float]]) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from deepmi.process import UserError, workers_without_interrupt
 from deepmi.runtime import choose_device
-from deepmi.storage import read_json_object
+from deepmi.storage import read_json_object, update_with_file
 from tools.sound import SAMPLING_RATE, Clip, read_signal, seconds_of
 
 BATCH_SECONDS = 64  # of audio in one batch of an encoder, including the silence that pads shorter clips
@@ -168,9 +168,7 @@ def _digest_of(folder: Path) -> str:
     weights = [file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin") and file.is_file()]
     digest = hashlib.sha256()
     for file in sorted([*(folder / name for name in CONFIG_FILES), *weights]):
-        with file.open("rb") as stream:
-            while data := stream.read(2**20):
-                digest.update(data)
+        update_with_file(digest, file)
     return digest.hexdigest()[:12]
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from deepmi import features
 from deepmi.features import AUDIO_ENDINGS, UNREADABLE_ENDINGS
 from deepmi.process import UserError, first_few, notify
-from deepmi.storage import read_json_object, write_text
+from deepmi.storage import read_json_object, update_with_file, write_text
 
 # Tables often name the video, or the file before its conversion.
 VIDEO_ENDINGS = (".mpg", ".mpeg", ".wmv", ".flv", ".avi", ".mov", ".mkv", ".m4v", ".mp4")
@@ -305,10 +305,8 @@ def without_features(recordings: Sequence[Path], feature_dir: Path) -> dict[Path
             stamp = f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} "
             if exists and known.startswith(stamp):
                 continue
-            with recording.open("rb") as stream:
-                digest = hashlib.blake2b(digest_size=16)
-                while data := stream.read(2**20):
-                    digest.update(data)
+            digest = hashlib.blake2b(digest_size=16)
+            update_with_file(digest, recording)
             content = digest.hexdigest()
         except OSError:  # the extraction reports it
             todo[recording] = target

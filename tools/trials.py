@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
 
@@ -25,6 +24,7 @@ import training_DeepEmoCluster
 import utils
 from deepmi import __version__, cli, curriculum, label_scales, runtime, storage
 from deepmi.batches import Rows, in_batches
+from deepmi.ccc import speaker_groups
 from deepmi.labels import draw_ratings
 from deepmi.metric import read_metric, warn_if_flat, write_metric
 from deepmi.process import UserError
@@ -120,20 +120,20 @@ def noisy_labels(args: argparse.Namespace) -> Path:
     """
     source = args.labels or utils.find_label_file(args.corpus)
     table = utils.read_labels(source)
-    labels = utils.attribute_labels(utils.select_split(table, "Train", source), args.emo_attr, source)
+    consensus = utils.attribute_labels(utils.select_split(table, "Train", source), args.emo_attr, source)
+    labels = consensus.copy()
     if args.train_labels == "single-rater":
         file = detailed_file(args, "--train-labels single-rater")
         ratings = draw_ratings(file, args.emo_attr, derived_seed(args.seed, "single rater"))
-        labels = ratings.reindex(labels.index)
+        labels = ratings.reindex(consensus.index)
         if labels.isna().any():
             missing = labels.index[labels.isna()]
             raise UserError(f"{file}: no rating of {len(missing)} of {len(labels)} Train utterances ({missing[0]}).")
     rng = np.random.default_rng(derived_seed(args.seed, "label noise"))
     chosen = rng.choice(len(labels), size=round(args.label_noise * len(labels)), replace=False)
-    drawn = pd.Series(rng.choice(labels.to_numpy(), size=len(chosen)), labels.index[chosen])
-    replaced = drawn if args.train_labels == "consensus" else labels.where(~labels.index.isin(drawn.index), drawn)
-    column = f"Emo{args.emo_attr}"
-    table[column] = table["FileName"].map(replaced.map("{:.10g}".format)).fillna(table[column])
+    labels.iloc[chosen] = rng.choice(labels.to_numpy(), size=len(chosen))
+    column, changed = f"Emo{args.emo_attr}", labels[labels != consensus]  # the text of all others stays
+    table[column] = table["FileName"].map(changed.map("{:.10g}".format)).fillna(table[column])
     name = f"labels_{args.emo_attr}_seed{args.seed}{noise_suffix(args)}.csv"
     target = args.results_dir / "trials" / name
     storage.write_text(target, table.to_csv(index=False))
@@ -256,7 +256,7 @@ def folds_by_speaker(speakers: Sequence[str], names: Sequence[str], seed: int) -
     Returns:
         Folds 0..FOLDS-1, fewer where there are fewer speakers, int64, shape (N,). A single speaker is divided.
     """
-    groups = [name if who == utils.UNKNOWN_SPEAKER else f"speaker {who}" for who, name in zip(speakers, names)]
+    groups = speaker_groups(speakers, names)
     sizes = Counter(groups if len(set(groups)) > 1 else names)
     drawn = np.random.default_rng(seed).permutation(sorted(sizes)).tolist()
     totals = [0] * min(FOLDS, len(sizes))
@@ -331,20 +331,21 @@ def run_trials(tasks: Sequence[argparse.Namespace], data: dict[int, Data], jobs:
         task.folder = trial_path(named, f"{task.order}_", *settings, of.train.key, of.validation.key)
         tests = storage.digest({name: test.key for name, test in of.tests.items()})
         task.result = task.folder.with_name(f"{task.folder.name}_{tests[:12]}.json")
-    missing = {task.result: task for task in tasks if _read_result(task, data[task.seed]) is None}.values()
+    results = {task.result: _read_result(task, data[task.seed]) for task in tasks}
+    missing = {task.result: task for task in tasks if results[task.result] is None}.values()
     for task in missing:
         if task.order == curriculum.RIDGE:
             of = data[task.seed]
             found = ridge_predictions(of.train.rows, of.train.labels, *(test.rows for test in of.tests.values()))
-            _write_result(task, of, None, None, found)
+            results[task.result] = _write_result(task, of, None, None, found)
     networks = [task for task in missing if task.order != curriculum.RIDGE]
     for task, (regressor, best_epoch, curve) in side_by_side(train_regressor, networks, jobs, "regressors"):
         of = data[task.seed]
         found = [predict_by(regressor, of.corpus, test.rows, task) for test in of.tests.values()]
         found = [utils.denormalise(z, of.corpus.label_norm, regressor) for z in found]
-        _write_result(task, of, best_epoch, curve, found)
+        results[task.result] = _write_result(task, of, best_epoch, curve, found)
         shutil.rmtree(task.folder)
-    return [_read_result(task, data[task.seed]) for task in tasks]
+    return [results[task.result] for task in tasks]
 
 
 def train_regressor(args: argparse.Namespace) -> tuple[Path, int, list[float]]:
@@ -372,11 +373,13 @@ def ridge_predictions(train_rows: NDArray, labels: NDArray, *test_rows: NDArray)
     return [model.predict(rows) for rows in test_rows]
 
 
-def _write_result(task: argparse.Namespace, data: Data, best_epoch, curve, predictions: Sequence[NDArray]) -> None:
+def _write_result(task: argparse.Namespace, data: Data, best_epoch, curve, predictions: Sequence[NDArray]) -> dict:
     tests = {
         name: dict(zip(test.names, values.tolist())) for (name, test), values in zip(data.tests.items(), predictions)
     }
-    storage.write_text(task.result, json.dumps({"best_epoch": best_epoch, "curve": curve, "tests": tests}))
+    result = {"best_epoch": best_epoch, "curve": curve, "tests": tests}
+    storage.write_text(task.result, json.dumps(result))
+    return result
 
 
 def _read_result(task: argparse.Namespace, data: Data) -> dict | None:
