@@ -52,7 +52,7 @@ def read_tables(folders: list[Path]) -> pd.DataFrame:
     """All rows of all comparisons, with the columns features (the folder above), attribute, labels and decay.
 
     Raises:
-        UserError: a folder has no comparison.
+        UserError: a folder has no comparison, or one that runs/evidence.sh does not make.
     """
     tables = []
     for folder in folders:
@@ -61,11 +61,9 @@ def read_tables(folders: list[Path]) -> pd.DataFrame:
             raise UserError(f"{folder}: no tables of tools.compare_curricula; run runs/evidence.sh first.")
         for file in files:
             attribute, noise = re.fullmatch(r"compare_([A-Za-z]+)(.*)", file.stem).groups()
-            facts = {
-                "features": folder.resolve().parent.name,
-                "attribute": attribute,
-                "labels": LABELS.get(noise, noise),
-            }
+            if noise not in LABELS:  # it would count in the ranking and appear in no table
+                raise UserError(f"{file}: not a table of runs/evidence.sh; move it to a different folder.")
+            facts = {"features": folder.resolve().parent.name, "attribute": attribute, "labels": LABELS[noise]}
             tables.append(pd.read_csv(file).assign(**facts))
     table = pd.concat(tables, ignore_index=True)
     parts = table["order"].str.split(", ")
@@ -155,11 +153,8 @@ def main(args: argparse.Namespace) -> None:
     table = read_tables(args.folders)
     ranking = rank_by_validation(table)
     recipe = ranking.index[0]
-    print(
-        "\n".join(
-            ["Mean validation CCC under noisy labels:", *(f"{value:.4f}  {name}" for name, value in ranking.items())]
-        )
-    )
+    print("Mean validation CCC under noisy labels:")
+    print("\n".join(f"{value:.4f}  {name}" for name, value in ranking.items()))
     print("\n".join([f"recipe: {recipe}", *ccc_tables(table), *difference_lines(differences(table, recipe), recipe)]))
     if args.picture:
         draw_label_noise(table, recipe, args.picture)

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import model
 from benchmarks import bench_stages, coverage, evidence
 from deepmi.ccc import concordance_cc
+from deepmi.process import UserError
 from tools.compare_curricula import CONTROLS
 
 
@@ -73,3 +74,6 @@ def test_the_recipe_is_chosen_by_validation_and_not_by_the_test(tmp_path, capsys
     raw = [stats.ttest_rel(rows["deepmi, late, kmeans"][1], rows[f"{name}, late"][1]).pvalue for name in CONTROLS]
     assert found["p"].tolist() == pytest.approx(raw * 2)
     assert found["p_holm"].min() == pytest.approx(min(1, 4 * min(raw)))
+    (folder / "compare_Act_noise20.csv").write_bytes((folder / "compare_Act.csv").read_bytes())
+    with pytest.raises(UserError, match=r"compare_Act_noise20\.csv"):
+        evidence.read_tables([folder])

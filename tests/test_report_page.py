@@ -1,5 +1,6 @@
 """The page of the DeepMI report in a browser, as a reader uses it."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -121,6 +122,12 @@ def wait_for_duration(page) -> float:
             break
         page.wait_for_timeout(100)
     return audio.evaluate("player => player.duration")
+
+
+def test_values_of_the_cluster_head_are_never_called_those_of_kmeans(found):
+    for kmeans_values, by_kmeans in ((found.network.kmeans_values, False), (found.network.values, True), (None, False)):
+        network = dataclasses.replace(found.network, kmeans_values=kmeans_values)
+        assert panels.is_by_kmeans(dataclasses.replace(found, network=network)) == by_kmeans
 
 
 def test_every_chart_is_drawn_and_has_the_color_of_the_page(opened):

@@ -37,7 +37,7 @@ class Network:
     information: dict[str, float]  # as from `deepmi_values`
     features: NDArray[np.float32]  # the input of k-means, shape (N, 256)
     sources: pd.DataFrame  # as from `measures.cluster_sources`
-    kmeans_values: NDArray[np.float64]  # DeepMI by RESTARTS k-means of the features, shape (N,)
+    kmeans_values: NDArray[np.float64] | None  # DeepMI by RESTARTS k-means of the features, (N,); None if N < K
     differences: NDArray[np.float64]  # as from `measures.standardised_differences`, shape (K, D)
     feature_names: list[str]  # D names
 
@@ -147,8 +147,8 @@ def run_network(args: argparse.Namespace, checkpoint: Path) -> tuple[list[str], 
         again = clustering.repeated_kmeans(features.cpu(), args.num_clusters, RESTARTS, args.seed)  # (R, N)
         found |= {"k-means": again[0], f"k-means, mean of {RESTARTS}": again}
     of = {name: deepmi_values(x, levels, predicted, args.num_clusters, alpha) for name, x in found.items()}
-    (values, information), *_ = of.values()
-    kmeans_values, _ = [*of.values()][-1]
+    values, information = of["cluster head"]
+    kmeans_values, _ = of.get(f"k-means, mean of {RESTARTS}", (None, {}))
     # The features of MSP-Podcast itself have no record of their set; the name of their folder identifies it.
     is_default = corpus.corpus.features.parts[-3:] == utils.FEATURE_FOLDER.parts
     return train.names, Network(

@@ -218,7 +218,8 @@ def cluster_charts(found: Evidence) -> tuple[Charts, pd.DataFrame]:
 
 def is_by_kmeans(found: Evidence) -> bool:
     """Whether the values are those of k-means of the checkpoint's features."""
-    return np.abs(found.train["value"].to_numpy() - found.network.kmeans_values).max() <= SAME_VALUE
+    by_kmeans = found.network.kmeans_values
+    return by_kmeans is not None and np.abs(found.train["value"].to_numpy() - by_kmeans).max() <= SAME_VALUE
 
 
 def mismatch(found: Evidence) -> list[str]:
