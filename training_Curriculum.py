@@ -104,19 +104,19 @@ def train_epoch(
     """
     runtime.set_rate(learner.adam, rate)
     runtime.seed_everything(derived_seed(args.seed, "batches", epoch))
-    shuffled = subset[ranks.as_on_first_rank(torch.randperm(len(subset), device=rows.device))]
-    batches = [batch for batch in shuffled.split(args.batch_size) if len(batch) > 1]
+    permutation = torch.randperm(len(subset), device=rows.device)
+    ranks.copy_from_first_rank(permutation)
+    batches = [batch for batch in subset[permutation].split(args.batch_size) if len(batch) > 1]
     ranks.seed_own_dropout(args.seed, epoch)
     learner.model.train()
     losses = torch.zeros(len(batches), 1, device=rows.device)
-    own = [batch[ranks.own_share(len(batch))] for batch in batches]
-    for number, x in enumerate(rows.batches(own)):  # x: (B, D), the rank's share of the batch
-        batch = batches[number]
+    shares = [batch[ranks.own_share(len(batch))] for batch in batches]  # one rank: the batches themselves
+    for number, (x, batch) in enumerate(zip(rows.batches(shares), batches)):  # x: features of the share, (B, D)
         with runtime.autocast(rows.device, args.precision):
             prediction = learner.network(x)
         loss = ccc_loss(ranks.whole_batch(prediction.float(), len(batch)), targets[batch])
         learner.adam.zero_grad()
-        (loss * num_ranks()).backward()  # over ranks gradients are averaged, each that of its own part
+        (loss * num_ranks()).backward()  # DDP averages the gradients of the shares where they should be added
         learner.adam.step()
         losses[number] = loss.detach()
     losses = losses.cpu()  # the only wait for the device in this epoch
@@ -183,12 +183,12 @@ def main(args: argparse.Namespace) -> None:
         corpus = utils.open_corpus(args)
         train, validation = corpus.load("Train"), corpus.load_validation()
         order, metric, metric_key = load_order(args, corpus, train)
-        keys = {"Train": train.key, "Validation": validation.key, "metric": metric_key}
+        digests = {"Train": train.key, "Validation": validation.key, "metric": metric_key}
         counts = {"Train": len(order), "Validation": len(validation.names)}
         details = {"corpus": str(args.corpus), "counts": counts, "device": str(device), "metric": metric}
         details["ranks"] = num_ranks()
         chosen = cli.chosen(args, "order", "keep", "pacing", "rate_decay", "bins", "epochs_per_bin")
-        run = run_log.TrainingRun(target, chosen, keys, details, args.resume)
+        run = run_log.TrainingRun(target, chosen, digests, details, args.resume)
         finished = run.is_finished()
         state = None if finished else run.start()
     run.refuse_unlike_ranks(finished)
@@ -220,7 +220,7 @@ def main(args: argparse.Namespace) -> None:
         record["validation_ccc_loss"] = validation_loss(learner, validation_rows, validation.targets, args.precision)
         record["seconds"] = round(time.monotonic() - begin, 3)
 
-        run.end_epoch(record, learner.model.state_dict())
+        run.end_epoch(record, learner.model.state_dict())  # the best epoch has the lowest validation_ccc_loss
         tqdm.write(
             f"epoch {record['epoch']:3d}: {record['utterances']} utterances, CCC loss {record['ccc_loss']:.4f}, "
             f"validation CCC loss {record['validation_ccc_loss']:.4f}, {record['seconds']:.2f} s"

@@ -51,19 +51,22 @@ from deepmi.process import num_ranks
 from deepmi.seeds import derived_seed
 from model import DenseResNet, save_ssl_checkpoint
 
-LR_TRUNK = 1e-3  # SGD on everything but the top layer, both phases
+LR_TRUNK = 1e-3  # SGD on the trunk (everything but the top layer), both phases
 LR_TOP_LAYER = 1e-2  # SGD
-LR_JOINT = 1e-4  # Adam on everything but the top layer, labeled phase
+LR_JOINT = 1e-4  # Adam on the trunk, labeled phase
 
 
 class Learner:
-    """The network and its three optimizers."""
+    """The network and its optimizers.
+
+    As in the original, two of them step the trunk in the labeled phase: SGD, as in the unlabeled one, and Adam.
+    """
 
     def __init__(self, num_features: int, args: argparse.Namespace, device: torch.device):
         self.model = DenseResNet(num_features, args.num_clusters).to(device)
-        lasting = [p for name, p in self.model.named_parameters() if not name.startswith("top_layer_class")]
-        self.sgd = runtime.sgd(lasting, LR_TRUNK, device)
-        self.adam = runtime.adam(lasting, LR_JOINT, device)
+        trunk = [p for name, p in self.model.named_parameters() if not name.startswith("top_layer_class")]
+        self.sgd = runtime.sgd(trunk, LR_TRUNK, device)
+        self.adam = runtime.adam(trunk, LR_JOINT, device)
         self.top_sgd = runtime.sgd(self.model.top_layer_class.parameters(), LR_TOP_LAYER, device)
         self.network = runtime.compiled(ranks.over_ranks(self.model, in_parts=True), args.compile)
 
@@ -87,7 +90,7 @@ def train_phase(
     title = f"epoch {epoch}, {'unlabeled' if targets is None else 'labeled'}"
 
     # Assign: k-means of the features as the network sees them now
-    (points,) = in_batches(model, model.cluster_features, rows, args.precision, own=True)  # (N, 256) over all ranks
+    (points,) = in_batches(model, model.cluster_features, rows, args.precision, own=True)  # (N, 256)
     seed = derived_seed(args.seed, "k-means", epoch, phase)
     clusters = clustering.kmeans(points, args.num_clusters, seed, len(rows), device)
     pseudo_labels = clusters.assignment  # (N,)
@@ -95,35 +98,36 @@ def train_phase(
 
     # Sample: N utterances, the same number from each cluster
     seed = derived_seed(args.seed, "sampler", epoch, phase)
-    sampled = ranks.as_on_first_rank(clustering.uniform_sample(pseudo_labels, args.num_clusters, seed))
+    sampled = clustering.uniform_sample(pseudo_labels, args.num_clusters, seed)
+    ranks.copy_from_first_rank(sampled)
     batches = sampled.split(args.batch_size)
 
     # A fresh top layer, because cluster numbers mean something else in every phase
     runtime.seed_everything(derived_seed(args.seed, "top layer", epoch, phase))
     model.renew_top_layer()
-    ranks.as_on_first_rank(model.top_layer_class.weight.detach())
+    ranks.copy_from_first_rank(model.top_layer_class.weight.detach())
     ranks.seed_own_dropout(args.seed, epoch, phase)
 
     model.train()
     optimizers = [learner.sgd, learner.top_sgd, *([learner.adam] if phase else [])]
     losses = torch.zeros(len(batches), 2, device=device)  # cross-entropy and CCC loss
-    own = [batch[ranks.own_share(len(batch))] for batch in batches]
-    bar = tqdm(rows.batches(own), title, len(batches), unit="batch", leave=False, disable=None)
-    for number, x in enumerate(bar):  # x: (B, D), the rank's share of the batch
-        batch = batches[number]
+    shares = [batch[ranks.own_share(len(batch))] for batch in batches]  # one rank: the batches themselves
+    bar = tqdm(rows.batches(shares), title, len(batches), unit="batch", leave=False, disable=None)
+    for number, (x, batch, share) in enumerate(zip(bar, batches, shares)):  # x: features of the share, (B, D)
         joint = targets is not None and len(batch) > 1  # the CCC of a single utterance has no gradient
 
         # Forward
         with runtime.autocast(device, args.precision):
             logits, attribute = learner.network(x, clusters_only=not joint)  # (B, K), (B,)
-        loss = cluster_loss = cross_entropy(logits.float(), pseudo_labels[own[number]], reduction="sum") / len(batch)
+        loss = cluster_loss = cross_entropy(logits.float(), pseudo_labels[share], reduction="sum") / len(batch)
         if joint:
             attribute_loss = ccc_loss(ranks.whole_batch(attribute.float(), len(batch)), targets[batch])
             loss = cluster_loss + attribute_loss
             losses[number, 1] = attribute_loss.detach()
         losses[number, 0] = cluster_loss.detach()
 
-        # Backward and step; over ranks gradients are averaged, while the loss is the sum of their parts
+        # Backward and step. Each rank has its share of the loss, and DDP averages the gradients where they should be
+        # added: hence the factor.
         for optimizer in optimizers:
             optimizer.zero_grad()
         (loss * num_ranks()).backward()
@@ -136,9 +140,9 @@ def train_phase(
     record = {"cluster_loss": run_log.weighted_mean(losses[:, 0], batches), "non_empty": clusters.non_empty}
     record |= {"sizes": sorted(clusters.sizes.tolist(), reverse=True), "kmeans_objective": clusters.objective}
     if targets is not None:
-        record["ccc_loss"] = run_log.weighted_mean(losses[:, 1], batches, smallest=2)
+        record["ccc_loss"] = run_log.weighted_mean(losses[:, 1], batches, smallest=2)  # as `joint`
         record["joint_loss"] = record["cluster_loss"] + record["ccc_loss"]
-    return clusters.assignment, record
+    return pseudo_labels, record
 
 
 def validation_loss(learner: Learner, rows: Rows, targets, args: argparse.Namespace) -> float:
@@ -169,11 +173,11 @@ def main(args: argparse.Namespace) -> None:
     checkpoint = utils.ssl_checkpoint(args.model_dir, args.epoch, args.batch_size, args.num_clusters, args.emo_attr)
     utils.make_output_folders(args.model_dir, args.cache_dir)
     with ranks.first_rank_first():
-        sets, facts = utils.load_training_sets(args)
+        sets, corpus_facts = utils.load_training_sets(args)
         counts = {name: len(data.names) for name, data in sets.items()}
-        keys = {name: data.key for name, data in sets.items()}
+        digests = {name: data.key for name, data in sets.items()}
         details = {"corpus": str(args.corpus), "counts": counts, "device": str(device), "ranks": num_ranks()}
-        run = run_log.TrainingRun(checkpoint, cli.chosen(args, "num_clusters"), keys, details, args.resume)
+        run = run_log.TrainingRun(checkpoint, cli.chosen(args, "num_clusters"), digests, details, args.resume)
         finished = run.is_finished()
         state = None if finished else run.start()
     run.refuse_unlike_ranks(finished)
@@ -188,13 +192,13 @@ def main(args: argparse.Namespace) -> None:
     if state is not None:
         with run.reading_state():
             learner.model.load_state_dict(state["weights"])
-            runtime.load_optimizer(learner.adam, state["adam"])
+            runtime.load_optimizer(learner.adam, state["adam"])  # SGD without momentum has no state
             (assignment,) = state["assignment"].long().split(counts["Train"])
     sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
     print(f"{sizes} utterances of {rows['Train'].num_features} features, on {device}")
 
     def write_outputs() -> None:
-        save_ssl_checkpoint(checkpoint, run.best["weights"], run.facts() | facts)
+        save_ssl_checkpoint(checkpoint, run.best["weights"], run.facts() | corpus_facts)
         plots.draw_ssl_run(run.history, run.picture, checkpoint.name)
 
     first = len(run.history)
@@ -207,7 +211,7 @@ def main(args: argparse.Namespace) -> None:
         record["validation_ccc_loss"] = validation_loss(learner, rows["Validation"], validation.targets, args)
         record["seconds"] = round(time.monotonic() - begin, 3)
 
-        run.end_epoch(record, learner.model.state_dict())
+        run.end_epoch(record, learner.model.state_dict())  # the best epoch has the lowest validation_ccc_loss
         tqdm.write(describe(record))
         if run.save_is_due():
             state = {"weights": learner.model.state_dict(), "adam": runtime.optimizer_state(learner.adam)}

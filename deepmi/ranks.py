@@ -118,11 +118,10 @@ def seed_own_dropout(seed: int, *place: int | str) -> None:
         seed_everything(derived_seed(seed, "dropout", *place, rank()))
 
 
-def as_on_first_rank(tensor: Tensor) -> Tensor:
-    """Replace a random tensor by that of rank 0, because GPU models differ in what they draw from the same seed."""
+def copy_from_first_rank(tensor: Tensor) -> None:
+    """Overwrite a random tensor by that of rank 0, because GPU models differ in what they draw from the same seed."""
     if num_ranks() > 1:
         distributed.broadcast(tensor, 0)
-    return tensor
 
 
 class _WholeBatch(Function):
