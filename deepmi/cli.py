@@ -179,6 +179,8 @@ def add_schedule_arguments(parser: argparse.ArgumentParser, several: bool = Fals
 def add_keep_argument(parser: argparse._ActionsContainer, several: bool = False) -> None:
     """--keep."""
     help = "train only on this share of the utterances, those of highest DeepMI in each emotion level"
+    if several:
+        help += "; selftaught, agreement and prediction keep those of their own highest score"
     _add(parser, "--keep", type=positive_share, default=1.0, metavar="SHARE", help=help, several=several)
 
 

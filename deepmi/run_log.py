@@ -268,8 +268,8 @@ class TrainingRun:
         except (*UNREADABLE, AttributeError, RuntimeError) as error:
             reason = (str(error).removeprefix(f"{self.resume_file}: ").splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"{self.resume_file}: the saved state of an unfinished run is damaged ({reason[:120]}). Start again "
-                "with --no-resume."
+                f"{self.resume_file}: the saved state of an unfinished run is damaged ({reason[:120]}). Delete it, or "
+                "start again with --no-resume."
             ) from None
 
     def _differences(self, other: dict) -> str:

@@ -367,6 +367,7 @@ def main(args: argparse.Namespace) -> None:
     print("\n".join(lines))
 
     stem = f"compare_{args.emo_attr}{trials.noise_suffix(args)}" + f"_{args.pacing}" * (args.pacing != "paper")
+    stem += "_late" * (args.rate_decay == ["late"])
     files = [args.results_dir / f"{stem}{ending}" for ending in (".md", ".csv", "_curves.png", "_orders.png")]
     storage.write_text(files[0], "\n".join(lines) + "\n")
     storage.write_text(files[1], pd.concat(tables.values()).to_csv(index=False))

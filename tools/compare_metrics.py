@@ -118,7 +118,7 @@ def bin_overlap(names: list[str], first, second) -> list[float]:
 
 def percentiles(values):
     """Rank of each value as a share of all, ties with their mean; 0 is the lowest, 1 the highest, shape (N,)."""
-    return (rankdata(values) - 1) / (len(values) - 1)
+    return (rankdata(values) - 1) / max(len(values) - 1, 1)
 
 
 def moved_most(names: list[str], first, second, count: int) -> list[tuple]:
@@ -278,7 +278,7 @@ def write_mean(target: Path, metrics: dict[str, dict[str, float]], of: str) -> N
 
 
 def write_values(target: Path, metrics: dict[str, dict[str, float]]) -> None:
-    """A CSV with a row an utterance: its value and percentile in each file, empty where it is not there."""
+    """A CSV with one row per utterance: its value and percentile in each file, empty where it is missing."""
     columns = {}
     for title, metric in metrics.items():
         values = pd.Series(metric)
