@@ -140,6 +140,6 @@ def warn_if_flat(values: NDArray[np.float64], source: object) -> None:
     """Warn where all utterances have the same value, as when they are all in one cluster."""
     if len(values) > 1 and values.min() == values.max():
         notify(
-            f"warning: {source}: one value for all {len(values)} utterances, so a curriculum by it is an order by file "
-            "name. Train a DeepEmoCluster with more epochs or clusters."
+            f"warning: {source}: one value for all {len(values)} utterances, so a curriculum by it is a random order. "
+            "Train a DeepEmoCluster with more epochs or clusters."
         )
