@@ -208,6 +208,13 @@ class Schedule:
         return sum(math.ceil(self.size(order, epoch, total) / batch_size) for epoch in useful)
 
 
+def places_and_bins(order: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of each utterance (place in the order, from 1; first bin that includes it, 1..10), shape (N,) each."""
+    places = np.empty(len(order), dtype=np.int64)
+    places[order] = np.arange(1, len(order) + 1)
+    return places, np.searchsorted(bin_sizes(len(order)), places) + 1
+
+
 def bin_sizes(total: int) -> list[int]:
     """Utterances that each of the ten bins of the paper's pacing trains on, including the bins before it."""
     return [Schedule().size("deepmi", number * EPOCHS_PER_BIN, total) for number in range(NUM_BINS)]

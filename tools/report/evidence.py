@@ -69,7 +69,7 @@ class Evidence:
         """Add `place` in the curriculum, first `bin` and `ties`, the number of utterances with the same value."""
         valued = self.table["value"].dropna().sort_index()
         order = curriculum.training_order("deepmi", valued.index.tolist(), valued.to_numpy(), self.seed)
-        places, bins = measures.first_bins(order)
+        places, bins = curriculum.places_and_bins(order)
         self.table = self.table.assign(
             place=pd.Series(places, index=valued.index),
             bin=pd.Series(bins, index=valued.index),
