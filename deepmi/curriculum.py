@@ -18,7 +18,10 @@ ORDERS = ("deepmi", "deepmi-balanced", "random", "reverse", "none")
 METRIC_ORDERS = ("deepmi", "deepmi-balanced", "reverse")  # those that need a metric
 RIVAL_ORDERS = ("agreement", "selftaught", "prediction")  # by other values than DeepMI
 RIDGE = "ridge"  # not an order: a ridge regression in place of the network
-COMPARED = (*ORDERS, *RIVAL_ORDERS, RIDGE)
+DEEPEMOCLUSTER = "deepemocluster"  # not an order: the attribute head of DeepEmoCluster
+YARDSTICKS = (RIDGE, DEEPEMOCLUSTER)
+BY_DEEPEMOCLUSTER = (*METRIC_ORDERS, "prediction", DEEPEMOCLUSTER)  # those that need a DeepEmoCluster
+COMPARED = (*ORDERS, *RIVAL_ORDERS, *YARDSTICKS)
 NUM_BINS = 10
 EPOCHS_PER_BIN = 5
 # Share of what comes after the first bin, by the share of the epochs before the whole set that are over.
