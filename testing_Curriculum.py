@@ -58,11 +58,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 import utils
-from deepmi import label_scales, run_log, runtime, scores, storage
+from deepmi import label_scales, plots, run_log, runtime, scores, storage
 from deepmi.batches import Rows, in_batches
 from deepmi.ccc import interval_by_speaker
 from deepmi.moments import clipped_share, describe_clipped
-from deepmi.plots import draw_test
 from deepmi.process import UNPRINTABLE, UserError
 from model import load_regressor
 
@@ -207,7 +206,9 @@ def report(test: TestCorpus, result: dict, table: pd.DataFrame, args: argparse.N
     storage.write_json(files[0], result)
     storage.write_text(files[1], "\n".join(markdown) + "\n")
     storage.write_text(files[2], table[["FileName", "label", "prediction"]].to_csv(index=False))
-    draw_test(table["label"].to_numpy(), table["prediction"].to_numpy(), files[3], f"{stem}: CCC {result['ccc']:.3f}")
+    plots.draw_test(
+        table["label"].to_numpy(), table["prediction"].to_numpy(), files[3], f"{stem}: CCC {result['ccc']:.3f}"
+    )
     print("\n".join([*[""][: bool(test.name)], title_of(test), *lines, *(f"wrote {path}" for path in files)]))
 
 

@@ -129,6 +129,7 @@ def small_and_without_pictures(request, monkeypatch):
     monkeypatch.setattr(model, "REGRESSOR_WIDTH", 16)
     for name in ("draw_ssl_run", "draw_curriculum_run"):
         monkeypatch.setattr(plots, name, lambda history, path, title: path.write_bytes(b"a picture"))
+    monkeypatch.setattr(plots, "draw_test", lambda labels, predictions, path, title: path.write_bytes(b"a picture"))
 
 
 @pytest.fixture(scope="session")
