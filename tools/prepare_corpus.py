@@ -214,15 +214,14 @@ def link_files(folder: Path, names: Iterable[str], sources: Iterable[Path], copy
     for name, source in links.items():
         target = folder / name
         if target.is_symlink():
-            if target.resolve() == source and not copy:
-                continue
-            target.unlink()
-        elif target.exists():
-            if filecmp.cmp(target, source):  # same size and modification time, or same content
-                continue
-            if not replace:
+            same = target.resolve() == source and not copy
+        else:
+            same = target.exists() and filecmp.cmp(target, source)  # size and modification time, or content
+            if target.exists() and not (same or replace):
                 raise UserError(f"{target}: not the same as {source}; name a different --out, or add --replace.")
-            target.unlink()
+        if same:
+            continue
+        target.unlink(missing_ok=True)
         if copy:
             with write_atomically(target) as temporary:
                 shutil.copy2(source, temporary)  # keeps the modification time, for the next run
