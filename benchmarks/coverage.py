@@ -54,10 +54,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The population
-
-
 class Corpus(NamedTuple):
     """A simulated test set: speaker and label of each utterance, and the effect of that speaker; shape (N,) each."""
 
@@ -102,10 +98,6 @@ def population_difference(effect: str, slope: float, noise: float) -> float:
     seeds = np.random.default_rng(0).normal(0, SEED_SPREAD, 1_000_000)
     first, second = (population_ccc(effect, one + seeds, noise).mean() for one in (slope, slope - SLOPE_LOST))
     return first - second
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The rules
 
 
 def two_stages(corpus: Corpus, predictions: list[NDArray], resamples: int, seed: int) -> NDArray[np.float64]:
@@ -168,29 +160,24 @@ def difference_intervals(args: argparse.Namespace, rng: np.random.Generator, cor
     return [ccc.percentile_interval(nested[:, 0] - nested[:, 1]), ours]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The simulation
-
-
-def simulate(args: argparse.Namespace, sizes: tuple, truth: Callable, intervals: Callable, bar: tqdm) -> list[list]:
+def simulate(args: argparse.Namespace, sizes: tuple, truth: Callable, intervals: Callable) -> tuple[list[str], ...]:
     """Coverage and mean width of each rule, as cells that show all speaker effects."""
-    cells = []  # per effect: (coverage, mean width), shape (2, rules)
+    covered, widths = [], []  # per effect, shape (rules,)
     for effect in EFFECTS if sizes[1] > 1 else ["none"]:  # unknown speakers are all different
-        rng, found = np.random.default_rng(args.seed), []
-        for number in range(args.corpora):
-            found.append(intervals(args, rng, draw_corpus(rng, *sizes, effect), effect, number))
-            bar.update()
+        rng = np.random.default_rng(args.seed)
+        corpora = ((draw_corpus(rng, *sizes, effect), number) for number in range(args.corpora))
+        found = [intervals(args, rng, corpus, effect, number) for corpus, number in corpora]
         low, high = np.moveaxis(np.array(found), -1, 0)
         true = truth(effect, *REGRESSORS[args.regressor])
-        cells.append([((low <= true) & (true <= high)).mean(axis=0), (high - low).mean(axis=0)])
-    coverage, width = np.moveaxis(np.array(cells), 0, -1)
-    return [
+        covered.append(((low <= true) & (true <= high)).mean(axis=0))
+        widths.append((high - low).mean(axis=0))
+    return tuple(
         [
-            "-" if np.isnan(rule).any() else " / ".join(f"{value:.{digits}f}" for value in values)
-            for values, rule in zip(of, width)
+            "-" if np.isnan(width) else " / ".join(f"{value:{form}}" for value in rule)
+            for rule, width in zip(zip(*of), widths[0])
         ]
-        for of, digits in ((coverage, 2), (width, 3))
-    ]
+        for of, form in ((covered, ".2f"), (widths, ".3f"))
+    )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -198,22 +185,17 @@ def main(args: argparse.Namespace) -> None:
     section = f"coverage {args.regressor}"
     fill_section(args.results, section)
     true_cccs = " / ".join(f"{population_ccc(effect, *REGRESSORS[args.regressor]):.2f}" for effect in EFFECTS)
-    titles = (
-        f"Coverage, speaker effect {' / '.join(EFFECTS)} (true CCC {true_cccs}):",
-        f"Difference between two orders of {SEEDS} seeds, coverage:",
-    )
-    simulations = (
-        (SIZES, RULES, population_ccc, ccc_intervals),
-        (DIFFERENCE_SIZES, (RULES[1], RULES[-1]), population_difference, difference_intervals),
-    )
+    first = f"Coverage, speaker effect {' / '.join(EFFECTS)} (true CCC {true_cccs}):"
+    second = f"Difference between two orders of {SEEDS} seeds, coverage:"
     lines, begin = [], time.monotonic()
-    settings = sum(len(EFFECTS) if sizes[1] > 1 else 1 for of, *_ in simulations for sizes in of.values())
-    with tqdm(total=settings * args.corpora, unit="corpus", disable=None) as bar:
-        for title, (settings, rules, *how) in zip(titles, simulations):
-            rows = [(name, simulate(args, sizes, *how, bar)) for name, sizes in settings.items()]
-            for part, words in enumerate((title, "Mean width:")):
-                table = [["speakers x utterances", *rules], *([name, *cells[part]] for name, cells in rows)]
-                lines += [words, "", *cli.markdown_table(table), ""]
+    for title, settings, rules, *how in (
+        (first, SIZES, RULES, population_ccc, ccc_intervals),
+        (second, DIFFERENCE_SIZES, (RULES[1], RULES[-1]), population_difference, difference_intervals),
+    ):
+        cells = {name: simulate(args, settings[name], *how) for name in tqdm(settings, unit="row", disable=None)}
+        for part, words in enumerate((title, "Mean width:")):
+            table = [["speakers x utterances", *rules], *([name, *row[part]] for name, row in cells.items())]
+            lines += [words, "", *cli.markdown_table(table), ""]
     lines.append(
         f"{args.corpora} corpora per setting, {args.resamples} resamples, seed {args.seed}, {args.regressor} "
         f"regressor; {time.monotonic() - begin:.0f} s on {machine()}."
