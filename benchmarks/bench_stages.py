@@ -63,6 +63,7 @@ import torch
 from joblib import Parallel, delayed
 from scipy.io import loadmat
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import model
 import utils
@@ -107,12 +108,12 @@ def run_stage(args: argparse.Namespace, root: Path, stage: str, *argv: object) -
 
 
 def operations(network: nn.Module, rows: int, trained: bool) -> float:
-    """Floating-point operations of the matrix products for some rows: forward, and backward if trained.
-
-    The first layer needs no gradient of its input.
-    """
-    weights = [parameter.numel() for parameter in network.parameters() if parameter.ndim == 2]
-    return 2.0 * rows * (sum(weights) + trained * (2 * sum(weights) - weights[0]))
+    """Floating-point operations of the matrix products for some rows: forward, and backward if trained."""
+    with FlopCounterMode(display=False) as counter:
+        outputs = network(torch.zeros(2, WIDTH))
+        if trained:
+            sum(output.sum() for output in (outputs if isinstance(outputs, tuple) else [outputs])).backward()
+    return counter.get_total_flops() / 2 * rows
 
 
 def ssl_epoch_operations(sizes: dict[str, int]) -> float:
@@ -120,10 +121,10 @@ def ssl_epoch_operations(sizes: dict[str, int]) -> float:
     whole = model.DenseResNet(WIDTH, CLUSTERS)
     trunk, head = whole.dnn_features, whole.classifier
     return (
-        operations(nn.ModuleList([trunk, head]), sizes["unlabeled"] + sizes["Train"], False)  # k-means
-        + operations(nn.ModuleList([trunk, head, whole.top_layer_class]), sizes["unlabeled"], True)
+        operations(nn.Sequential(trunk, head), sizes["unlabeled"] + sizes["Train"], False)  # k-means
+        + operations(nn.Sequential(trunk, head, whole.top_layer_class), sizes["unlabeled"], True)
         + operations(whole, sizes["Train"], True)
-        + operations(nn.ModuleList([trunk, whole.emo_regressor]), sizes["Validation"], False)
+        + operations(nn.Sequential(trunk, whole.emo_regressor), sizes["Validation"], False)
     )
 
 
