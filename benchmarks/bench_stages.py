@@ -48,9 +48,9 @@ if __name__ == "__main__":
 
 import contextlib
 import io
+import itertools
 import json
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -128,21 +128,20 @@ def ssl_epoch_operations(sizes: dict[str, int]) -> float:
     )
 
 
-def median_run(runs: list[dict], ratio: Callable[[dict], float]) -> dict:
+def median_run(runs: pd.DataFrame, ratio: pd.Series) -> pd.Series:
     """The run with the median ratio, because the speed of the machine itself changes between runs."""
-    return sorted(runs, key=ratio)[len(runs) // 2]
+    return runs.loc[ratio.sort_values().index[len(runs) // 2]]
 
 
-def timed_turns(work: dict[str, Callable[[int], object]], turns: int) -> list[dict[str, float]]:
-    """Seconds of each piece of work in each turn; the pieces run one after the other in every turn."""
-    found = [dict.fromkeys(work, 0.0) for _ in range(turns)]
-    for turn, seconds in enumerate(found):
-        for name, call in work.items():
-            begin = time.perf_counter()
-            with contextlib.redirect_stdout(io.StringIO()):
-                call(turn)
-            seconds[name] = time.perf_counter() - begin
-    return found
+def timed_turns(work: dict[str, Callable[[int], object]], turns: int) -> pd.DataFrame:
+    """Seconds of each piece of work (columns) in each turn (rows); the pieces run one after the other in every turn."""
+    seconds = pd.DataFrame(index=range(turns), columns=list(work), dtype=float)
+    for turn, name in itertools.product(seconds.index, work):
+        begin = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):
+            work[name](turn)
+        seconds.loc[turn, name] = time.perf_counter() - begin
+    return seconds
 
 
 def row_of_products(name: str, seconds: float, utterances: int, flops: float, measured: dict) -> list[str]:
@@ -173,7 +172,7 @@ def bench_reading(args: argparse.Namespace, root: Path, sizes: dict[str, int]) -
         "norms": lambda turn: features.feature_moments(folder, names, cores),
         "packing": lambda turn: features.pack_features(folder, names, *norm, root / f"packing_{turn}", cores),
     }
-    seconds = pd.DataFrame(timed_turns(work, 3)).min()
+    seconds = timed_turns(work, 3).min()
     for stage in ("norms", "packing"):
         if stage in args.stages:
             yield row_of_files(stage, seconds[stage], len(paths), seconds["loadmat"], "files")
@@ -189,8 +188,9 @@ def bench_ssl(args: argparse.Namespace, root: Path, sizes: dict[str, int]) -> It
     argv = ["-ep", 2 if args.growth else args.epochs, "-nc", CLUSTERS, "--no-resume"]
     argv += ["--unlabeled", "unlabeled", "--unlabeled-size", sizes["unlabeled"]]
     measured = run_stage(args, root, "training_DeepEmoCluster", *argv)
-    runs = [measured | epoch for epoch in measured["epochs"]]
-    run = median_run(runs[1:] or runs, lambda run: run["seconds"] * run["rate"])
+    epochs = pd.DataFrame(measured["epochs"]).assign(memory=measured["memory"])
+    epochs = epochs[1:] if len(epochs) > 1 else epochs
+    run = median_run(epochs, epochs["seconds"] * epochs["rate"])
     name = f"SSL epoch, {sizes['unlabeled']:,} unlabeled" if args.growth else "SSL epoch"
     yield row_of_products(name, run["seconds"], sum(sizes.values()), ssl_epoch_operations(sizes), run)
 
@@ -201,11 +201,11 @@ def bench_deepmi(args: argparse.Namespace, root: Path, sizes: dict[str, int]) ->
     (root / "Models").mkdir(exist_ok=True)
     checkpoint = utils.ssl_checkpoint(root / "Models", epoch, BATCH, CLUSTERS, "Val")
     model.save_ssl_checkpoint(checkpoint, network.state_dict(), {})
-    runs = [run_stage(args, root, "extract_DeepMI", "-ep", epoch, "-nc", CLUSTERS) for _ in range(5)]
-    run = median_run(runs, lambda run: run["passes"] * run["rate"])
+    runs = pd.DataFrame(run_stage(args, root, "extract_DeepMI", "-ep", epoch, "-nc", CLUSTERS) for _ in range(5))
+    run = median_run(runs, runs["passes"] * runs["rate"])
     flops = operations(network, sizes["Train"], False)
     yield row_of_products("DeepMI, forward pass", run["passes"], sizes["Train"], flops, run)
-    rest = statistics.median(run["seconds"] - run["passes"] for run in runs)
+    rest = (runs["seconds"] - runs["passes"]).median()
     yield ["DeepMI, all else", f"{rest:.3f}", f"{sizes['Train'] / rest:,.0f}"]
 
 
@@ -238,17 +238,17 @@ def bench_opensmile(args: argparse.Namespace, root: Path, sizes: dict[str, int])
         "predict": lambda turn: predict.main(prediction),
     }
     turns = timed_turns(work, 4)[1:]  # the first turn loads openSMILE
-    turn = median_run(turns, lambda turn: turn["one"] / turn["all"])
+    turn = median_run(turns, turns["one"] / turns["all"])
     name = f"openSMILE, {count} recordings of 3 s, {cores} at a time"
     yield row_of_files(name, turn["all"], count, turn["one"] / cores, "recordings")
-    turn = median_run(turns, lambda turn: turn["all"] / turn["predict"])
+    turn = median_run(turns, turns["all"] / turns["predict"])
     yield row_of_files("prediction of the same recordings", turn["predict"], count, turn["all"], "recordings")
 
 
 def bench_start_up(args: argparse.Namespace, root: Path, sizes: dict[str, int]) -> Iterator[list[str]]:
     """--help of each stage."""
     helps = {f"{script}.py": lambda turn, script=script: run(f"{script}.py", "--help") for script in SCRIPTS}
-    for script, seconds in pd.DataFrame(timed_turns(helps, 5)).median().items():
+    for script, seconds in timed_turns(helps, 5).median().items():
         yield [f"{script} --help", f"{seconds:.2f}"]
 
 
