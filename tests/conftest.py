@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -198,6 +199,18 @@ class Bench:
         )
         return self.run(STAGES[number], "--corpus", self.corpus, *settings[number], *more)
 
+    def runs(self, stage: int | str, *argv: object) -> tuple[str, str]:
+        """Run stage 0..4 or a tool, which must succeed: standard output, standard error."""
+        code, out, err = (self.stage if isinstance(stage, int) else self.run)(stage, *argv)
+        assert code == 0, err
+        return out, err
+
+    def edit_labels(self, change: Callable[[list[list[str]]], object]) -> None:
+        """Let a function change the rows of the label file, of which the first is the header."""
+        rows = read_rows(self.labels)
+        change(rows)
+        write_labels(self.labels, rows[1:], rows[0])
+
     def refuses(self, result: tuple[int, str, str], *words: str) -> None:
         """Exit status 2, one short message with all the words, no traceback."""
         code, _, err = result
@@ -222,8 +235,7 @@ def bench(tmp_path, pristine_corpus, capsys, monkeypatch) -> Bench:
 @pytest.fixture
 def prepared(bench) -> Bench:
     """A bench on which stage 0 has run."""
-    code, _, err = bench.stage(0)
-    assert code == 0, err
+    bench.runs(0)
     return bench
 
 
@@ -233,21 +245,14 @@ def outputs(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("outputs")
 
 
-def train(bench: Bench) -> Bench:
-    """Run stages 0 to 3."""
-    for number in range(4):
-        code, _, err = bench.stage(number)
-        assert code == 0, err
-    return bench
-
-
 @pytest.fixture
 def trained(bench, outputs) -> Bench:
     """A bench with what stages 0 to 3 write; they have run on a copy of the same corpus."""
     folders = ("NormTerm", "curriculum_metric", "Models")
     kept = outputs / f"width {model.TRUNK_WIDTHS[0]}"
     if not kept.exists():
-        train(bench)
+        for number in range(4):
+            bench.runs(number)
         for folder in folders:
             shutil.copytree(bench.folder / folder, kept / folder)
     else:
@@ -260,12 +265,6 @@ def run_python(*argv: object, cwd: Path, **environment: str) -> subprocess.Compl
     variables = os.environ | {"PYTHONPATH": str(ROOT)} | environment
     command = [sys.executable, *map(str, argv)]
     return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=300)
-
-
-def run_script(script: str, *argv: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    """Run a script or `-m tools.NAME` as a user does, in a process of its own."""
-    target = ["-m", script] if script.startswith("tools.") else [ROOT / script]
-    return run_python(*target, *argv, cwd=cwd, **environment)
 
 
 needs_shared = pytest.mark.skipif(

@@ -20,7 +20,7 @@ ROWS = [
 
 def write_json(path, rows=ROWS, number=str):
     fields = utils.CONSENSUS_COLUMNS[1:]
-    content = {row[0]: dict(zip(fields, row[1:])) for row in rows}
+    content = {row[0]: {"FileName": "not this", **dict(zip(fields, row[1:]))} for row in rows}  # the key counts
     for entry in content.values():
         entry.update({name: number(entry[name]) for name in ("EmoAct", "EmoVal", "EmoDom")})
     path.write_text(json.dumps(content))
@@ -143,17 +143,20 @@ def test_a_detail_without_secondary_class_is_read_and_one_that_is_no_number_refu
         utils.read_detailed_labels(tmp_path / "d.csv")
 
 
+@pytest.mark.parametrize("header", ["EmoDetail,FileName", "Part,EmoDetail,FileName"])
+def test_detailed_labels_take_their_columns_by_name(tmp_path, header):
+    row = {"FileName": "a.wav", "EmoDetail": "W1; Happy; Amused,Excited; A:5; V:6; D:4;", "Part": "x"}
+    (tmp_path / "d.csv").write_text(f"{header}\n{','.join(row[name] for name in header.split(','))}\n")
+    (found,) = utils.read_detailed_labels(tmp_path / "d.csv").to_dict("records")
+    assert [found[name] for name in ("FileName", "Worker", "EmoVal")] == ["a.wav", "W1", 6]
+    assert found["EmoClass_Second"] == "Amused,Excited"
+
+
 @pytest.mark.parametrize("name", ["../../x.wav", "/etc/x.wav", "a\\b.wav", "", "..", "x" * 300 + ".wav", "\ud800.wav"])
 def test_file_names_that_lead_out_of_the_corpus_are_refused(tmp_path, name):
     write_json(tmp_path / "l.json", [[name, *ROWS[0][1:]]])
     with pytest.raises(UserError, match=r"file name|surrogates"):
         utils.read_labels(tmp_path / "l.json")
-
-
-def test_a_json_entrys_name_is_its_key(tmp_path):
-    entry = dict(zip(utils.CONSENSUS_COLUMNS, ROWS[0])) | {"FileName": "other.wav"}
-    (tmp_path / "l.json").write_text(json.dumps({"key.wav": entry}))
-    assert utils.read_labels(tmp_path / "l.json")["FileName"].tolist() == ["key.wav"]
 
 
 def test_a_dot_in_a_name_is_no_ending():

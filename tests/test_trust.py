@@ -18,7 +18,6 @@ import model
 import utils
 from benchmarks import fuzz
 from deepmi import cli, features, runtime, tables
-from deepmi.metric import read_metric
 from deepmi.process import UserError, notify
 from tools import corpora, feature_sets, sound
 
@@ -286,12 +285,6 @@ def test_a_remembered_feature_set_opens_no_folder(trained, tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(16000), 16000)
     found = trained.run("tools.predict", tmp_path / "a.wav", "--model", trained.regressor)
     trained.refuses(found, "name its folder with --set")
-
-
-def test_a_key_twice_among_many_is_found_at_once(tmp_path):
-    path = tmp_path / "m.json"
-    path.write_text("{" + ", ".join(f'"{number}.wav": 0.1' for number in [*range(60_000), 59_999]) + "}")
-    refused(lambda: read_metric(path), "59999.wav", "duplicate")
 
 
 @pytest.mark.parametrize("text", ["1_000", "٣", "\uff14", "inf", "1e400", "0x4", "4,5", "4.0abc", "True", "1e9"])
