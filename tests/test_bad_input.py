@@ -50,6 +50,16 @@ def cells(*values):
     return change
 
 
+def keep_first(split):
+    """A change of a label table that moves all utterances of a split but its first into another."""
+
+    def change(rows):
+        for row in [row for row in rows if row[-1] == split][1:]:
+            row[-1] = "Test2"
+
+    return change
+
+
 LABEL_TABLES = [  # (change of its rows, words of the message)
     (cell(0, "FileName", "Other"), ["no column FileName", "found", "Other"]),
     (cell(0, "Split_Set", "Other"), ["no column Split_Set", "found", "Other"]),
@@ -85,16 +95,84 @@ def test_a_label_file_without_a_table(bench, name, content):
     bench.refuses(bench.stage(0, "--labels", name), name)
 
 
-def test_the_attribute_is_missed_only_where_it_is_asked_for(bench):
-    bench.edit_labels(cell(0, "EmoVal", "Other"))
-    bench.runs(0)
-    bench.refuses(bench.stage(1), "no column EmoVal")
-
-
-def test_labels_of_a_split_that_is_not_used_are_not_judged(trained):
-    trained.refuses(trained.stage(4, "--split", "Test9"), "Test9", "Train 60", "Development 24", "Test1 24")
+def test_labels_that_are_not_used_are_not_judged(trained):
     trained.edit_labels(cell(-1, "EmoVal", "hidden"))  # of Test1
     assert [trained.stage(number)[0] for number in (0, 2, 4)] == [0, 0, 2]
+    trained.edit_labels(cell(0, "EmoVal", "Other"))
+    trained.runs(0)
+
+
+def in_labels(change):
+    return lambda bench: bench.edit_labels(change)
+
+
+def in_features(values, count=None):
+    return lambda bench: [matfile.write_mat(file, "Audio_data", values[None]) for file in bench.feature_files[:count]]
+
+
+def other_stats(bench):
+    (bench.folder / "other").mkdir()
+    utils.write_norm_stats(bench.folder / "other", (np.zeros(39), np.ones(39)), {"Val": (4, 1)})
+
+
+def checkpoint_as(name):
+    return lambda bench: shutil.copy(bench.ssl_checkpoint, f"Models/ResNetDeepEmoCluster_{name}.pth.tar")
+
+
+def checkpoint_of(content):
+    return lambda bench: torch.save(content, bench.ssl_checkpoint)
+
+
+def nothing(bench):
+    pass
+
+
+def in_the_way(bench):
+    (bench.folder / "file").touch()
+
+
+SSL_CHECKPOINT = "Models/ResNetDeepEmoCluster_epoch2_batch16_5clusters_Val.pth.tar"
+REFUSED = [  # (change of a bench on which stages 0 to 3 have run, stage, its flags, words of the message)
+    (in_labels(cell(0, "EmoVal", "Other")), 1, "", ["no column EmoVal"]),
+    (in_labels(keep_first("Development")), 1, "", ["all 1 EmoVal labels of Validation"]),
+    (in_features(np.ones(12)), 1, "", ["12 features", "made for 40", "norm_para.py"]),
+    (in_features(np.full(40, 1e200), 1), 0, "", ["too large", "1e+200"]),
+    (nothing, 1, "-nc 61", ["-nc 61", "60 utterances"]),
+    (nothing, 1, "-nc 55", ["-nc 55", "50 utterances"]),
+    (nothing, 1, "--compile --device cpu", ["--compile", "CUDA GPU"]),
+    (nothing, 3, "--compile --device cpu", ["--compile", "CUDA GPU"]),
+    (nothing, 2, "--device tpu", ["tpu", "auto, cpu, cuda"]),
+    (nothing, 2, "--device cuda:99999999999999999999", ["CUDA GPUs"]),
+    (nothing, 4, "--label-scale 7 1", ["lowest label first"]),
+    (nothing, 4, "--label-scale 1 inf", ["two numbers"]),
+    (nothing, 4, "--split Test9", ["Test9", "Train 60", "Development 24", "Test1 24"]),
+    (nothing, 3, "-nc 6", ["DeepMI_6clusters@_Val.json", "there are DeepMI_5clusters@_Val.json (-nc"]),
+    (lambda bench: bench.metric.unlink(), 3, "", ["DeepMI_5clusters@_Val.json", "extract_DeepMI.py"]),
+    (checkpoint_as("epoch2_batch16_7clusters_Val"), 2, "-nc 7", ["5 clusters", "-nc asks for 7"]),
+    (checkpoint_as("epoch2_batch16_5clusters_Act"), 2, "-emo Act", ["trained for Val", "-emo asks for Act"]),
+    (checkpoint_of({"state_dict": {"a": torch.ones(2)}}), 2, "", [SSL_CHECKPOINT, "a different network"]),
+    (checkpoint_of([1, 2]), 2, "", [SSL_CHECKPOINT, "no state_dict"]),
+    (nothing, 4, f"--model {SSL_CHECKPOINT}", ["not a regressor"]),
+    (other_stats, 2, "--norm-dir other", ["40 features", "39"]),
+    (other_stats, 4, "--norm-dir other", ["40 features", "39"]),
+    (in_the_way, 0, "--norm-dir file/below", ["file/below", "can't be written"]),
+    (in_the_way, 1, "--model-dir file/below", ["file/below", "can't be written"]),
+    (in_the_way, 2, "--metric-dir file/below", ["file/below", "can't be written"]),
+    (in_the_way, 3, "--model-dir file/below", ["file/below", "can't be written"]),
+    (in_the_way, 4, "--results-dir file/below", ["file/below", "can't be written"]),
+]
+
+
+@pytest.mark.parametrize(("change", "stage", "flags", "words"), REFUSED, ids=[words[0] for *_, words in REFUSED])
+def test_what_a_stage_cannot_use_is_refused_and_nothing_is_written(trained, change, stage, flags, words):
+    def files():
+        files = (file for file in trained.folder.rglob("*") if file.is_file() and file.suffix != ".lock")
+        return {file for file in files if file.parent.name != "feature_cache"}
+
+    change(trained)
+    before = files()
+    trained.refuses(trained.stage(stage, *flags.split()), *words)
+    assert files() == before
 
 
 def test_missing_feature_files_are_counted_and_the_flag_is_named(bench):
@@ -128,12 +206,6 @@ def test_bad_feature_file(trained, spoil, words):
     assert not list(trained.folder.rglob("*.npy")) and not list(trained.folder.rglob("*.tmp"))
 
 
-def test_features_of_another_width_than_the_statistics(prepared):
-    for path in prepared.feature_files:
-        matfile.write_mat(path, "Audio_data", np.ones((1, 12)))
-    prepared.refuses(prepared.stage(1), "12 features", "made for 40", "norm_para.py")
-
-
 @pytest.mark.parametrize(("what", "value"), [("means", np.inf), ("means", np.nan), ("stds", np.inf), ("stds", -1.0)])
 def test_statistics_that_are_not_finite_or_negative(prepared, what, value):
     for name in ("feat", "val"):
@@ -142,35 +214,6 @@ def test_statistics_that_are_not_finite_or_negative(prepared, what, value):
         matfile.write_mat(file, "normal_para", np.full((1, 40 if name == "feat" else 1), value))
         prepared.refuses(prepared.stage(1), f"statistics of {name}", "norm_para.py")
         file.write_bytes(good)
-
-
-def test_values_too_large_for_a_standard_deviation(bench):
-    matfile.write_mat(bench.feature_files[4], "Audio_data", np.full((1, 40), 1e200))
-    bench.refuses(bench.stage(0), "too large", "1e+200")
-    assert not list(bench.folder.glob("NormTerm/*"))
-
-
-def test_more_clusters_than_samples(prepared):
-    prepared.refuses(prepared.stage(1, "-nc", 61), "-nc 61", "60 utterances")
-    prepared.refuses(prepared.stage(1, "-nc", 55), "-nc 55", "50 utterances")
-    assert not list(prepared.folder.glob("Models/*"))
-
-
-def test_a_checkpoint_of_other_settings_or_of_another_network(trained):
-    for name, more, words in (
-        ("epoch2_batch16_7clusters_Val", ("-nc", 7), ("5 clusters", "-nc asks for 7")),
-        ("epoch2_batch16_5clusters_Act", ("-emo", "Act"), ("trained for Val", "-emo asks for Act")),
-    ):
-        shutil.copy(trained.ssl_checkpoint, trained.folder / f"Models/ResNetDeepEmoCluster_{name}.pth.tar")
-        trained.refuses(trained.stage(2, *more), *words)
-    (trained.folder / "other").mkdir()
-    utils.write_norm_stats(trained.folder / "other", (np.zeros(39), np.ones(39)), {"Val": (4, 1)})
-    for number in (2, 4):
-        trained.refuses(trained.stage(number, "--norm-dir", "other"), "40 features", "39")
-    trained.refuses(trained.stage(4, "--model", trained.ssl_checkpoint), "not a regressor")
-    for content, words in (({"state_dict": {"a": torch.ones(2)}}, "a different network"), ([1, 2], "no state_dict")):
-        torch.save(content, trained.ssl_checkpoint)
-        trained.refuses(trained.stage(2), trained.ssl_checkpoint.name, words)
 
 
 def test_a_checkpoint_that_is_damaged_or_missing(trained):
@@ -182,52 +225,12 @@ def test_a_checkpoint_that_is_damaged_or_missing(trained):
         trained.refuses(trained.stage(number), file.name, maker)
 
 
-def test_a_metric_that_is_missing_or_of_another_k_unless_it_is_named(trained):
-    words = "DeepMI_6clusters@_Val.json", "there are DeepMI_5clusters@_Val.json (-nc"
-    trained.refuses(trained.stage(3, "-nc", 6), *words)
-    trained.metric.rename("mine.json")
-    trained.refuses(trained.stage(3), trained.metric.name, "extract_DeepMI.py")
-    trained.runs(3, "--metric", "mine.json", "--no-resume")
-
-
-@pytest.mark.parametrize("stage", [0, 1, 2, 3, 4])
-def test_output_folder_that_cannot_be_written(trained, stage):
-    (trained.folder / "file").write_text("in the way")
-    flag = ("--norm-dir", "--model-dir", "--metric-dir", "--model-dir", "--results-dir")[stage]
-    more = ["-ep", 3] if stage == 1 else []
-    trained.refuses(trained.stage(stage, flag, "file/below", *more), "file/below", "can't be written")
-
-
-@pytest.mark.parametrize(
-    ("number", "flags", "words"),
-    [
-        (4, "--label-scale 7 1", ["lowest label first"]),
-        (4, "--label-scale 1 inf", ["two numbers"]),
-        (2, "--device tpu", ["tpu", "auto, cpu, cuda"]),
-        (2, "--device cuda:99999999999999999999", ["CUDA GPUs"]),
-        (1, "--compile --device cpu", ["--compile", "CUDA GPU"]),
-        (3, "--compile --device cpu", ["--compile", "CUDA GPU"]),
-    ],
-)
-def test_a_value_of_a_flag_that_cannot_be(trained, number, flags, words):
-    trained.refuses(trained.stage(number, *flags.split()), *words)
-
-
 @pytest.mark.parametrize(
     "argv", ["-ep 0", "-nc -3", "-batch x", "-batch 1", "-emo Joy", "--seed -1", "--precision fp8"]
 )
 def test_an_argument_of_the_wrong_kind(bench, argv):
     code, _, err = bench.run("training_DeepEmoCluster", *argv.split())
     assert code == 2 and argv.split()[0] in err and "Traceback" not in err
-
-
-def test_damaged_resume_file(trained):
-    resume = trained.regressor.with_name(trained.regressor.name + ".resume")
-    for content in (b"broken", trained.regressor.read_bytes()):
-        resume.write_bytes(content)
-        trained.refuses(trained.stage(3), resume.name, "--no-resume")
-    trained.runs(3, "--no-resume")
-    assert not resume.exists()
 
 
 def test_a_network_that_predicts_no_numbers(trained):
@@ -240,25 +243,6 @@ def test_a_network_that_predicts_no_numbers(trained):
         torch.save(content, file)
         trained.refuses(trained.stage(number), file.name, "NaN or infinity")
     assert not list(trained.folder.glob("results/*"))
-
-
-def keep_first(split):
-    """A change of a label table that moves all utterances of a split but its first into another."""
-
-    def change(rows):
-        for row in [row for row in rows if row[-1] == split][1:]:
-            row[-1] = "Test2"
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("split", "words"), [("Development", "all 1 EmoVal labels of Validation"), ("Train", "Train labels the same")]
-)
-def test_labels_without_spread_are_refused_before_any_training(bench, split, words):
-    bench.edit_labels(keep_first(split))
-    bench.runs(0)
-    bench.refuses(bench.stage(1), words)
 
 
 def test_a_test_of_one_utterance_says_what_its_ccc_is_worth(trained):

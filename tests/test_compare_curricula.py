@@ -235,13 +235,6 @@ def test_p_is_that_of_the_paired_tests():
     assert np.isnan(seed_statistics.paired_p(np.zeros(5), "t"))
 
 
-def test_means_of_orders_are_over_the_same_seeds():
-    cccs = np.arange(4.0) + np.arange(3)[:, None] * 10
-    means = seed_statistics.order_means(np.tile(cccs, (50, 1, 1)), cccs, 1)
-    assert np.allclose(np.diff(means, axis=1), 10)
-    assert len(np.unique(means[:, 0])) > 3
-
-
 def test_seeds_widen_an_interval_as_their_t_interval_does():
     cccs = np.random.default_rng(2).normal(0.5, 0.05, (1, 6))
     means = seed_statistics.order_means(np.tile(cccs, (4000, 1, 1)), cccs, 1)
@@ -270,14 +263,14 @@ def test_the_controls_are_one_comparison(trained):
 
 def test_other_norm_terms_and_other_labels_are_other_trials(trained):
     def trials_after_a_run():
-        compared(trained, "--orders", "reverse", "none")
+        compared(trained, "--orders", "none")
         return len(trial_folders(trained))
 
-    assert trials_after_a_run() == trials_after_a_run() == 2
+    assert trials_after_a_run() == 1
     utils.write_norm_stats(trained.folder / "NormTerm", None, {"Val": (4.5, 1.0)})
-    assert trials_after_a_run() == 4
+    assert trials_after_a_run() == 2
     trained.edit_labels(lambda rows: rows[1].__setitem__(rows[0].index("EmoVal"), "4.4444"))
-    assert trials_after_a_run() == 6
+    assert trials_after_a_run() == 3
 
 
 def test_more_epochs_of_the_regressor_leave_deepemocluster_and_the_ridge_alone(prepared):

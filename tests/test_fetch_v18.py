@@ -81,12 +81,6 @@ def test_what_differs_or_is_missing_is_refused_and_nothing_is_written(remote, tm
     bench.refuses(bench.run("tools.fetch_v18", "--url", "file:///no/such/repository"), "--url")
 
 
-def test_the_three_folders_are_asked_for():
-    folders = {str(fetch_v18.local_path(name).parent) for name in fetch_v18.BLOBS}
-    assert folders == {"NormTerm/v1.8", "curriculum_metric_v1.8", "trained_SSLmodels_v1.8"}
-    assert len(fetch_v18.BLOBS) == 14 and len(fetch_v18.COMMIT) == 40
-
-
 @needs_shared
 def test_known_blob_ids_are_those_of_the_published_files():
     for name, expected in fetch_v18.BLOBS.items():

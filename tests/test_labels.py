@@ -152,10 +152,16 @@ def test_detailed_labels_take_their_columns_by_name(tmp_path, header):
     assert found["EmoClass_Second"] == "Amused,Excited"
 
 
-@pytest.mark.parametrize("name", ["../../x.wav", "/etc/x.wav", "a\\b.wav", "", "..", "x" * 300 + ".wav", "\ud800.wav"])
-def test_file_names_that_lead_out_of_the_corpus_are_refused(tmp_path, name):
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../../x.wav", "/etc/x.wav", "a\\b.wav", "", "..", "x" * 300 + ".wav", "\ud800.wav"),
+        *("a\x9bb.wav", "a\u202eb.wav", "a\u2028b.wav"),
+    ],
+)
+def test_file_names_that_lead_out_of_the_corpus_or_cannot_be_printed_are_refused(tmp_path, name):
     write_json(tmp_path / "l.json", [[name, *ROWS[0][1:]]])
-    with pytest.raises(UserError, match=r"file name|surrogates"):
+    with pytest.raises(UserError, match=r"entry 1|file name|surrogates"):
         utils.read_labels(tmp_path / "l.json")
 
 

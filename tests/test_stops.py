@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 import time
 
 import pytest
@@ -11,7 +10,6 @@ from joblib.externals.loky import get_reusable_executor
 
 from deepmi import cli, process, run_log
 from deepmi.process import workers_without_interrupt
-from tools.side_by_side import side_by_side
 
 
 def blocked_signals():
@@ -65,17 +63,3 @@ def test_workers_leave_interrupts_to_the_process_that_started_them():
             results = pool(delayed(blocked_signals)() for _ in range(4))
         assert all(signal.SIGINT in blocked for blocked in results)
     assert blocked_signals() == before and signal.SIGINT not in before
-
-
-def bars_lock(task):
-    """What the progress bars of a trial share."""
-    from tqdm import tqdm
-
-    return type(tqdm.get_lock()).__name__
-
-
-def test_a_trial_leaves_no_lock_between_processes():
-    import argparse
-
-    tasks = [argparse.Namespace(device="cpu") for _ in range(2)]
-    assert {found for _, found in side_by_side(bars_lock, tasks, 2, "x")} == {type(threading.RLock()).__name__}
