@@ -1,6 +1,7 @@
-"""tools.compare_curricula: orders against their controls, the same whoever runs them and however often."""
+"""tools.compare_curricula: orders against their controls, with the same results in any process and on every run."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,12 +21,14 @@ from tools.side_by_side import with_changes
 ORDERS = ["deepmi", "reverse", "random", "none", "deepmi-balanced", "agreement", "selftaught", "prediction", "ridge"]
 
 
-def write_detailed(bench) -> None:
-    """Three raters a clip, further apart with every clip."""
+def write_detailed(bench) -> Path:
+    """Three raters per clip, further apart with every clip."""
     rows = ["FileName,WorkerID,EmoClass_Major,EmoClass_Second,EmoAct,EmoVal,EmoDom"]
     for number, name in enumerate(utils.read_labels(bench.labels)["FileName"]):
         rows += [f"{name},{rater},N,,4,{4 + number / 100 * step},4" for rater, step in (("a", -1), ("b", 0), ("c", 1))]
-    (bench.corpus / "Labels" / "labels_detailed.csv").write_text("\n".join(rows))
+    file = bench.labels.with_name("labels_detailed.csv")
+    file.write_text("\n".join(rows))
+    return file
 
 
 TOOL = "tools.compare_curricula"
@@ -157,16 +160,15 @@ def test_no_utterance_is_scored_by_what_has_learned_it(trained, monkeypatch):
 
 def test_agreement_starts_with_raters_who_agree_and_ends_with_single_ones(trained):
     data = trials.load_data(task(trained))
-    with pytest.raises(UserError, match="labels_detailed"):
-        trials.score_file(task(trained), "agreement", data)
 
     def order():
         scores = read_metric(trials.score_file(task(trained), "agreement", data))
         return sorted(data.train.names, key=scores.get, reverse=True)
 
-    write_detailed(trained)
+    with pytest.raises(UserError, match="labels_detailed"):
+        order()
+    detailed = write_detailed(trained)
     assert order() == data.train.names  # names are numbered as the spread grows
-    detailed = trained.corpus / "Labels" / "labels_detailed.csv"
     lines = detailed.read_text().splitlines()
     detailed.write_text("\n".join(lines[:2] + lines[4:]))  # the first utterance keeps one rating
     assert order() == [*data.train.names[1:], data.train.names[0]]

@@ -151,7 +151,7 @@ def test_norm_terms_and_checkpoints_remember_the_feature_set(bench):
     bench.refuses(bench.stage(0), "feature_set.json", "no feature_set")
 
 
-def test_the_only_features_of_a_corpus_are_found_whatever_their_set(bench):
+def test_the_only_features_of_a_corpus_are_found_under_any_set(bench):
     folder = bench.corpus / utils.FEATURE_FOLDER
     other = bench.corpus / "Features/eGeMAPSv02/feat_mat"
     other.parent.mkdir()

@@ -1,4 +1,4 @@
-"""What a run depends on, and what is said where data are left out or should not be there."""
+"""What a run depends on, and its messages where data are missing or unexpected."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ from deepmi.seeds import derived_seed
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_a_run_goes_on_on_a_copy_of_the_corpus_and_ends_with_the_same_bytes(trained, number):
+def test_a_run_resumes_on_a_copy_of_the_corpus_and_ends_with_the_same_bytes(trained, number):
     target = trained.ssl_checkpoint if number == 1 else trained.regressor
     expected = target.read_bytes()
     with stopped_before_the_end():
@@ -77,18 +77,6 @@ def test_a_metric_of_a_part_of_train_is_refused_or_trains_on_that_part(trained, 
     assert log_of(checkpoint)[-2]["utterances"] == 53
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda values: values.update({"stranger.wav": 0.1}), ["1 besides", "stranger.wav"]),
-        (lambda values: [values.pop(name) for name in sorted(values)[1:]], ["fewer than two"]),
-    ],
-)
-def test_a_metric_of_another_corpus_or_of_one_utterance_is_refused_even_with_skip_missing(trained, change, words):
-    rewrite_metric(trained, change)
-    trained.refuses(trained.stage(3, "--no-resume", "--skip-missing"), *words)
-
-
 def test_an_unlabeled_set_that_holds_tested_utterances_is_reported(prepared):
     _, err = prepared.runs(1, "--unlabeled", prepared.corpus)
     assert "24 of Test1" in err and "24 of Development" in err and "of Train" not in err
@@ -116,7 +104,7 @@ def test_a_named_order_is_tested_or_missing(trained):
     trained.refuses(trained.stage(4, "--order", "reverse", "--model", trained.regressor), "--order", "--model")
 
 
-def test_the_printed_corpus_is_the_tested_one(trained):
+def test_the_printed_name_is_that_of_the_tested_corpus(trained):
     assert "Recognition performance for the MSP-Podcast Test set:" in trained.runs(4)[0]
     for file in trained.feature_files:
         file.rename(file.with_name(file.name.replace("MSP-PODCAST", "mine")))
@@ -136,7 +124,7 @@ def test_the_printed_corpus_is_the_tested_one(trained):
         (OSError(errno.ENOSPC, "No space left on device", "big.npy"), "big.npy"),
     ],
 )
-def test_only_what_the_user_can_mend_becomes_a_message(capsys, monkeypatch, error, message):
+def test_only_errors_that_the_user_can_fix_become_a_message(capsys, monkeypatch, error, message):
     parser = cli.new_parser("x")
     cli.add_corpus_arguments(parser)
     monkeypatch.setattr(cli, "_drop_output", lambda: None)

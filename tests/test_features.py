@@ -134,7 +134,7 @@ def test_the_result_does_not_depend_on_the_workers(tmp_path, monkeypatch):
     assert found[0] == found[1]
 
 
-def test_the_key_is_the_content_whatever_the_times_and_folder_of_the_files(tmp_path, packable):
+def test_the_key_depends_on_names_and_content_but_not_on_times_and_folder(tmp_path, packable):
     names, _, mean, std = packable
     key = pack(tmp_path, names, mean, std).key
     shutil.copytree(tmp_path / "mat", tmp_path / "elsewhere" / "mat", copy_function=shutil.copyfile)

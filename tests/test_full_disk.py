@@ -1,4 +1,4 @@
-"""Where nothing more can be written: one message, nothing half written, and what was there stays."""
+"""A full disk and temporary files: one message, nothing half written, and existing files stay."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, Killed, kill
+from conftest import ROOT, Killed, contents, kill
 
 import utils
 from deepmi import run_log, storage, tensors
@@ -26,15 +26,6 @@ def files_up_to(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def contents(folder):
-    """Every file below a folder but for the packed features, and its bytes."""
-    return {
-        path.relative_to(folder): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and "feature_cache" not in path.parts
-    }
 
 
 MORE = {1: ["-ep", 3], 3: ["--no-resume", "-ep", 9], 4: ["--split", "Validation"]}
@@ -162,15 +153,15 @@ GONE = 2**22 + 1  # no system gives a process such a number
 def test_what_killed_runs_left_is_cleared_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(storage.socket, "gethostname", lambda: "example.com")
     left = [f".DeepMI_5clusters@_Val.json@example.com.{GONE}.tmp", f".scratch-a_1@example.com.{GONE}.tmp/clone/file"]
-    others = [
-        f".table.csv@www.example.com.{GONE}.tmp",  # another machine's, on a common file system
+    kept = [
+        f".table.csv@www.example.com.{GONE}.tmp",  # of another machine, on a common file system
         f".table.csv@exampleXcom.{GONE}.tmp",
-        f".table.csv@example.com.{os.getppid()}.tmp",  # of a run that goes on
+        f".table.csv@example.com.{os.getppid()}.tmp",  # of a running process
         f".scratch-a_1@example.com.{os.getppid()}.tmp/clone/file",
         f".recordings@example.com.{GONE}.tmp/file",  # the program makes no such folder
         f"table.csv@example.com.{GONE}.tmp",
     ]
-    for name in left + others:
+    for name in left + kept:
         (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "out" / name).write_bytes(b"content")
     (tmp_path / "elsewhere").mkdir()
@@ -178,8 +169,8 @@ def test_what_killed_runs_left_is_cleared_and_nothing_else(tmp_path, monkeypatch
     (tmp_path / f"out/.scratch-b@example.com.{GONE}.tmp").symlink_to(tmp_path / "elsewhere")
     storage.prepare_folder(tmp_path / "out")
     found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert found == set(others)
-    assert len(list((tmp_path / "out").iterdir())) == len(others)
+    assert found == set(kept)
+    assert len(list((tmp_path / "out").iterdir())) == len(kept)
     assert (tmp_path / "elsewhere/file").exists()
 
 

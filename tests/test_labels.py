@@ -1,4 +1,4 @@
-"""Every label format of MSP-Podcast's releases, and where they lie."""
+"""Every label format of MSP-Podcast's releases, and where the files are found."""
 
 import json
 import unicodedata
@@ -39,7 +39,7 @@ def test_label_file_is_found_in_any_spelling(tmp_path, folder, name):
 
 
 @pytest.mark.parametrize("number", [str, float])
-def test_csv_and_json_say_the_same(tmp_path, number):
+def test_csv_and_json_hold_the_same_labels(tmp_path, number):
     write_labels(tmp_path / "labels_consensus.csv", ROWS)
     write_json(tmp_path / "labels_consensus.json", number=number)
     for split in ("Train", "Development", "Test1"):
@@ -68,7 +68,7 @@ def test_the_only_test_split_of_release_1_6_is_test1(tmp_path):
         utils.select_split(table, "Test")  # neither alone is meant
 
 
-def test_blanks_byte_order_marks_windows_line_ends_and_rows_without_a_label_do_no_harm(tmp_path):
+def test_blanks_byte_order_marks_windows_line_ends_and_empty_labels_are_read(tmp_path):
     text = "FileName, EmoAct ,Split_Set\r\n a.wav , 3.5 , Train \r\nb.wav,,Train\r\nc.wav,nan,Train\r\n"
     (tmp_path / "l.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
     names, labels = utils.getPaths_attri(tmp_path / "l.csv", "Train", "Act")

@@ -246,8 +246,8 @@ def test_disagreement_comes_from_the_demo_or_from_the_raters(bench, undrawn):
     expected = scipy.stats.spearmanr(spread, [values[name] for name in names]).statistic
     assert f"Spearman correlation {expected:.3f} (" in out
     marked = [name for number, name in enumerate(names) if number % 3 == 2][:9]  # 15 % of 60, ties by name
-    others = [name for name in names if name not in marked]
-    pairs = [(values[b] > values[a]) + 0.5 * (values[b] == values[a]) for a in marked for b in others]
+    rest = [name for name in names if name not in marked]
+    pairs = [(values[b] > values[a]) + 0.5 * (values[b] == values[a]) for a in marked for b in rest]
     assert f"AUC {np.mean(pairs):.3f} (" in out and "15% with the largest" in out
     assert charts_of(bench) == LABEL_CHARTS | {"disagreement", "disputed"}
 

@@ -344,7 +344,7 @@ def test_a_run_killed_after_every_epoch_ends_with_the_same_bytes(trained, monkey
 
 
 def start(stage, bench, *more):
-    """A training with narrow networks in a process of its own."""
+    """Start a training with narrow networks in a new process."""
     command = [sys.executable, ROOT / "tests/narrow_stage.py", stage, "--corpus", bench.corpus, "-nc", 5, *more]
     return subprocess.Popen(
         [*map(str, command), "-emo", "Val"], cwd=bench.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

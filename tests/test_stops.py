@@ -1,4 +1,4 @@
-"""Signals at awkward moments: within an import, to worker processes, twice."""
+"""Signals at awkward moments: during an import, to worker processes, a second one."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from deepmi.process import workers_without_interrupt
 
 
 def blocked_signals():
-    """Which signals this process, a worker, does not hear."""
+    """The signals that this process blocks."""
     return signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
@@ -43,7 +43,7 @@ def test_a_stopped_training_saves_the_epoch_that_ends_soon(tmp_path, capsys, mon
             run.end_epoch({"epoch": epoch, "validation_ccc_loss": 1.0}, {})
             if run.save_is_due():
                 run.save({}, checkpoint.touch)
-            run._save_cost = 1000.0  # so no other save is due
+            run._save_cost = 1000.0  # so that no further save is due
 
     with pytest.raises(SystemExit) as leaving:
         cli.run(training, cli.parse(cli.new_parser("x"), []))

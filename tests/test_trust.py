@@ -1,4 +1,4 @@
-"""Files from strangers: they run no code, take no more memory than their size justifies, and lead nowhere else."""
+"""Files from strangers: they run no code, claim no memory beyond their size, and lead out of no folder."""
 
 import collections
 import functools
@@ -247,10 +247,8 @@ def test_no_entry_of_a_table_leads_out_of_the_folder(tmp_path, entry):
     for path in (clips / "sub/in.wav", clips / "top.wav", outside / "secret.wav", outside / "top.wav"):
         soundfile.write(path, np.zeros(100), 16000)
     recordings = corpora.Recordings(clips)
-    for inside in ("in.wav", "sub/in.wav", "sub/../sub/in.flac", "./sub/in", f"{clips}/sub/in.wav"):
-        assert recordings.find(inside) == clips / "sub" / "in.wav"
-    for elsewhere in ("../top.wav", "/home/another/top.wav", f"{outside}/top.wav"):  # the name counts
-        assert recordings.find(elsewhere) == clips / "top.wav"
+    assert recordings.find("sub/../sub/in.flac") == clips / "sub" / "in.wav"
+    assert recordings.find(f"{outside}/top.wav") == clips / "top.wav"  # the name counts, not the folder
     assert recordings.find(entry.format(outside=outside)) is None
 
 
@@ -266,7 +264,7 @@ def test_code_that_comes_with_an_encoder_is_not_run(tmp_path, monkeypatch, looke
     (folder / "preprocessor_config.json").write_text(
         json.dumps({"feature_extractor_type": "Mine", "sampling_rate": 16000, "auto_map": auto})
     )
-    if not looked_at:  # transformers is told so as well
+    if not looked_at:  # transformers is asked to refuse it as well
         monkeypatch.setattr(feature_sets, "_refuse_foreign_code", lambda file: None)
     words = "auto_map" if looked_at else "transformers can load"
     refused(lambda: feature_sets.EncoderSet(folder, torch.device("cpu")), words)
@@ -311,8 +309,8 @@ def test_two_rows_never_share_a_name(tmp_path):
 
 def test_what_names_hold_does_nothing_to_a_terminal_or_a_table(capsys):
     notify("warning: a\x1b[31m\x9b\u202eb\udcff\n" + "x" * 5000)
-    told = capsys.readouterr().err
-    assert told.startswith(r"warning: a\x1b[31m\x9b\u202eb\udcff\nx") and len(told) < 1001
+    message = capsys.readouterr().err
+    assert message.startswith(r"warning: a\x1b[31m\x9b\u202eb\udcff\nx") and len(message) < 1001
     assert str(UserError("a\nb\x1b[31m é\u2028")) == r"a\nb\x1b[31m é\u2028"
     assert 900 < len(str(UserError("x" * 5000))) < 1000
     assert cli.markdown_table([["a"], ["x|y\nz"]])[2] == r"| x\|y\nz |"
