@@ -51,45 +51,41 @@ def repeated(rows, columns, kind=torch.float32):
     return torch.ones(1, dtype=kind).as_strided((rows, columns), (0, 0))
 
 
-@pytest.mark.parametrize(
-    ("weight", "words"),
-    [
-        (repeated(10**6, 10**6), "more than its"),
-        (repeated(10**5, 10**5, torch.float16), "more than its"),
-        (torch.zeros(4, 4, device="meta"), "meta_tensor_no_storage"),
-        (torch.zeros(4, 4).to_sparse(), "_rebuild_sparse_tensor"),
-        (torch.zeros(4, 4, dtype=torch.complex64), "unusual kind"),
-        (torch.zeros(4, 4, dtype=torch.int8), "not a floating-point tensor"),
-        ("weights", "not a floating-point tensor"),
-        ({1, 2}, "could run code"),
-    ],
-)
-def test_a_tensor_that_is_none_of_ours_is_refused(regressor, weight, words):
-    path, weights = regressor
-    weights["dense_net.2.weight"] = weight
-    torch.save(weights, path)
-    refuses(path, words)
+def weight(value):
+    return lambda weights: weights.update({"dense_net.2.weight": value})
+
+
+def facts(value):
+    """What a checkpoint says of its training."""
+    return lambda weights: setattr(weights, "_metadata", {"": {"deepmi": value}})
 
 
 ENDLESS = functools.reduce(lambda inner, _: (inner, inner, inner), range(40), ("x" * 100,))
 
 
 @pytest.mark.parametrize(
-    ("facts", "words"),
+    ("spoil", "words"),
     [
-        ({"emo_attr": ["Val"]}, "facts about its training"),
-        ({"emo_attr": "Val", "epoch": torch.zeros(2)}, "facts about its training"),
-        ({"emo_attr": "Val", "epoch": "9" * 2000}, "facts about its training"),
-        ({"emo_attr": "Val", "validation_ccc_loss": float("nan")}, "facts about its training"),
-        ({"feature_set": 3}, "facts about its training"),
-        (["Val"], "facts about its training"),
-        ({"epoch": ENDLESS}, "more than its"),
+        (weight(repeated(10**6, 10**6)), "more than its"),
+        (weight(repeated(10**5, 10**5, torch.float16)), "more than its"),
+        (weight(torch.zeros(4, 4, device="meta")), "meta_tensor_no_storage"),
+        (weight(torch.zeros(4, 4).to_sparse()), "_rebuild_sparse_tensor"),
+        (weight(torch.zeros(4, 4, dtype=torch.complex64)), "unusual kind"),
+        (weight(torch.zeros(4, 4, dtype=torch.int8)), "not a floating-point tensor"),
+        (weight("weights"), "not a floating-point tensor"),
+        (weight({1, 2}), "could run code"),
+        (facts({"emo_attr": ["Val"]}), "facts about its training"),
+        (facts({"emo_attr": "Val", "epoch": torch.zeros(2)}), "facts about its training"),
+        (facts({"emo_attr": "Val", "epoch": "9" * 2000}), "facts about its training"),
+        (facts({"emo_attr": "Val", "validation_ccc_loss": float("nan")}), "facts about its training"),
+        (facts({"feature_set": 3}), "facts about its training"),
+        (facts(["Val"]), "facts about its training"),
+        (facts({"epoch": ENDLESS}), "more than its"),
     ],
-    ids=range(7),
 )
-def test_what_a_checkpoint_says_of_its_training_is_plain_or_refused(regressor, facts, words):
+def test_a_tensor_or_a_fact_that_is_none_of_ours_is_refused(regressor, spoil, words):
     path, weights = regressor
-    weights._metadata = {"": {"deepmi": facts}}
+    spoil(weights)
     torch.save(weights, path)
     refuses(path, words)
 
