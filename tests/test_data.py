@@ -10,7 +10,7 @@ from conftest import log_of, stopped_before_the_end
 
 import training_Curriculum
 import utils
-from deepmi import cli, features, matfile, run_log
+from deepmi import cli, features, matfile, run_log, runtime
 from deepmi.seeds import derived_seed
 
 
@@ -43,6 +43,15 @@ def test_different_places_have_different_seeds():
     seeds = [derived_seed(31, *place) for place in places]
     assert len(set(seeds)) == len(places) and all(0 <= seed < 2**31 for seed in seeds)
     assert derived_seed(31, "k-means", 0) == seeds[6] != derived_seed(32, "k-means", 0)
+
+
+def test_the_regressor_shares_no_seed_with_deepemocluster(trained, monkeypatch):
+    seed_everything, seeds = runtime.seed_everything, []
+    monkeypatch.setattr(runtime, "seed_everything", lambda seed: seeds[-1].add(seed) or seed_everything(seed))
+    for stage in (1, 3):
+        seeds.append(set())
+        trained.runs(stage, "--no-resume")
+    assert len(seeds[0]) > 1 < len(seeds[1]) and not seeds[0] & seeds[1]
 
 
 def test_the_unlabeled_draw_does_not_follow_the_seed(prepared):
