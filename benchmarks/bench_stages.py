@@ -25,7 +25,7 @@ SIZES = {
     "small": {"Train": 2048, "Validation": 512, "unlabeled": 4096},
     "v1.8": {"Train": 44879, "Validation": 7800, "unlabeled": 90000},
 }
-STAGES = ("norms", "packing", "ssl", "deepmi", "curriculum", "opensmile", "start-up")
+STAGES = ("norms", "packing", "ssl", "deepmi", "kmeans", "curriculum", "opensmile", "start-up")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -67,7 +67,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import model
 import utils
-from deepmi import features, matfile, runtime
+from deepmi import clustering, features, matfile, runtime
 from tools import extract_features, predict
 
 WIDTH = 6373
@@ -209,6 +209,16 @@ def bench_deepmi(args: argparse.Namespace, root: Path, sizes: dict[str, int]) ->
     yield ["DeepMI, all else", f"{rest:.3f}", f"{sizes['Train'] / rest:,.0f}"]
 
 
+def bench_kmeans(args: argparse.Namespace, root: Path, sizes: dict[str, int]) -> Iterator[list[str]]:
+    """The clusters of `extract_DeepMI.py --clusters kmeans --restarts 20` at the scale of v1.8."""
+    count = SIZES["v1.8"]["Train"]
+    points = torch.randn(count, model.TRUNK_WIDTHS[-1], generator=torch.Generator().manual_seed(0)).relu()
+    begin = time.perf_counter()
+    clustering.repeated_kmeans(points.to(runtime.choose_device(args.device)), CLUSTERS, 20, seed=31)
+    seconds = time.perf_counter() - begin
+    yield [f"20 k-means of {count:,} utterances", f"{seconds:.3g}", f"{20 * count / seconds:,.0f}"]
+
+
 def bench_curriculum(args: argparse.Namespace, root: Path, sizes: dict[str, int]) -> Iterator[list[str]]:
     """A whole curriculum training."""
     measured = run_stage(args, root, "training_Curriculum", "-ep", 70, "--order", "random", "--no-resume")
@@ -256,6 +266,7 @@ BENCHES = {
     bench_reading: {"norms", "packing"},
     bench_ssl: {"ssl"},
     bench_deepmi: {"deepmi"},
+    bench_kmeans: {"kmeans"},
     bench_curriculum: {"curriculum"},
     bench_opensmile: {"opensmile"},
     bench_start_up: {"start-up"},

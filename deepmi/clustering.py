@@ -91,6 +91,9 @@ def kmeans(
 def repeated_kmeans(points: Tensor, num_clusters: int, restarts: int, seed: int) -> NDArray[np.int64]:
     """Clusters of the Train split for DeepMI by several k-means, each from a seed derived from `seed`.
 
+    One CPU thread, so that DeepMI does not depend on the number of cores. More would hardly be faster: 20 k-means of
+    44,879 utterances with K 50 take 11 s (benchmarks/RESULTS.md).
+
     Args:
         points: features, shape (N, D), the same on every rank.
         num_clusters: K.
@@ -101,7 +104,8 @@ def repeated_kmeans(points: Tensor, num_clusters: int, restarts: int, seed: int)
         UserError: as `kmeans`.
     """
     own, seeds = points[own_share(len(points))], [derived_seed(seed, "k-means of Train", r) for r in range(restarts)]
-    found = [kmeans(own, num_clusters, one, len(points)).assignment for one in seeds]
+    with on_one_thread():
+        found = [kmeans(own, num_clusters, one, len(points)).assignment for one in seeds]
     return torch.stack(found).cpu().numpy()
 
 
