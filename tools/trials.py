@@ -80,11 +80,10 @@ def make_metrics(tasks: Sequence[argparse.Namespace], jobs: int) -> None:
         task.num_unlabeled = len(sets["unlabeled"].names) if "unlabeled" in sets else 0
         keys = {name: data.key for name, data in sets.items()}
         task.folder = trial_path(task, "", _settings(task, epoch=task.ssl_epochs), task.num_clusters, keys)
-        names = task.ssl_epochs, task.batch_size, task.num_clusters, task.emo_attr
-        task.checkpoint = utils.ssl_checkpoint(task.folder, *names)
+        folder, clusters = task.folder, task.num_clusters
+        task.checkpoint = utils.ssl_checkpoint(folder, task.ssl_epochs, task.batch_size, clusters, task.emo_attr)
         task.metrics = {
-            kind: utils.metric_file(task.folder / _restarted(kind, task), task.num_clusters, task.emo_attr)
-            for kind in task.clusters
+            kind: utils.metric_file(folder / _restarted(kind, task), clusters, task.emo_attr) for kind in task.clusters
         }
     for _ in side_by_side(make_metric, tasks, jobs, "DeepEmoCluster"):
         pass
