@@ -1,12 +1,15 @@
 """The curriculum as a sampler: the same utterances per epoch as stage 3, in any trainer."""
 
 import doctest
+import importlib.util
 import json
 
 import numpy as np
 import pytest
 import torch
-from conftest import read_rows
+from conftest import ROOT, read_rows
+from test_docs import fenced
+from test_ranks import on_two_ranks
 from torch.utils.data import DataLoader
 
 import deepmi
@@ -139,6 +142,79 @@ def test_an_unknown_name_of_the_package_is_an_attribute_error():
 
 def test_the_examples_of_the_docstrings_hold():
     assert doctest.testmod(sampler).failed == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The trainers of docs/other-trainers.md
+
+needs_trainer = pytest.mark.skipif(
+    not (importlib.util.find_spec("transformers") and importlib.util.find_spec("accelerate")),
+    reason="the optional packages transformers and accelerate are not installed",
+)
+DOCS_METRIC = "curriculum_metric/DeepMI_50clusters@_Val.json"
+# What the snippets need: their dataset, and a model that notes the positions of what it is trained on.
+BEFORE = f"""
+import json, torch
+names = {NAMES}
+dataset = [{{"features": torch.randn(4), "labels": float(i % 7), "position": i}} for i in range(len(names))]
+class Model(torch.nn.Linear):
+    seen = []
+    def forward(self, features, position=None):
+        self.seen.append(position.tolist())
+        return super().forward(features)
+model = Model(4, 1)
+"""
+AFTER = """
+import os
+with open(f"seen{os.environ.get('RANK', 0)}.json", "w") as stream:
+    json.dump(Model.seen, stream)
+"""
+
+
+def snippet(number):
+    """A block of Python of the page."""
+    blocks = fenced(ROOT / "docs/other-trainers.md", "py").split("from deepmi import")[1:]
+    return "from deepmi import" + blocks[number]
+
+
+@pytest.fixture
+def docs_metric(tmp_path, monkeypatch):
+    """The metric of the page, with METRIC's values, in the current folder; returns what stage 3 would train on."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "curriculum_metric").mkdir()
+    (tmp_path / DOCS_METRIC).write_text(json.dumps(METRIC))
+    made = deepmi.CurriculumSampler(METRIC, NAMES)
+    return [made.positions(epoch).tolist() for epoch in range(70)]
+
+
+def test_the_data_loader_of_the_docs_trains_on_every_epoch(docs_metric):
+    loop = snippet(0).replace('model(batch["features"])', 'model(batch["features"], batch["position"])')
+    space = {}
+    exec(f"{BEFORE}\noptimizer = torch.optim.SGD(model.parameters(), 0.1)\n{loop}", space)
+    seen = iter(space["Model"].seen)
+    for positions in docs_metric:
+        for start in range(0, len(positions), 32):
+            assert next(seen) == positions[start : start + 32]
+
+
+@needs_trainer
+def test_the_trainer_of_the_docs_trains_on_every_epoch(docs_metric):
+    space = {}
+    exec(f"{BEFORE}\n{snippet(1)}", space)
+    seen = [position for batch in space["Model"].seen for position in batch]
+    assert seen == [position for positions in docs_metric for position in positions]
+
+
+@needs_trainer
+def test_the_trainer_of_the_docs_shares_the_epochs_between_two_ranks(docs_metric, tmp_path):
+    on_cpu = snippet(1).replace('TrainingArguments("out"', 'TrainingArguments("out", use_cpu=True')
+    (tmp_path / "train.py").write_text(f"{BEFORE}\n{on_cpu}\n{AFTER}")
+    done = on_two_ranks("train.py", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"seen{rank}.json").read_text()) for rank in range(2))
+    seen = [position for pair in zip(first, second, strict=True) for batch in pair for position in batch]
+    whole = [position for positions in docs_metric for position in positions]
+    assert seen[: len(whole)] == whole and len(seen) - len(whole) < 64
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -76,6 +76,7 @@ from deepmi import features, norm_stats, run_log, runtime, storage
 from deepmi.batches import Rows, in_batches
 from deepmi.process import UserError, notify
 from model import load_regressor
+from tools import finetuned
 from tools.extract_features import warn_of_doubtful
 from tools.feature_sets import OPENSMILE_SETS, Features, features_of, in_parallel, open_set
 from tools.recordings import list_recordings
@@ -166,13 +167,15 @@ def attribute_of(file: Path, info: dict) -> str:
     return attribute
 
 
-def load_predictor(args: argparse.Namespace) -> Predictor:
+def load_predictor(args: argparse.Namespace) -> Predictor | finetuned.FinetunedPredictor:
     """Regressors and normalisation statistics, checked against each other.
 
     Raises:
         UserError: a file is missing, damaged, or of a different feature set; two regressors predict one attribute.
     """
     device = runtime.choose_device(args.device)
+    if any(map(finetuned.is_finetuned, args.model)):
+        return finetuned.load_predictor(args.model, device)
     feature_norm = norm_stats.read_feature_norm(args.norm_dir)
     width = feature_norm[0].size
     sets: dict[object, str] = {args.norm_dir: features.read_feature_set(args.norm_dir)}
