@@ -16,6 +16,7 @@ The epoch with the best validation CCC is written to Models/FinetunedEncoder_dee
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from deepmi import cli, curriculum
@@ -44,10 +45,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--head-rate", type=float, default=1e-3, help="learning rate of pooling and head")
     help = "seconds of a recording to train on, from its start; those of MSP-Podcast have at most 11"
     parser.add_argument("--seconds", type=float, default=12.0, metavar="S", help=help)
-    group = parser.add_argument_group("corpus")
-    group.add_argument("--corpus", type=Path, metavar="DIR", required=True, help="corpus in MSP-Podcast's layout")
+    group, corpus = parser.add_argument_group("corpus"), os.environ.get("DEEPMI_CORPUS")
+    help = "corpus in MSP-Podcast's layout; by default $DEEPMI_CORPUS"
+    group.add_argument("--corpus", type=Path, metavar="DIR", default=corpus, required=not corpus, help=help)
     group.add_argument("--labels", type=Path, metavar="FILE", help="consensus label file, if not the one in the corpus")
     group.add_argument("--audio", type=Path, metavar="DIR", help="recordings, if not the folder Audios of the corpus")
+    help = "leave out utterances without a recording or a value of the metric, with a warning, instead of stopping"
+    group.add_argument("--skip-missing", action="store_true", help=help)
     cli.add_model_dir_argument(parser)
     cli.add_device_argument(parser)
     help = "bf16 computes matrix products in bfloat16, on GPUs and processors that support it"
@@ -78,9 +82,10 @@ from tqdm import tqdm
 import utils
 from deepmi import CurriculumSampler, ccc_loss, concordance_cc, emotion_levels, plots, ranks, run_log, runtime, storage
 from deepmi.labels import attribute_labels, read_labels, select_split
-from deepmi.process import UserError, first_few, notify, num_ranks, rank
+from deepmi.process import STOP_SIGNALS, UserError, first_few, notify, num_ranks, rank, signals_blocked
 from deepmi.seeds import derived_seed
 from tools import finetuned
+from tools.corpora import find_audio_folder
 from tools.recordings import Recordings
 from tools.sound import Clip, read_signal
 
@@ -94,20 +99,22 @@ class Split(NamedTuple):
 
 
 def load_split(args: argparse.Namespace, split: str, recordings: Recordings) -> Split:
-    """A split, sorted by file name; raises `UserError` if a label or a recording is missing."""
+    """A split, sorted by file name; raises `UserError` if labels or, without --skip-missing, recordings are missing."""
     file = args.labels or utils.find_label_file(args.corpus)
     rows = select_split(read_labels(file), split, file)
     labels = pd.concat([attribute_labels(rows, attribute, file) for attribute in args.emo_attr], axis=1)
     complete = labels.dropna().sort_index()
     if len(complete) < len(rows):
         notify(f"warning: {len(rows) - len(complete)} rows of {split} lack a label; left out.")
-    paths = recordings.find_all(list(complete.index))
-    if missing := [name for name, path in zip(complete.index, paths) if path is None]:
-        count = f"{len(missing)} of {len(paths)}"
-        raise UserError(
-            f"{recordings.folder}: no recording of {count} utterances of {split} ({first_few(missing, 3)})."
-        )
-    return Split(list(complete.index), paths, complete.to_numpy())
+    paths = dict(zip(complete.index, recordings.find_all(list(complete.index))))
+    if missing := [name for name, path in paths.items() if path is None]:
+        found = f"{recordings.folder}: no recording of {len(missing)} of {len(paths)} utterances of {split}"
+        found += f" ({first_few(missing, 3)})"
+        if not args.skip_missing or len(missing) == len(paths):
+            raise UserError(f"{found}. Name their folder with --audio, or leave them out with --skip-missing.")
+        notify(f"warning: {found}; left out.")
+    complete = complete.drop(missing)
+    return Split(list(complete.index), [paths[name] for name in complete.index], complete.to_numpy())
 
 
 class Signals(Dataset):
@@ -130,7 +137,9 @@ class Signals(Dataset):
 def read_batches(split: Split, batches: Sequence[Sequence[int]], args: argparse.Namespace) -> Iterator[list[Tensor]]:
     """The signals at each of these positions."""
     signals = Signals(split.recordings, args.seconds)
-    for batch in DataLoader(signals, batch_sampler=batches, collate_fn=list, num_workers=args.workers):
+    with signals_blocked(*STOP_SIGNALS):  # for the workers: this process stops them
+        loaded = iter(DataLoader(signals, batch_sampler=batches, collate_fn=list, num_workers=args.workers))
+    for batch in loaded:
         if faults := [signal for signal in batch if isinstance(signal, str)]:
             raise UserError(f"{faults[0]}. Leave it out of the labels, or correct it.")
         yield batch
@@ -186,7 +195,7 @@ def train_epoch(
     batches = [batch for batch in torch.tensor(list(sampler)).split(args.batch_size) if len(batch) > 1]
     shares = [batch[ranks.own_share(len(batch))].tolist() for batch in batches]
     weights = [weight for group in adam.param_groups for weight in group["params"]]
-    losses = torch.zeros(len(batches), 1)
+    losses = torch.zeros(len(batches), 1, device=targets.device)
     network.train()
     bar = tqdm(read_batches(train, shares, args), total=len(batches), unit="batch", leave=False, disable=None)
     for number, signals in enumerate(bar):
@@ -197,6 +206,7 @@ def train_epoch(
             weight.grad = ranks.sum_over_ranks(own)
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         adam.step()
+    losses = losses.cpu()  # the only wait for the device in this epoch
     run_log.refuse_divergence(losses, batches, train.names, f"epoch {sampler.epoch}")
     return run_log.weighted_mean(losses[:, 0], batches)
 
@@ -222,7 +232,7 @@ def new_sampler(args: argparse.Namespace, train: Split) -> CurriculumSampler:
     if args.metric is None and args.order in curriculum.METRIC_ORDERS:
         raise UserError(f"--order {args.order}: needs a DeepMI file; name one with --metric FILE.")
     levels = emotion_levels(train.labels[:, 0])
-    options = {"pacing": args.pacing, "bins": args.bins, "epochs_per_bin": args.epochs_per_bin, "seed": args.seed}
+    options = {name: getattr(args, name) for name in ("pacing", "bins", "epochs_per_bin", "seed", "skip_missing")}
     return CurriculumSampler(args.metric, train.names, args.order, levels=levels, num_replicas=1, rank=0, **options)
 
 
@@ -235,7 +245,7 @@ def main(args: argparse.Namespace) -> None:
     target = args.model_dir / f"FinetunedEncoder_{args.order}@_{'-'.join(args.emo_attr)}.pt.tar"
     utils.make_output_folders(args.model_dir)
     with ranks.first_rank_first():
-        recordings = Recordings(args.audio or args.corpus / "Audios")
+        recordings = Recordings(args.audio or find_audio_folder(args.corpus) or args.corpus / "Audios")
         train, validation = (load_split(args, split, recordings) for split in ("Train", "Validation"))
         sampler = new_sampler(args, train)
         mean, std = train.labels.mean(axis=0), train.labels.std(axis=0)

@@ -176,6 +176,17 @@ def test_a_killed_run_continues_to_the_same_bytes(speech, monkeypatch):
     assert "already trained" in finetune(speech)[1]
 
 
+def test_missing_recordings_and_values_are_left_out_on_request(speech):
+    metric = json.loads((speech.folder / "metric.json").read_text())
+    first, second, *_ = sorted(metric)
+    (speech.corpus / "Audios" / first).unlink()
+    del metric[second]
+    (speech.folder / "metric.json").write_text(json.dumps(metric))
+    speech.refuses(finetune(speech, code=2), "no recording of 1 of 60", first, "--skip-missing")
+    _, _, err = finetune(speech, "--skip-missing")
+    assert first in err and second in err and log_of(checkpoint(speech))[-2]["utterances"] == 58
+
+
 def test_two_ranks_have_the_loss_of_one(speech):
     without_dropout(speech.folder / "encoder")
     more = ("--rate", "1e-3", "--device", "cpu", "-batch", 13)  # the last batches cannot be split evenly
