@@ -1,3 +1,4 @@
+# make install  install what the stages and tools need
 # make demo     all stages on a small corpus of synthetic voices, in the folder demo
 # make test     lint and tests
 # make format   correct what ruff can correct
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test lint format clean
+.PHONY: install demo test lint format clean
 
 $(VENV)/.run: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +20,8 @@ $(VENV)/.run: requirements.txt
 $(VENV)/.dev: requirements-dev.txt requirements-optional.txt $(VENV)/.run
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements-dev.txt
 	touch $@
+
+install: $(VENV)/.run
 
 demo: $(VENV)/.run
 	PYTHON=$(CURDIR)/$(BIN)/python bash runs/demo.sh $(DEMO)

@@ -3,12 +3,13 @@
     python extract_DeepMI.py -ep 200 -batch 512 -emo Val -nc 50 --corpus /data/MSP-PODCAST-Publish-1.8
 
 reads the checkpoint that training_DeepEmoCluster.py wrote with the same -ep, -batch, -emo and -nc, and writes
-curriculum_metric/DeepMI_50clusters@_Val.json: file name -> DeepMI in nats.
+curriculum_metric/DeepMI_50clusters@_Val.json: file name -> DeepMI in nats. --table writes more about each utterance.
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from deepmi import cli
 
@@ -16,7 +17,7 @@ from deepmi import cli
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this stage."""
     parser = cli.new_parser(__doc__)
-    cli.add_training_arguments(parser, epochs=200, trained_before="the checkpoint")
+    cli.add_training_arguments(parser, epochs=200, trained_before="the checkpoint", several=True)
     cli.add_clusters_argument(parser)
     parser.add_argument(
         "--alpha",
@@ -25,6 +26,11 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="weight of the predicted level, 0 to 1; by default the paper's: 0.5 for Val, 0 for Act and Dom",
     )
     cli.add_cluster_source_arguments(parser)
+    help = (
+        "also write a table with one row per utterance: DeepMI, its rank, bin and both parts, cluster, level, label, "
+        "prediction, speaker, raters (FILE.csv, or FILE.parquet with pyarrow)"
+    )
+    parser.add_argument("--table", type=Path, metavar="FILE", help=help)
     cli.add_corpus_arguments(parser)
     cli.add_model_dir_argument(parser)
     cli.add_metric_dir_argument(parser)
@@ -35,16 +41,19 @@ def get_args_parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
 
+import importlib.util
 import math
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 
 import utils
-from deepmi import clustering, ranks, run_log, runtime
+from deepmi import clustering, curriculum, ranks, run_log, runtime, storage
 from deepmi.batches import Rows, in_batches
-from deepmi.metric import ALPHA, deepmi_values, emotion_levels, warn_if_flat, write_metric
+from deepmi.labels import rater_statistics
+from deepmi.metric import ALPHA, combined, deepmi_parts, emotion_levels, warn_if_flat, write_metric
 from deepmi.process import UserError, notify, rank
 from model import load_ssl_checkpoint
 
@@ -60,10 +69,43 @@ def warn_if_head_collapsed(clusters: NDArray[np.int64], entropy: float, args: ar
         )
 
 
-@ranks.on_every_rank
-def main(args: argparse.Namespace) -> None:
-    """Extract and write the DeepMI values."""
+def check_table(path: Path) -> None:
+    """Raise `UserError` if a table can't be written under this name."""
+    if path.suffix not in (".csv", ".parquet"):
+        raise UserError(f"--table {path}: expected a name that ends with .csv or .parquet.")
+    if path.suffix == ".parquet" and not importlib.util.find_spec("pyarrow"):
+        raise UserError(f"--table {path}: needs pyarrow; `pip install pyarrow`, or write a .csv file.")
+
+
+def write_table(path: Path, table: pd.DataFrame, corpus: utils.LabeledCorpus) -> None:
+    """Write one row per utterance, with what the corpus knows about it.
+
+    Args:
+        path: .csv or .parquet.
+        table: indexed by file name, with DeepMI.
+        corpus: adds speaker, gender and, if it has individual ratings, their number and standard deviation.
+    """
+    order = curriculum.training_order("deepmi", list(table.index), table["DeepMI"].to_numpy(), 0)
+    places, bins = curriculum.places_and_bins(order)
+    table.insert(1, "rank", places)
+    table.insert(2, "bin", bins)
+    known = corpus.table.set_index("FileName")
+    table = table.join(known[[column for column in ("SpkrID", "Gender") if column in known]])
+    if ratings := utils.find_detailed_file(corpus.corpus.root) if corpus.corpus.root else None:
+        table = table.join(rater_statistics(ratings, corpus.emo_attr))
+    with storage.write_atomically(storage.output_file(path)) as temporary:
+        if path.suffix == ".csv":
+            table.to_csv(temporary, index_label="FileName")
+        else:
+            table.rename_axis("FileName").reset_index().to_parquet(temporary, index=False)
+    print(f"wrote {path}")
+
+
+def extract(args: argparse.Namespace) -> list[dict]:
+    """Extract and write the DeepMI values of one attribute; what is known about them as a row of a table."""
     cli.refuse_idle_restarts(args)
+    if args.table:
+        check_table(args.table)
     device = runtime.choose_device(args.device)
     precision = runtime.choose_precision(device, args.precision)
     corpus = utils.open_corpus(args)
@@ -87,15 +129,17 @@ def main(args: argparse.Namespace) -> None:
     if not points.isfinite().all():
         raise UserError(f"{checkpoint}: the network outputs NaN or infinity; download or train the checkpoint again.")
     levels = emotion_levels(train.labels)  # Y, (N,)
-    predicted = emotion_levels(utils.denormalise(prediction.cpu().numpy(), corpus.label_norm, checkpoint))  # Y', (N,)
+    prediction = utils.denormalise(prediction.cpu().numpy(), corpus.label_norm, checkpoint)  # in label units, (N,)
+    predicted = emotion_levels(prediction)  # Y', (N,)
     alpha = ALPHA[args.emo_attr] if args.alpha is None else args.alpha
     if args.clusters == "head":
         clusters = points.argmax(dim=1).cpu().numpy()  # X, (N,)
     else:
         clusters = clustering.repeated_kmeans(points, args.num_clusters, args.restarts, args.seed)  # (R, N)
     if rank() > 0:
-        return
-    values, information = deepmi_values(clusters, levels, predicted, args.num_clusters, alpha)
+        return []
+    of_clusters, of_prediction, information = deepmi_parts(clusters, levels, predicted, args.num_clusters)
+    values = combined(of_clusters, of_prediction, alpha)
     target = utils.metric_file(args.metric_dir, args.num_clusters, args.emo_attr)
     write_metric(target, dict(zip(train.names, values.tolist())))
 
@@ -109,9 +153,22 @@ def main(args: argparse.Namespace) -> None:
     print(f"H(X)    = {information['H(X)']:.5f} nats, clusters; {most:.5f} if all had the same size")
     print(f"alpha {alpha:g}; {len(set(values.tolist()))} distinct values from {values.min():g} to {values.max():g}")
     print(f"wrote {target}")
+    if args.table:
+        columns = {"DeepMI": values, "part_of_clusters": of_clusters, "part_of_prediction": of_prediction}
+        columns |= {"cluster": np.atleast_2d(clusters)[0], "level": levels, "predicted_level": predicted}
+        columns |= {"label": train.labels, "prediction": prediction, "residual": prediction - train.labels}
+        write_table(args.table, pd.DataFrame(columns, index=train.names), corpus)
     if args.clusters == "head":
         warn_if_head_collapsed(clusters, information["H(X)"], args)
     warn_if_flat(values, target)
+    found = {name: f"{information[name]:.5f}" for name in ("I(X;Y)", "H(X)")}
+    return [found | {"distinct values": str(len(set(values.tolist()))), "file": str(target)}]
+
+
+@ranks.on_every_rank
+def main(args: argparse.Namespace) -> None:
+    """Extract DeepMI for each attribute."""
+    cli.for_each_attribute(extract, args)
 
 
 if __name__ == "__main__":

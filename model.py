@@ -6,6 +6,7 @@ B is the batch, D the number of features (6,373 for IS13 ComParE), K the number 
 from __future__ import annotations
 
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -93,6 +94,17 @@ class DenseResNet(nn.Module):
         nn.init.zeros_(self.top_layer_class.bias)
 
 
+class AttributeHead(nn.Module):
+    """The attribute prediction of a DenseResNet as a network: (B, D) -> z-normalised attribute (B,)."""
+
+    def __init__(self, network: DenseResNet):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network.predict_attribute(x)
+
+
 class DenseNet(nn.Module):
     """The curriculum regressor; no ReLU after its first layer, as in the original.
 
@@ -159,22 +171,34 @@ def load_ssl_checkpoint(
         UserError: missing, damaged, would run code, or made for a different network, width, K, attribute or feature
             set.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(
-            f"{path}: no such checkpoint. Run training_DeepEmoCluster.py with the same -ep, -batch, -emo and -nc first "
-            "(published checkpoints: --model-dir trained_SSLmodels_v1.8)."
-        )
-    content = tensors.load_tensors(path)
+    content = _load(
+        path,
+        "no such checkpoint. Run training_DeepEmoCluster.py with the same -ep, -batch, -emo and -nc first (published "
+        "checkpoints: --model-dir trained_SSLmodels_v1.8).",
+    )
+    model, info = _dense_resnet(path, content, num_features, emo_attr, feature_set)
+    if model.num_clusters != num_clusters:
+        raise UserError(f"{path}: {model.num_clusters} clusters; -nc asks for {num_clusters}.")
+    return model, info
+
+
+def _load(path: Path, if_missing: str) -> object:
+    if not Path(path).is_file():
+        raise UserError(f"{path}: {if_missing}")
+    return tensors.load_tensors(path)
+
+
+def _dense_resnet(
+    path: Path, content: object, num_features: int, emo_attr: str, feature_set: str
+) -> tuple[DenseResNet, dict]:
+    """The network in the content of a checkpoint of DeepEmoCluster, and the info saved with it."""
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise UserError(f"{path}: no state_dict in it; expected a DenseResNet checkpoint.")
     state = {str(key).replace("module.", ""): value for key, value in state.items()}
     info = _checked_info(path, content.get(INFO_KEY), emo_attr, feature_set)
-    found_clusters, _ = _shape(path, state, "top_layer_class.weight")
+    num_clusters, _ = _shape(path, state, "top_layer_class.weight")
     _refuse_width(path, _shape(path, state, "dnn_features.0.weight")[1], num_features)
-    if found_clusters != num_clusters:
-        raise UserError(f"{path}: {found_clusters} clusters; -nc asks for {num_clusters}.")
     return _with_weights(path, DenseResNet, (num_features, num_clusters), state), info
 
 
@@ -188,30 +212,29 @@ def save_regressor(path: Path, state: Mapping[str, Tensor], info: dict) -> None:
     tensors.save_tensors(weights, path)
 
 
-def load_regressor(path: Path, num_features: int, emo_attr: str = "", feature_set: str = "") -> tuple[DenseNet, dict]:
-    """Read a curriculum regressor of this program or of the original.
+def load_regressor(path: Path, num_features: int, emo_attr: str = "", feature_set: str = "") -> tuple[nn.Module, dict]:
+    """Read a network that predicts an attribute, of this program or of the original.
 
     Args:
-        path: the checkpoint.
+        path: a curriculum regressor, or a checkpoint of DeepEmoCluster, whose attribute head predicts.
         num_features: D of the data.
         emo_attr: expected attribute; empty accepts any.
         feature_set: feature set of the data; empty if unknown.
     Returns:
-        (network on the CPU in eval mode, info saved with it; empty for files of the original).
+        (network (B, D) -> (B,) on the CPU in eval mode, info saved with it; empty for files of the original).
     Raises:
         UserError: missing, damaged, would run code, or made for a different network, width, attribute or feature set.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(
-            f"{path}: no such regressor. training_Curriculum.py writes regressors such as "
-            "SimpleEmoRegressor_DeepMI@_Val.pt.tar to its --model-dir."
-        )
-    state = tensors.load_tensors(path)
+    state = _load(
+        path,
+        "no such regressor. training_Curriculum.py writes regressors such as SimpleEmoRegressor_DeepMI@_Val.pt.tar to "
+        "its --model-dir.",
+    )
     if not isinstance(state, dict):
         raise UserError(f"{path}: expected the state dict of a curriculum regressor, found {type(state).__name__}.")
     if "state_dict" in state:
-        raise UserError(f"{path}: a DeepEmoCluster checkpoint, not a regressor (SimpleEmoRegressor_...).")
+        network, info = _dense_resnet(path, state, num_features, emo_attr, feature_set)
+        return AttributeHead(network), info
     info = getattr(state, "_metadata", None)
     for key in ("", INFO_KEY):  # module name, "" for the whole network; then ours
         info = info.get(key) if isinstance(info, dict) else None
@@ -219,6 +242,12 @@ def load_regressor(path: Path, num_features: int, emo_attr: str = "", feature_se
     width, found = _shape(path, state, "dense_net.0.weight")
     _refuse_width(path, found, num_features)
     return _with_weights(path, DenseNet, (num_features, width), state), info
+
+
+def attribute_of(path: Path, info: dict) -> str:
+    """The attribute that a network predicts: the one saved with it, else the one in its file name, else ""."""
+    named = re.findall(r"[@_](Act|Dom|Val)\b", Path(path).name)
+    return info.get("emo_attr") or (named[-1] if named else "")
 
 
 def _checked_info(path: Path, info: object, emo_attr: str, feature_set: str) -> dict:
@@ -229,12 +258,12 @@ def _checked_info(path: Path, info: object, emo_attr: str, feature_set: str) -> 
         fits = math.isfinite(value) if isinstance(value, float) else len(str(value)) <= LONGEST_FACT
         return isinstance(name, str) and isinstance(value, kinds) and fits
 
-    if info is None:
-        return {}
+    info = {} if info is None else info
     if not isinstance(info, dict) or not all(is_ours(*fact) for fact in info.items()):
         raise UserError(f"{path}: the facts about its training are damaged; download or train it again.")
-    if emo_attr and info.get("emo_attr", emo_attr) != emo_attr:
-        raise UserError(f"{path}: trained for {info['emo_attr']}; -emo asks for {emo_attr}.")
+    attribute = attribute_of(path, info)
+    if emo_attr and attribute and attribute != emo_attr:
+        raise UserError(f"{path}: trained for {attribute}; -emo asks for {emo_attr}.")
     common_feature_set({"--features and --norm-dir": feature_set, path: info.get("feature_set", "")})
     return info
 

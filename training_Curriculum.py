@@ -23,7 +23,7 @@ from deepmi import cli, curriculum
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this stage."""
     parser = cli.new_parser(__doc__)
-    cli.add_training_arguments(parser, epochs=70)
+    cli.add_training_arguments(parser, epochs=70, several=True)
     cli.add_clusters_argument(parser, "number of clusters K of the DeepMI file to use, DeepMI_Kclusters@_EMO.json")
     cli.add_metric_dir_argument(parser)
     cli.add_metric_argument(parser)
@@ -169,9 +169,8 @@ def note_if_too_short(schedule: curriculum.Schedule, total: int, args: argparse.
         )
 
 
-@ranks.on_every_rank
-def main(args: argparse.Namespace) -> None:
-    """Train and keep the best regressor."""
+def train_attribute(args: argparse.Namespace) -> list[dict]:
+    """Train for one attribute and keep the best regressor; its epoch and validation CCC, as `TrainingRun.summary`."""
     device = runtime.choose_device(args.device)
     args.precision = runtime.choose_precision(device, args.precision)
     if args.compile:
@@ -193,7 +192,7 @@ def main(args: argparse.Namespace) -> None:
         state = None if finished else run.start()
     run.refuse_unlike_ranks(finished)
     if finished:
-        return
+        return run.summary()
 
     runtime.seed_everything(derived_seed(args.seed, "regressor"))
     learner = Learner(corpus.num_features, device, args.compile)
@@ -229,6 +228,13 @@ def main(args: argparse.Namespace) -> None:
             state = {"weights": learner.model.state_dict(), "optimizer": runtime.optimizer_state(learner.adam)}
             run.save(state, write_outputs)
     run.finish(write_outputs)
+    return run.summary()
+
+
+@ranks.on_every_rank
+def main(args: argparse.Namespace) -> None:
+    """Train for each attribute."""
+    cli.for_each_attribute(train_attribute, args)
 
 
 if __name__ == "__main__":

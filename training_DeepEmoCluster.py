@@ -23,7 +23,7 @@ from deepmi import cli
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this stage."""
     parser = cli.new_parser(__doc__)
-    cli.add_training_arguments(parser, epochs=200)
+    cli.add_training_arguments(parser, epochs=200, several=True)
     cli.add_clusters_argument(parser)
     cli.add_corpus_arguments(parser)
     cli.add_unlabeled_arguments(parser)
@@ -163,9 +163,8 @@ def describe(record: dict) -> str:
     )
 
 
-@ranks.on_every_rank
-def main(args: argparse.Namespace) -> None:
-    """Train and keep the best checkpoint."""
+def train_attribute(args: argparse.Namespace) -> list[dict]:
+    """Train for one attribute and keep the best checkpoint; its epoch and validation CCC, as `TrainingRun.summary`."""
     device = runtime.choose_device(args.device)
     args.precision = runtime.choose_precision(device, args.precision)
     if args.compile:
@@ -182,7 +181,7 @@ def main(args: argparse.Namespace) -> None:
         state = None if finished else run.start()
     run.refuse_unlike_ranks(finished)
     if finished:
-        return
+        return run.summary()
 
     train, validation = sets["Train"], sets["Validation"]
     rows = {name: Rows(data.rows, device, args.precision) for name, data in sets.items()}
@@ -217,6 +216,13 @@ def main(args: argparse.Namespace) -> None:
             state = {"weights": learner.model.state_dict(), "adam": runtime.optimizer_state(learner.adam)}
             run.save(state | {"assignment": assignment.cpu()}, write_outputs)
     run.finish(write_outputs)
+    return run.summary()
+
+
+@ranks.on_every_rank
+def main(args: argparse.Namespace) -> None:
+    """Train for each attribute."""
+    cli.for_each_attribute(train_attribute, args)
 
 
 if __name__ == "__main__":

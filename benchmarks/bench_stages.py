@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from benchmarks.sections import add_results_argument, fill_section, machine, run
 from deepmi import cli
 
 SIZES = {
@@ -38,7 +39,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     cli.add_device_argument(parser)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="precision of matrix products")
     parser.add_argument("--work", type=Path, metavar="DIR", help="folder for all files; by default a temporary one")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="Markdown file whose section is replaced")
+    add_results_argument(parser)
     return parser
 
 
@@ -47,8 +48,9 @@ if __name__ == "__main__":
 
 import contextlib
 import io
+import itertools
 import json
-import statistics
+import shutil
 import sys
 import tempfile
 import time
@@ -61,10 +63,10 @@ import torch
 from joblib import Parallel, delayed
 from scipy.io import loadmat
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import model
 import utils
-from benchmarks.sections import fill_section, machine, run
 from deepmi import features, matfile, runtime
 from tools import extract_features, predict
 
@@ -99,25 +101,19 @@ def make_corpus(root: Path, sizes: dict[str, int]) -> None:
 
 
 def run_stage(args: argparse.Namespace, root: Path, stage: str, *argv: object) -> dict:
-    """Run a stage in a separate process; returns what `measure_stage` measured."""
+    """Run a stage in a separate process; returns what `measure_stage` measured, and the `epochs` in its log."""
     common = ["--corpus", "corpus", "--device", args.device, "--precision", args.precision, "-emo", "Val"]
     run("-m", "benchmarks.measure_stage", stage, "measured.json", *common, *argv, "-batch", BATCH, folder=root)
     return json.loads((root / "measured.json").read_text())
 
 
-def logged_epochs(root: Path, pattern: str) -> list[dict]:
-    """The epochs in the log of a run."""
-    (log,) = root.glob(f"Models/{pattern}.log.jsonl")
-    return [record for record in map(json.loads, log.read_text().splitlines()) if "seconds" in record]
-
-
 def operations(network: nn.Module, rows: int, trained: bool) -> float:
-    """Floating-point operations of the matrix products for some rows: forward, and backward if trained.
-
-    The first layer needs no gradient of its input.
-    """
-    weights = [parameter.numel() for parameter in network.parameters() if parameter.ndim == 2]
-    return 2.0 * rows * (sum(weights) + trained * (2 * sum(weights) - weights[0]))
+    """Floating-point operations of the matrix products for some rows: forward, and backward if trained."""
+    with FlopCounterMode(display=False) as counter:
+        outputs = network(torch.zeros(2, WIDTH))
+        if trained:
+            sum(output.sum() for output in (outputs if isinstance(outputs, tuple) else [outputs])).backward()
+    return counter.get_total_flops() / 2 * rows
 
 
 def ssl_epoch_operations(sizes: dict[str, int]) -> float:
@@ -125,29 +121,27 @@ def ssl_epoch_operations(sizes: dict[str, int]) -> float:
     whole = model.DenseResNet(WIDTH, CLUSTERS)
     trunk, head = whole.dnn_features, whole.classifier
     return (
-        operations(nn.ModuleList([trunk, head]), sizes["unlabeled"] + sizes["Train"], False)  # k-means
-        + operations(nn.ModuleList([trunk, head, whole.top_layer_class]), sizes["unlabeled"], True)
+        operations(nn.Sequential(trunk, head), sizes["unlabeled"] + sizes["Train"], False)  # k-means
+        + operations(nn.Sequential(trunk, head, whole.top_layer_class), sizes["unlabeled"], True)
         + operations(whole, sizes["Train"], True)
-        + operations(nn.ModuleList([trunk, whole.emo_regressor]), sizes["Validation"], False)
+        + operations(nn.Sequential(trunk, whole.emo_regressor), sizes["Validation"], False)
     )
 
 
-def median_run(runs: list, ratio: Callable[[object], float]):
+def median_run(runs: pd.DataFrame, ratio: pd.Series) -> pd.Series:
     """The run with the median ratio, because the speed of the machine itself changes between runs."""
-    return sorted(runs, key=ratio)[len(runs) // 2]
+    return runs.loc[ratio.sort_values().index[len(runs) // 2]]
 
 
-def timed_turns(work: dict[str, Callable[[int], object]], turns: int) -> list[dict[str, float]]:
-    """Seconds of each piece of work in each turn; the pieces run one after the other in every turn."""
-    found = []
-    for turn in range(turns):
-        found.append({})
-        for name, call in work.items():
-            begin = time.perf_counter()
-            with contextlib.redirect_stdout(io.StringIO()):
-                call(turn)
-            found[-1][name] = time.perf_counter() - begin
-    return found
+def timed_turns(work: dict[str, Callable[[int], object]], turns: int) -> pd.DataFrame:
+    """Seconds of each piece of work (columns) in each turn (rows); the pieces run one after the other in every turn."""
+    seconds = pd.DataFrame(index=range(turns), columns=list(work), dtype=float)
+    for turn, name in itertools.product(seconds.index, work):
+        begin = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):
+            work[name](turn)
+        seconds.loc[turn, name] = time.perf_counter() - begin
+    return seconds
 
 
 def row_of_products(name: str, seconds: float, utterances: int, flops: float, measured: dict) -> list[str]:
@@ -161,41 +155,44 @@ def row_of_files(name: str, seconds: float, count: int, limit: float, unit: str)
     """A row of the table; `limit` is the shortest possible time in seconds."""
     digits = ".0f" if unit == "files" else ".1f"
     rates = f"{count / seconds:,{digits}}", "", f"{count / limit:,{digits}} {unit}/s"
-    return [name, f"{seconds:.3g}", *rates, f"{limit / seconds:.2f}", ""]
+    return [name, f"{seconds:.3g}", *rates, f"{limit / seconds:.2f}"]
 
 
-def bench_reading(root: Path, stages: list[str]) -> Iterator[list[str]]:
+# ---------------------------------------------------------------------------------------------------------------------
+# What is measured
+
+
+def bench_reading(args: argparse.Namespace, root: Path, sizes: dict[str, int]) -> Iterator[list[str]]:
     """Normalisation statistics and packing of Train, three times in turn with loadmat."""
     folder, cores = root / "corpus" / utils.FEATURE_FOLDER, cli.cpu_count()
     paths = sorted(folder.glob("Train_*.mat"))
     names, norm = [path.name for path in paths], (np.zeros(WIDTH), np.ones(WIDTH))
-    parts = [paths[first : first + 64] for first in range(0, len(paths), 64)]
     work = {
-        "loadmat": lambda turn: Parallel(n_jobs=cores)(delayed(load_some)(part) for part in parts),
+        "loadmat": lambda turn: Parallel(cores, batch_size=64)(delayed(load_mat)(path) for path in paths),
         "norms": lambda turn: features.feature_moments(folder, names, cores),
         "packing": lambda turn: features.pack_features(folder, names, *norm, root / f"packing_{turn}", cores),
     }
-    seconds = pd.DataFrame(timed_turns(work, 3)).min()
+    seconds = timed_turns(work, 3).min()
     for stage in ("norms", "packing"):
-        if stage in stages:
+        if stage in args.stages:
             yield row_of_files(stage, seconds[stage], len(paths), seconds["loadmat"], "files")
 
 
-def load_some(paths: list[Path]) -> None:
-    """Read .mat files with scipy and return nothing."""
-    for path in paths:
-        loadmat(path)
+def load_mat(path: Path) -> None:
+    """Read a .mat file with scipy and return nothing."""
+    loadmat(path)
 
 
-def bench_ssl(args: argparse.Namespace, root: Path, sizes: dict[str, int], epochs: int) -> Iterator[list[str]]:
+def bench_ssl(args: argparse.Namespace, root: Path, sizes: dict[str, int]) -> Iterator[list[str]]:
     """The median epoch of DeepEmoCluster, without the first one."""
-    argv = ["-ep", epochs, "-nc", CLUSTERS, "--unlabeled", "unlabeled", "--unlabeled-size", sizes["unlabeled"]]
-    measured = run_stage(args, root, "training_DeepEmoCluster", *argv, "--no-resume")
-    logged = zip(logged_epochs(root, "ResNet*"), measured["around"])
-    runs = [measured | {"epoch": record["seconds"], "rate": rate} for record, rate in logged]
-    run = median_run(runs[1:] or runs, lambda run: run["epoch"] * run["rate"])
+    argv = ["-ep", 2 if args.growth else args.epochs, "-nc", CLUSTERS, "--no-resume"]
+    argv += ["--unlabeled", "unlabeled", "--unlabeled-size", sizes["unlabeled"]]
+    measured = run_stage(args, root, "training_DeepEmoCluster", *argv)
+    epochs = pd.DataFrame(measured["epochs"]).assign(memory=measured["memory"])
+    epochs = epochs[1:] if len(epochs) > 1 else epochs
+    run = median_run(epochs, epochs["seconds"] * epochs["rate"])
     name = f"SSL epoch, {sizes['unlabeled']:,} unlabeled" if args.growth else "SSL epoch"
-    yield row_of_products(name, run["epoch"], sum(sizes.values()), ssl_epoch_operations(sizes), run)
+    yield row_of_products(name, run["seconds"], sum(sizes.values()), ssl_epoch_operations(sizes), run)
 
 
 def bench_deepmi(args: argparse.Namespace, root: Path, sizes: dict[str, int]) -> Iterator[list[str]]:
@@ -204,26 +201,25 @@ def bench_deepmi(args: argparse.Namespace, root: Path, sizes: dict[str, int]) ->
     (root / "Models").mkdir(exist_ok=True)
     checkpoint = utils.ssl_checkpoint(root / "Models", epoch, BATCH, CLUSTERS, "Val")
     model.save_ssl_checkpoint(checkpoint, network.state_dict(), {})
-    runs = [run_stage(args, root, "extract_DeepMI", "-ep", epoch, "-nc", CLUSTERS) for _ in range(5)]
-    run = median_run(runs, lambda run: run["passes"] * run["rate"])
+    runs = pd.DataFrame(run_stage(args, root, "extract_DeepMI", "-ep", epoch, "-nc", CLUSTERS) for _ in range(5))
+    run = median_run(runs, runs["passes"] * runs["rate"])
     flops = operations(network, sizes["Train"], False)
     yield row_of_products("DeepMI, forward pass", run["passes"], sizes["Train"], flops, run)
-    rest = statistics.median(run["seconds"] - run["passes"] for run in runs)
-    yield ["DeepMI, all else", f"{rest:.3f}", f"{sizes['Train'] / rest:,.0f}", "", "", "", ""]
+    rest = (runs["seconds"] - runs["passes"]).median()
+    yield ["DeepMI, all else", f"{rest:.3f}", f"{sizes['Train'] / rest:,.0f}"]
 
 
 def bench_curriculum(args: argparse.Namespace, root: Path, sizes: dict[str, int]) -> Iterator[list[str]]:
     """A whole curriculum training."""
     measured = run_stage(args, root, "training_Curriculum", "-ep", 70, "--order", "random", "--no-resume")
-    epochs, network = logged_epochs(root, "SimpleEmo*"), model.DenseNet(WIDTH)
-    seconds = sum(epoch["seconds"] for epoch in epochs)
-    flops = operations(network, sum(epoch["utterances"] for epoch in epochs), True)
+    epochs, network = pd.DataFrame(measured["epochs"]), model.DenseNet(WIDTH)
+    flops = operations(network, epochs["utterances"].sum(), True)
     flops += operations(network, len(epochs) * sizes["Validation"], False)
     name, utterances = f"curriculum, {len(epochs)} epochs", len(epochs) * sizes["Train"]
-    yield row_of_products(name, seconds, utterances, flops, measured)
+    yield row_of_products(name, epochs["seconds"].sum(), utterances, flops, measured)
 
 
-def bench_opensmile(root: Path) -> Iterator[list[str]]:
+def bench_opensmile(args: argparse.Namespace, root: Path, sizes: dict[str, int]) -> Iterator[list[str]]:
     """Features from recordings, one at a time and one per core; then predictions from the same recordings."""
     cores, audio, rng = cli.cpu_count(), root / "audio", np.random.default_rng(3)
     count = 64 * cores
@@ -242,18 +238,28 @@ def bench_opensmile(root: Path) -> Iterator[list[str]]:
         "predict": lambda turn: predict.main(prediction),
     }
     turns = timed_turns(work, 4)[1:]  # the first turn loads openSMILE
-    turn = median_run(turns, lambda turn: turn["one"] / turn["all"])
+    turn = median_run(turns, turns["one"] / turns["all"])
     name = f"openSMILE, {count} recordings of 3 s, {cores} at a time"
     yield row_of_files(name, turn["all"], count, turn["one"] / cores, "recordings")
-    turn = median_run(turns, lambda turn: turn["all"] / turn["predict"])
+    turn = median_run(turns, turns["all"] / turns["predict"])
     yield row_of_files("prediction of the same recordings", turn["predict"], count, turn["all"], "recordings")
 
 
-def bench_start_up(root: Path) -> Iterator[list[str]]:
+def bench_start_up(args: argparse.Namespace, root: Path, sizes: dict[str, int]) -> Iterator[list[str]]:
     """--help of each stage."""
-    for script in SCRIPTS:
-        turns = timed_turns({"help": lambda turn, script=script: run(f"{script}.py", "--help", folder=root)}, 5)
-        yield [f"{script}.py --help", f"{statistics.median(turn['help'] for turn in turns):.2f}", "", "", "", "", ""]
+    helps = {f"{script}.py": lambda turn, script=script: run(f"{script}.py", "--help") for script in SCRIPTS}
+    for script, seconds in timed_turns(helps, 5).median().items():
+        yield [f"{script} --help", f"{seconds:.2f}"]
+
+
+BENCHES = {
+    bench_reading: {"norms", "packing"},
+    bench_ssl: {"ssl"},
+    bench_deepmi: {"deepmi"},
+    bench_curriculum: {"curriculum"},
+    bench_opensmile: {"opensmile"},
+    bench_start_up: {"start-up"},
+}
 
 
 def measured_rows(args: argparse.Namespace, root: Path) -> Iterator[list[str]]:
@@ -261,25 +267,16 @@ def measured_rows(args: argparse.Namespace, root: Path) -> Iterator[list[str]]:
     for size in args.growth or ():
         folder, sizes = root / f"growth_{size}", SIZES["small"] | {"unlabeled": size}
         make_corpus(folder, sizes)
-        yield from bench_ssl(args, folder, sizes, 2)
-        for file in (folder / "feature_cache").iterdir():
-            file.unlink()  # 25 KB per utterance
+        yield from bench_ssl(args, folder, sizes)
+        shutil.rmtree(folder / "feature_cache")  # 25 KB per utterance
     if args.growth:
         return
-    sizes = SIZES[args.sizes]
     if set(args.stages) != {"start-up"}:
-        make_corpus(root, sizes)
-    for stages, rows in (
-        ({"norms", "packing"}, bench_reading(root, args.stages)),
-        ({"ssl"}, bench_ssl(args, root, sizes, args.epochs)),
-        ({"deepmi"}, bench_deepmi(args, root, sizes)),
-        ({"curriculum"}, bench_curriculum(args, root, sizes)),
-        ({"opensmile"}, bench_opensmile(root)),
-        ({"start-up"}, bench_start_up(root)),
-    ):
-        if stages & set(args.stages):  # the generators measure nothing until they are iterated
+        make_corpus(root, SIZES[args.sizes])
+    for bench, stages in BENCHES.items():
+        if stages & set(args.stages):
             print(f"measuring {' and '.join(sorted(stages))} ...", file=sys.stderr)
-            yield from rows
+            yield from bench(args, root, SIZES[args.sizes])
 
 
 def main(args: argparse.Namespace) -> None:
@@ -294,7 +291,7 @@ def main(args: argparse.Namespace) -> None:
         root = args.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         root.mkdir(parents=True, exist_ok=True)
         for row in measured_rows(args, root.resolve()):
-            lines.append(f"| {' | '.join(row)} |")
+            lines.append(f"| {' | '.join(row + [''] * (len(HEADER) - len(row)))} |")
             print(lines[-1], flush=True)
     sizes = SIZES["small"] if args.growth else SIZES[args.sizes]
     counts = ", ".join(f"{sizes[part]:,} {part}" for part in sizes if not (args.growth and part == "unlabeled"))

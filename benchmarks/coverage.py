@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 from tqdm import tqdm
 
@@ -26,14 +27,19 @@ LABELS = (0.5, 0.9)  # standard deviation of labels between and within speakers
 EFFECTS = {"none": (0.0, 0.0), "medium": (0.25, 0.12), "large": (0.7, 0.3)}  # sd over speakers of shift and slope
 REGRESSORS = {"typical": (0.6, 0.8), "accurate": (0.9, 0.25)}  # slope of the predictions, sd of their noise
 BIAS = 0.2
-SIZES = ((2, 60), (4, 40), (10, 30), (20, 30), (60, 30))  # speakers, mean utterances per speaker
-NO_SPEAKERS = (20, 120, 600)  # utterances
-RULES = ("utterances", "speakers, then utterances", "whole speakers", "jackknife and t", "this program")
 SEEDS = 5
 SEED_SPREAD = 0.05  # sd over training seeds of the slope
-DIFFERENCE_SIZES = ((2, 60), (10, 30), (20, 30))
+SLOPE_LOST = 0.1  # by the second of two orders
+SIZES = {  # row of the table -> speakers, mean utterances per speaker, whether all have the same number
+    f"{speakers} x {mean}{'' if equal else ' on average, unequal'}": (speakers, mean, equal)
+    for speakers, mean in ((2, 60), (4, 40), (10, 30), (20, 30), (60, 30))
+    for equal in (True, False)
+} | {f"{utterances} utterances, speakers unknown": (utterances, 1, True) for utterances in (20, 120, 600)}
+DIFFERENCE_SIZES = {name: SIZES[name] for name in ("2 x 60", "10 x 30", "20 x 30")}
+RULES = ("utterances", "speakers, then utterances", "whole speakers", "jackknife and t", "this program")
 
-Cells = tuple[list[str], list[str]]  # coverage and mean width of each rule
+Interval = tuple[float, float]
+NO_INTERVAL = (np.nan, np.nan)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -48,20 +54,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@dataclass
-class Corpus:
-    """One simulated test set of N utterances.
+class Corpus(NamedTuple):
+    """A simulated test set: speaker and label of each utterance, and the effect of that speaker; shape (N,) each."""
 
-    Attributes:
-        speaker: number of the speaker of each utterance, shape (N,).
-        labels: shape (N,).
-        shift, stretch: effects of the speaker of each utterance, shape (N,).
-    """
-
-    speaker: np.ndarray
-    labels: np.ndarray
-    shift: np.ndarray
-    stretch: np.ndarray
+    speaker: NDArray[np.int64]
+    labels: NDArray[np.float64]
+    shift: NDArray[np.float64]
+    stretch: NDArray[np.float64]
 
 
 def draw_corpus(rng: np.random.Generator, speakers: int, mean: int, equal: bool, effect: str) -> Corpus:
@@ -72,11 +71,15 @@ def draw_corpus(rng: np.random.Generator, speakers: int, mean: int, equal: bool,
     speaker = np.repeat(np.arange(speakers), sizes)
     between, within = LABELS
     labels = rng.normal(0, between, speakers)[speaker] + rng.normal(0, within, len(speaker))
-    shift, stretch = (rng.normal(0, sd, speakers)[speaker] for sd in EFFECTS[effect])
-    return Corpus(speaker, labels, shift, stretch)
+    return Corpus(speaker, labels, *draw_effects(rng, speaker, effect))
 
 
-def predict(rng: np.random.Generator, corpus: Corpus, slope: float, noise: float) -> np.ndarray:
+def draw_effects(rng: np.random.Generator, speaker: NDArray[np.int64], effect: str) -> list[NDArray[np.float64]]:
+    """Shift and stretch of the predictions for each utterance, by its speaker."""
+    return [rng.normal(0, sd, speaker[-1] + 1)[speaker] for sd in EFFECTS[effect]]
+
+
+def predict(rng: np.random.Generator, corpus: Corpus, slope: float, noise: float) -> NDArray[np.float64]:
     """Predictions of a regressor with this slope and noise, shape (N,)."""
     clean = BIAS + (slope + corpus.stretch) * corpus.labels + corpus.shift
     return clean + rng.normal(0, noise, len(corpus.labels))
@@ -90,23 +93,29 @@ def population_ccc(effect: str, slope, noise: float):
     return 2 * slope * variance / (variance + predicted + BIAS**2)
 
 
-def two_stages(corpus: Corpus, predictions: list[np.ndarray], resamples: int, seed: int) -> np.ndarray:
+def population_difference(effect: str, slope: float, noise: float) -> float:
+    """Difference of the mean CCCs, over any seeds, of two orders; the second one has a lower slope."""
+    seeds = np.random.default_rng(0).normal(0, SEED_SPREAD, 1_000_000)
+    first, second = (population_ccc(effect, one + seeds, noise).mean() for one in (slope, slope - SLOPE_LOST))
+    return first - second
+
+
+def two_stages(corpus: Corpus, predictions: list[NDArray], resamples: int, seed: int) -> NDArray[np.float64]:
     """Bootstrap CCCs by speakers, then utterances within each drawn speaker; shape (resamples, S)."""
-    x = corpus.labels
-    sums = np.stack([ccc.moment_sums(x, y) for y in predictions], 1)
+    sums = np.stack([ccc.moment_sums(corpus.labels, prediction) for prediction in predictions], 1)
     sizes = np.bincount(corpus.speaker)
     starts = np.cumsum(sizes) - sizes
     rng = np.random.default_rng(seed)
-    times = np.empty((resamples, len(x)))
+    times = np.empty((resamples, len(corpus.labels)))
     for sample in range(resamples):
         drawn = rng.integers(0, len(sizes), len(sizes))
         size = np.repeat(sizes[drawn], sizes[drawn])
         utterances = np.repeat(starts[drawn], sizes[drawn]) + rng.integers(0, size)
-        times[sample] = np.bincount(utterances, minlength=len(x))
+        times[sample] = np.bincount(utterances, minlength=len(corpus.labels))
     return ccc.ccc_of_sums(np.tensordot(times, sums, 1))
 
 
-def jackknife(corpus: Corpus, prediction: np.ndarray) -> tuple[float, float]:
+def jackknife(corpus: Corpus, prediction: NDArray) -> Interval:
     """Interval from Fisher's z of the CCC, its variance by leaving out one speaker at a time, and Student's t."""
     sums = ccc.moment_sums(corpus.labels, prediction)
     by_speaker = np.stack([np.bincount(corpus.speaker, column) for column in sums.T], 1)
@@ -117,139 +126,82 @@ def jackknife(corpus: Corpus, prediction: np.ndarray) -> tuple[float, float]:
     return np.tanh(estimate - half), np.tanh(estimate + half)
 
 
-def intervals(corpus: Corpus, prediction: np.ndarray, resamples: int, seed: int) -> Iterator[tuple[float, float]]:
-    """The interval of every rule."""
+def ccc_intervals(args: argparse.Namespace, rng: np.random.Generator, corpus: Corpus, effect: str, seed: int):
+    """The interval of the CCC by each of RULES; those by speaker are missing if each utterance has its own."""
+    prediction = predict(rng, corpus, *REGRESSORS[args.regressor])
+    sizes = np.bincount(corpus.speaker)
+    groups = list(corpus.speaker) if sizes.max() > 1 else None
+    draws = ccc.widened_cccs(corpus.labels, [prediction], groups, args.resamples, seed=seed)
     whole = ccc.concordance_cc(corpus.labels, prediction)
-    draws = ccc.widened_cccs(corpus.labels, [prediction], list(corpus.speaker), resamples, seed=seed)
-    sizes = np.ones(len(corpus.labels)), np.bincount(corpus.speaker)
     # Undoing the widening gives the same result as drawing again, and is faster.
-    by_utterance, by_speaker = (whole + (draw - whole) / ccc.widening(size) for draw, size in zip(draws, sizes))
-    yield ccc.percentile_interval(by_utterance)
-    yield ccc.percentile_interval(two_stages(corpus, [prediction], resamples, seed))
-    yield ccc.percentile_interval(by_speaker)
-    yield jackknife(corpus, prediction)
-    yield ccc.widest_interval(draws)
+    units = np.ones(len(corpus.labels)), sizes
+    plain = [ccc.percentile_interval(whole + (draw - whole) / ccc.widening(unit)) for draw, unit in zip(draws, units)]
+    by_speaker = [NO_INTERVAL] * 3
+    if groups:
+        nested = ccc.percentile_interval(two_stages(corpus, [prediction], args.resamples, seed))
+        by_speaker = [nested, plain[1], jackknife(corpus, prediction)]
+    return [plain[0], *by_speaker, ccc.widest_interval(draws)]
 
 
-def without_speakers(corpus: Corpus, prediction: np.ndarray, resamples: int, seed: int) -> list[tuple[float, float]]:
-    """The intervals without speakers: percentiles, and that of this program."""
-    cccs = ccc.bootstrap_cccs(corpus.labels, [prediction], None, resamples, seed)
-    ours = ccc.bootstrap_interval(corpus.labels, prediction, None, resamples, seed=seed)
-    return [ccc.percentile_interval(cccs), ours]
-
-
-def difference_intervals(corpus: Corpus, predictions: list, resamples: int, seed: int) -> list[tuple[float, float]]:
+def difference_intervals(args: argparse.Namespace, rng: np.random.Generator, corpus: Corpus, effect: str, seed: int):
     """Intervals of the difference in mean CCC of two orders: speakers, utterances and seeds; that of this program."""
+    slope, noise = REGRESSORS[args.regressor]
+    predictions = []
+    for order_slope in (slope, slope - SLOPE_LOST):
+        predictions += [predict(rng, corpus, order_slope + rng.normal(0, SEED_SPREAD), noise) for _ in range(SEEDS)]
+        corpus = Corpus(*corpus[:2], *draw_effects(rng, corpus.speaker, effect))  # the second order has new ones
     cccs = np.reshape([ccc.concordance_cc(corpus.labels, one) for one in predictions], (2, SEEDS))
-    nested = two_stages(corpus, predictions, resamples, seed).reshape(-1, 2, SEEDS)
-    seeds = np.random.default_rng((seed, 1)).integers(0, SEEDS, (resamples, 1, SEEDS))
+    nested = two_stages(corpus, predictions, args.resamples, seed).reshape(-1, 2, SEEDS)
+    seeds = np.random.default_rng((seed, 1)).integers(0, SEEDS, (args.resamples, 1, SEEDS))
     nested = np.take_along_axis(nested, seeds, axis=2).mean(axis=2)
-    draws = ccc.widened_cccs(corpus.labels, predictions, list(corpus.speaker), resamples, seed=seed)
+    draws = ccc.widened_cccs(corpus.labels, predictions, list(corpus.speaker), args.resamples, seed=seed)
     draws = [order_means(draw.reshape(-1, 2, SEEDS), cccs, seed) for draw in draws]
-    return [
-        ccc.percentile_interval(nested[:, 0] - nested[:, 1]),
-        ccc.widest_interval([means[:, 0] - means[:, 1] for means in draws], limit=2),
-    ]
+    ours = ccc.widest_interval([means[:, 0] - means[:, 1] for means in draws], limit=2)
+    return [ccc.percentile_interval(nested[:, 0] - nested[:, 1]), ours]
 
 
-def simulate(args: argparse.Namespace, bar: tqdm, truths: dict[str, float], draw: Callable) -> Cells:
-    """Coverage and mean width of each rule, as cells that show all speaker effects.
-
-    Args:
-        args: the command line.
-        bar: counts corpora.
-        truths: speaker effect -> true value.
-        draw: (random numbers, speaker effect, number of the corpus) -> interval of each rule.
-    """
-    found = []  # (effects, corpora, rules, 2)
-    for effect in truths:
+def simulate(args: argparse.Namespace, sizes: tuple, truth: Callable, intervals: Callable) -> tuple[list[str], ...]:
+    """Coverage and mean width of each rule, as cells that show all speaker effects."""
+    covered, widths = [], []  # per effect, shape (rules,)
+    for effect in EFFECTS if sizes[1] > 1 else ["none"]:  # unknown speakers are all different
         rng = np.random.default_rng(args.seed)
-        found.append([])
-        for number in range(args.corpora):
-            found[-1].append(list(draw(rng, effect, number)))
-            bar.update()
-    low, high = np.moveaxis(np.array(found), -1, 0)
-    truth = np.reshape(list(truths.values()), (-1, 1, 1))
-    covered = ((low <= truth) & (truth <= high)).mean(axis=1).T
-    widths = (high - low).mean(axis=1).T
-    return (
-        [" / ".join(f"{value:.2f}" for value in rule) for rule in covered],
-        [" / ".join(f"{value:.3f}" for value in rule) for rule in widths],
+        corpora = ((draw_corpus(rng, *sizes, effect), number) for number in range(args.corpora))
+        found = [intervals(args, rng, corpus, effect, number) for corpus, number in corpora]
+        low, high = np.moveaxis(np.array(found), -1, 0)
+        true = truth(effect, *REGRESSORS[args.regressor])
+        covered.append(((low <= true) & (true <= high)).mean(axis=0))
+        widths.append((high - low).mean(axis=0))
+    return tuple(
+        [
+            "-" if np.isnan(width) else " / ".join(f"{value:{form}}" for value in rule)
+            for rule, width in zip(zip(*of), widths[0])
+        ]
+        for of, form in ((covered, ".2f"), (widths, ".3f"))
     )
-
-
-def simulate_cccs(args: argparse.Namespace, bar: tqdm, effects: Iterable[str], rules: Callable, *sizes) -> Cells:
-    """The cells of one row: intervals of the CCC according to `rules`, for corpora of these sizes."""
-    slope, noise = REGRESSORS[args.regressor]
-
-    def draw(rng: np.random.Generator, effect: str, number: int) -> Iterable[tuple[float, float]]:
-        corpus = draw_corpus(rng, *sizes, effect)
-        return rules(corpus, predict(rng, corpus, slope, noise), args.resamples, number)
-
-    return simulate(args, bar, {effect: population_ccc(effect, slope, noise) for effect in effects}, draw)
-
-
-def simulate_differences(args: argparse.Namespace, bar: tqdm, speakers: int, mean: int) -> Cells:
-    """The cells of one row: two orders with five seeds each; the second has a lower slope and new speaker effects."""
-    slope, noise = REGRESSORS[args.regressor]
-    slopes = slope, slope - 0.1
-    any_seed = np.random.default_rng(0).normal(0, SEED_SPREAD, 1_000_000)
-
-    def draw(rng: np.random.Generator, effect: str, number: int) -> list[tuple[float, float]]:
-        corpus, predictions = draw_corpus(rng, speakers, mean, True, effect), []
-        for order_slope in slopes:
-            seeds = (order_slope + rng.normal(0, SEED_SPREAD) for _ in range(SEEDS))
-            predictions += [predict(rng, corpus, seed_slope, noise) for seed_slope in seeds]
-            corpus.shift, corpus.stretch = (rng.normal(0, sd, speakers)[corpus.speaker] for sd in EFFECTS[effect])
-        return difference_intervals(corpus, predictions, args.resamples, number)
-
-    truths = {}
-    for effect in EFFECTS:
-        first, second = (population_ccc(effect, one + any_seed, noise).mean() for one in slopes)
-        truths[effect] = first - second
-    return simulate(args, bar, truths, draw)
-
-
-def tables(args: argparse.Namespace) -> str:
-    """The Markdown section."""
-    settings = [(*size, equal) for size in SIZES for equal in (True, False)]
-    runs = len(EFFECTS) * (len(settings) + len(DIFFERENCE_SIZES)) + len(NO_SPEAKERS)
-    begin = time.monotonic()
-    cccs: list[list[list[str]]] = [[["speakers x utterances", *RULES]] for _ in range(2)]  # coverage, mean width
-    differences: list[list[list[str]]] = [[["speakers x utterances", RULES[1], RULES[-1]]] for _ in range(2)]
-    with tqdm(total=runs * args.corpora, unit="corpus", disable=None) as bar:
-        for speakers, mean, equal in settings:
-            name = f"{speakers} x {mean}" if equal else f"{speakers} x {mean} on average, unequal"
-            for table, line in zip(cccs, simulate_cccs(args, bar, EFFECTS, intervals, speakers, mean, equal)):
-                table.append([name, *line])
-        for utterances in NO_SPEAKERS:  # a different unknown speaker for every utterance; no speaker effect
-            for table, (percentiles, ours) in zip(
-                cccs, simulate_cccs(args, bar, ["none"], without_speakers, utterances, 1, True)
-            ):
-                table.append([f"{utterances} utterances, speakers unknown", percentiles, "-", "-", "-", ours])
-        for speakers, mean in DIFFERENCE_SIZES:
-            for table, line in zip(differences, simulate_differences(args, bar, speakers, mean)):
-                table.append([f"{speakers} x {mean}", *line])
-    slope, noise = REGRESSORS[args.regressor]
-    true_cccs = " / ".join(f"{population_ccc(effect, slope, noise):.2f}" for effect in EFFECTS)
-    first = f"Coverage, speaker effect {' / '.join(EFFECTS)} (true CCC {true_cccs}):"
-    titles = first, "Mean width:", f"Difference between two orders of {SEEDS} seeds, coverage:", "Mean width:"
-    lines = [
-        line for title, rows in zip(titles, cccs + differences) for line in (title, "", *cli.markdown_table(rows), "")
-    ]
-    lines.append(
-        f"{args.corpora} corpora per setting, {args.resamples} resamples, seed {args.seed}, {args.regressor} "
-        f"regressor; {time.monotonic() - begin:.0f} s on {machine()}."
-    )
-    return "\n".join(lines)
 
 
 def main(args: argparse.Namespace) -> None:
     """Simulate, print, write."""
-    fill_section(args.results, f"coverage {args.regressor}")
-    text = tables(args)
-    print(text)
-    fill_section(args.results, f"coverage {args.regressor}", text)
+    section = f"coverage {args.regressor}"
+    fill_section(args.results, section)
+    true_cccs = " / ".join(f"{population_ccc(effect, *REGRESSORS[args.regressor]):.2f}" for effect in EFFECTS)
+    first = f"Coverage, speaker effect {' / '.join(EFFECTS)} (true CCC {true_cccs}):"
+    second = f"Difference between two orders of {SEEDS} seeds, coverage:"
+    lines, begin = [], time.monotonic()
+    for title, settings, rules, *how in (
+        (first, SIZES, RULES, population_ccc, ccc_intervals),
+        (second, DIFFERENCE_SIZES, (RULES[1], RULES[-1]), population_difference, difference_intervals),
+    ):
+        cells = {name: simulate(args, settings[name], *how) for name in tqdm(settings, unit="row", disable=None)}
+        for part, words in enumerate((title, "Mean width:")):
+            table = [["speakers x utterances", *rules], *([name, *row[part]] for name, row in cells.items())]
+            lines += [words, "", *cli.markdown_table(table), ""]
+    lines.append(
+        f"{args.corpora} corpora per setting, {args.resamples} resamples, seed {args.seed}, {args.regressor} "
+        f"regressor; {time.monotonic() - begin:.0f} s on {machine()}."
+    )
+    print("\n".join(lines))
+    fill_section(args.results, section, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -77,18 +77,14 @@ def ccc_tables(table: pd.DataFrame) -> list[str]:
     """One Markdown table per set of features and column (test and validation CCC): rows are cells, columns orders."""
     lines = []
     names = table["curriculum"].drop_duplicates().tolist()
-    for (features, value), title in {
-        (features, value): f"{features}, {words}"
-        for features in table["features"].unique()
-        for value, words in (("ccc", "Test1 CCC"), ("validation", "validation CCC"))
-    }.items():
-        rows = [["attribute", "labels", "decay", *names]]
-        part = table[table["features"] == features].sort_values(["attribute", "labels"], kind="stable")
-        for (attribute, labels), cell in part.groupby(["attribute", "labels"], observed=True, sort=False):
-            for decay in ("paper", "late"):
-                found = cell[cell["decay"].isin((decay, ""))].set_index("curriculum")[value]
-                rows.append([attribute, labels, decay, *(number(found.get(name, np.nan)) for name in names)])
-        lines += ["", f"{title}, mean over seeds:", "", *cli.markdown_table(rows)]
+    for features, part in table.groupby("features", sort=False):
+        for value, title in (("ccc", "Test1 CCC"), ("validation", "validation CCC")):
+            rows = [["attribute", "labels", "decay", *names]]
+            for (attribute, labels), cell in part.groupby(["attribute", "labels"], observed=True):
+                for decay in ("paper", "late"):
+                    found = cell[cell["decay"].isin((decay, ""))].set_index("curriculum")[value]
+                    rows.append([attribute, labels, decay, *(number(found.get(name, np.nan)) for name in names)])
+            lines += ["", f"{features}, {title}, mean over seeds:", "", *cli.markdown_table(rows)]
     return lines
 
 

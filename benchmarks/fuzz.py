@@ -15,17 +15,17 @@ import contextlib
 import io
 import multiprocessing
 import random
-import re
-import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from tqdm import tqdm
 
 from benchmarks.fuzz_targets import TARGETS, Target, Wrong, expect
-from benchmarks.sections import add_results_argument, fill_section, machine
+from benchmarks.sections import add_results_argument, fill_section, machine, megabytes
 from deepmi import cli
 from deepmi.process import UserError
 
@@ -95,11 +95,6 @@ def feed(target: Target, data: bytes, folder: Path) -> str:
     return "read"
 
 
-def _peak_megabytes() -> float:
-    """The peak memory of this process since the last reset (Linux)."""
-    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-
-
 @contextlib.contextmanager
 def within_limits() -> Iterator[None]:
     """Raise `Wrong` if the block takes more than the allowed time or memory."""
@@ -109,7 +104,7 @@ def within_limits() -> Iterator[None]:
 
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = _peak_megabytes()
+    before = megabytes("VmHWM")
     handler = signal.signal(signal.SIGALRM, too_long)
     signal.alarm(SECONDS)
     try:
@@ -117,49 +112,43 @@ def within_limits() -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, handler)
-    more = _peak_megabytes() - before
+    more = megabytes("VmHWM") - before
     expect(more < MEGABYTES, f"takes {more:.0f} MB")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# A target
+def answer_to(name: str, data: bytes, folder: Path) -> str:
+    """The answer of a target to these bytes: `read`, `refused` or a find in words."""
+    try:
+        with within_limits():
+            return feed(TARGETS[name], data, folder)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def run_inputs(name: str, args: argparse.Namespace, report: Path) -> None:
-    """Feed a target until a find; one line per answer is appended to the report, which has one line per input."""
-    target, start = TARGETS[name], len(report.read_text().splitlines())
-    good = target.good()
-    for data in good:  # loads the libraries; a valid file must be read
-        expect(feed(target, data, report.parent) == "read", "a valid file is refused")
-    with report.open("a", buffering=1) as lines:
-        for number in tqdm(range(start, args.inputs), desc=name, initial=start, total=args.inputs, disable=None):
-            data = damaged(good, random.Random(f"{args.seed} {name} {number}"))
-            try:
-                with within_limits():
-                    answer = feed(target, data, report.parent)
-            except Exception as error:
-                answer = f"{type(error).__name__}: {error}".splitlines()[0]
-            lines.write(f"{answer}\n")
-            if answer not in ANSWERS:
-                return
+def new_pool() -> ProcessPoolExecutor:
+    """A separate process, so that a crash is noticed; it has the modules of this one, and its targets."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("fork"))
 
 
 def run_target(name: str, args: argparse.Namespace, folder: Path) -> list[str]:
-    """The answer to each input: `read`, `refused` or a find in words."""
-    report, answers = folder / "report", []
-    report.touch()
-    while len(answers) < args.inputs and (args.keep_going or ANSWERS.issuperset(answers)):
-        child = multiprocessing.get_context("fork").Process(target=run_inputs, args=(name, args, report))
-        child.start()
-        child.join()
-        if child.exitcode:
-            with report.open("a") as lines:
-                lines.write(f"the process ended with status {child.exitcode}\n")
-        answers = report.read_text().splitlines()
+    """The answer to each input, until a find or to the last one; finds are kept."""
+    target, answers, pool = TARGETS[name], [], new_pool()
+    good = target.good()
+    for data in good:
+        expect(feed(target, data, folder) == "read", "a valid file is refused")
+    for number in tqdm(range(args.inputs), name, disable=None):
+        data = damaged(good, random.Random(f"{args.seed} {name} {number}"))
+        try:
+            answers.append(pool.submit(answer_to, name, data, folder).result())
+        except BrokenProcessPool:
+            answers.append("the process crashed")
+            pool = new_pool()
         if answers[-1] not in ANSWERS:
             args.finds.mkdir(parents=True, exist_ok=True)
-            ending = TARGETS[name].ending
-            shutil.copy(folder / f"input{ending}", args.finds / f"{name}_{len(answers) - 1}{ending}")
+            (args.finds / f"{name}_{number}{target.ending}").write_bytes(data)
+            if not args.keep_going:
+                break
+    pool.shutdown()
     return answers
 
 

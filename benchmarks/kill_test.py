@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import hashlib
 import json
 import os
 import shlex
@@ -31,9 +32,10 @@ from tqdm import tqdm
 import utils
 from benchmarks.sections import add_results_argument, fill_section, finish, machine, start
 from deepmi import cli, features, matfile, tensors
+from deepmi.process import first_few
 from tools import fetch_v18
 from tools.make_demo_corpus import make_corpus
-from tools.recordings import RECORD_FILE
+from tools.recordings import RECORD_FILE, plural
 
 CORPUS = "--corpus corpus --workers 2"
 TRAINING = f"-batch 16 -emo Val {CORPUS}"
@@ -183,32 +185,24 @@ def kill_often(step: str, folder: Path, count: Count, kills: int, rng: np.random
 
 
 def content(path: Path) -> object:
-    """The bytes of a file; for logs and the record of recordings, the parts that do not depend on the time."""
+    """A digest of a file; for logs and the record of recordings, the parts that do not depend on the time."""
     if path.name == RECORD_FILE:
         return {name: state.split()[-1] for name, state in json.loads(path.read_text()).items()}
     if path.suffix != ".jsonl":
-        return path.read_bytes()
+        return hashlib.sha256(path.read_bytes()).digest()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     times = ("seconds", "process", "git_commit")  # a commit may be made during the test
     return [{key: value for key, value in line.items() if key not in times} for line in lines]
 
 
-def differences(undisturbed: Path, killed: Path) -> list[str]:
-    """Files that only one of two folders has, or that differ."""
-    here, there = files_of(undisturbed), files_of(killed)
-    found = [f"{path}: only in the {'undisturbed' if path in here else 'killed'} run" for path in here ^ there]
-    found += [f"{path}: differs" for path in here & there if content(undisturbed / path) != content(killed / path)]
-    return sorted(found)
-
-
-def table(counts: dict[str, Count], different: list[str]) -> str:
+def table(counts: dict[str, Count], different: list[Path]) -> str:
     """The Markdown section."""
     rows = [["step", "undisturbed, s", "kills", "outputs read after them", "incomplete"]]
     for step, count in counts.items():
         rows.append([step, f"{count.seconds:.1f}", str(count.kills), f"{count.read:,}", str(count.faults)])
     ending = "all files of both runs are the same, byte by byte (except times in logs), and none is left over"
     if different:
-        ending = f"{len(different)} files differ: {', '.join(different[:5])}"
+        ending = f"{plural(len(different), 'file')} missing, left over or different ({first_few(different)})"
     return "\n".join([*cli.markdown_table(rows), "", f"At the end {ending}; on {machine()}."])
 
 
@@ -228,12 +222,12 @@ def main(args: argparse.Namespace) -> int:
             before, begin = files_of(folder), time.monotonic()
             run_step(step, folder)
             counts[step] = Count(time.monotonic() - begin, files_of(folder) - before)
-        undisturbed = folder.with_name("undisturbed")
-        shutil.copytree(folder, undisturbed)
-        remove(folder, files_of(folder) - given)
+        undisturbed = {file: content(folder / file) for file in files_of(folder)}
+        remove(folder, undisturbed.keys() - given)
         for step in STEPS:
             kill_often(step, folder, counts[step], args.kills if step in args.steps else 0, rng)
-        different = differences(undisturbed, folder)
+        killed = {file: content(folder / file) for file in files_of(folder)}
+        different = sorted(file for file in killed.keys() | undisturbed if killed.get(file) != undisturbed.get(file))
         text = table({step: counts[step] for step in args.steps}, different)
     print(text)
     fill_section(args.results, "kill_test", text)

@@ -15,9 +15,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 
+from benchmarks.sections import megabytes
 from deepmi import batches, run_log, runtime
 
 
@@ -42,28 +44,25 @@ def product_rates(device: torch.device, precision: str, seconds: float) -> list[
     return rates
 
 
-def watch_memory(measured: dict) -> None:
-    """Record the peak memory of this process in `measured`, in MB and without mapped files."""
-    while Path("/proc/self/status").exists():
-        lines = Path("/proc/self/status").read_text().splitlines()
-        own = next(line for line in lines if line.startswith("RssAnon"))
-        measured["memory"] = max(measured["memory"], int(own.split()[1]) / 1024)
-        time.sleep(0.02)
-
-
 def measure(stage: str, argv: list[str]) -> dict:
     """Run a stage.
 
     Returns:
-        `seconds` of the stage without imports, and `passes`, the seconds of these in `in_batches`; `rate`, the median
-        rate of matrix products, and `around`, the same for the products around each epoch; peak `memory` in MB.
+        `seconds` of the stage without imports, and `passes`, the seconds of these in `in_batches`; `epochs`, its log
+        with the median `rate` of the matrix products around each epoch; `rate`, that of all products; peak `memory` in
+        MB, on a CPU without mapped files.
     """
     module = importlib.import_module(stage)
     args = module.get_args_parser().parse_args(argv)
     device = runtime.choose_device(args.device)
     precision = runtime.choose_precision(device, args.precision)
-    measured = {"passes": 0.0, "memory": 0.0}
+    measured = {"passes": 0.0, "memory": 0.0, "epochs": []}
     rates = [product_rates(device, precision, 1.0)]
+
+    def watch_memory() -> None:
+        while True:
+            measured["memory"] = max(measured["memory"], megabytes("RssAnon"))
+            time.sleep(0.02)
 
     def measure_rate(seconds: float) -> None:
         if device.type == "cuda":  # the peak of the stage, without the matrix products
@@ -75,6 +74,7 @@ def measure(stage: str, argv: list[str]) -> dict:
     def measured_end_epoch(self: run_log.TrainingRun, record: dict, *more: object) -> None:
         end_epoch(self, record, *more)
         measure_rate(min(1.0, record["seconds"] / 2))  # between the epochs: both see the same state of the machine
+        measured["epochs"].append(record | {"rate": statistics.median(rates[-2] + rates[-1])})
 
     def measured_in_batches(*given: object, **more: object) -> tuple:
         begin = time.perf_counter()
@@ -84,16 +84,18 @@ def measure(stage: str, argv: list[str]) -> dict:
         return found
 
     end_epoch, in_batches = run_log.TrainingRun.end_epoch, batches.in_batches
-    run_log.TrainingRun.end_epoch, module.in_batches = measured_end_epoch, measured_in_batches
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        threading.Thread(target=watch_memory, args=[measured], daemon=True).start()
-    begin = time.perf_counter()
-    module.main(args)
-    wait(device)
+        threading.Thread(target=watch_memory, daemon=True).start()
+    with (
+        mock.patch.object(run_log.TrainingRun, "end_epoch", measured_end_epoch),
+        mock.patch.object(module, "in_batches", measured_in_batches),
+    ):
+        begin = time.perf_counter()
+        module.main(args)
+        wait(device)
     measured["seconds"] = time.perf_counter() - begin
-    measured["around"] = [statistics.median(before + after) for before, after in itertools.pairwise(rates)]
     measure_rate(1.0)
     return measured | {"rate": statistics.median(itertools.chain(*rates))}
 

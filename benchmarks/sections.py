@@ -37,6 +37,13 @@ def run(*command: object, folder: Path = ROOT) -> None:
     finish(start(*command, folder=folder))
 
 
+def megabytes(field: str, process: int | str = "self") -> float:
+    """A size in MB from /proc/PROCESS/status (Linux), 0 if it is not there: `RssAnon`, `VmHWM`, ..."""
+    status = Path(f"/proc/{process}/status")
+    found = re.search(rf"^{field}:\s+(\d+)", status.read_text(), re.M) if status.exists() else None
+    return int(found[1]) / 1024 if found else 0.0
+
+
 def machine() -> str:
     """Processor, number of cores and version of torch in words."""
     info = Path("/proc/cpuinfo")

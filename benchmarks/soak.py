@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 import utils
-from benchmarks.sections import add_results_argument, fill_section, finish, machine, run, start
+from benchmarks.sections import add_results_argument, fill_section, finish, machine, megabytes, run, start
 from deepmi import cli
 
 WARM_UP = 50  # epochs after which memory should have settled
@@ -43,20 +43,18 @@ def watch(process: subprocess.Popen, log: Path, resume: Path) -> np.ndarray:
     Raises:
         UserError: the training fails.
     """
-    rows: list[tuple[float, ...]] = [(0, 0, 0, 0)]
-    proc = Path("/proc") / str(process.pid)
+    rows, files = [], Path(f"/proc/{process.pid}/fd")
     with tqdm(unit="epoch", disable=None) as bar:
         while process.poll() is None:
             time.sleep(0.05)
             epochs = log.read_text().count("\n") - 1 if log.exists() else 0
-            if epochs > rows[-1][0]:
-                with contextlib.suppress(OSError, KeyError):  # the process has just ended
-                    status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
-                    memory, files = int(status["RssAnon"].split()[0]) / 1024, len(list((proc / "fd").iterdir()))
-                    rows.append((epochs, memory, files, resume.stat().st_size / 2**20 if resume.exists() else 0))
-                    bar.update(epochs - bar.n)
+            if epochs > bar.n:
+                with contextlib.suppress(OSError):  # the process has just ended
+                    saved = resume.stat().st_size / 2**20 if resume.exists() else 0.0
+                    rows.append((epochs, megabytes("RssAnon", process.pid), len(list(files.iterdir())), saved))
+                bar.update(epochs - bar.n)
     finish(process)
-    return np.array(rows[1:])
+    return np.array([row for row in rows if row[1]])
 
 
 def table(seen: np.ndarray, epochs: int, log: Path) -> tuple[str, bool]:

@@ -1,29 +1,22 @@
-"""What the command lines of stages and tools share: flags, defaults, exit statuses."""
+"""What the command lines of stages and tools share: flags, defaults, start and end of a script."""
 
 from __future__ import annotations
 
 import argparse
-import errno
 import os
-import re
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
 
 from joblib import cpu_count
 
 from deepmi import curriculum
-from deepmi.process import STOP_SIGNALS, Stopped, UserError, num_ranks, one_line, rank, stop
+from deepmi.exit_status import status_of
+from deepmi.process import STOP_SIGNALS, UserError, num_ranks, one_line, rank, stop
 from deepmi.seeds import SEED, UNLABELED_SEED
 
 ATTRIBUTES = ("Act", "Dom", "Val")
-RANK_PATIENCE = 10  # seconds that another rank waits for rank 0 to report an error first
-FULL_DISK = ("ENOSPC", "EDQUOT", "EFBIG", "EIO")  # these name no file when standard output is written
-PATH_ERRORS = ("ENOENT", "ENOTDIR", "EISDIR")
-LOST_CONNECTION = r"connection.*(closed|reset)|broken pipe"  # gloo's message after another rank has ended
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -113,25 +106,28 @@ def _add_workers(parser: argparse._ActionsContainer, help: str) -> None:
     parser.add_argument("--workers", type=positive_int, default=cpu_count(), metavar="N", help=help)
 
 
-def add_attribute_argument(parser: argparse.ArgumentParser) -> None:
+def add_attribute_argument(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """-emo/--emo_attr."""
-    help = "emotion attribute: arousal, dominance or valence"
-    parser.add_argument("-emo", "--emo_attr", choices=ATTRIBUTES, default="Val", help=help)
+    help = "emotion attribute: arousal, dominance or valence" + "; several run one after the other" * several
+    _add(parser, "-emo", "--emo_attr", choices=ATTRIBUTES, default="Val", help=help, several=several)
 
 
-def add_training_arguments(parser: argparse.ArgumentParser, epochs: int, trained_before: str = "") -> None:
-    """-ep, -batch, -emo.
+def add_training_arguments(
+    parser: argparse.ArgumentParser, epochs: int, trained_before: str = "", several: bool = False
+) -> None:
+    """-ep, -batch, -emo (`several`).
 
     Args:
         parser: the parser to extend.
         epochs: default of -ep.
         trained_before: what was trained with them, for a script that only reads its result.
+        several: whether the script runs for several attributes.
     """
     of = f" that {trained_before} was trained with" if trained_before else ""
     parser.add_argument("-ep", "--epoch", type=positive_int, default=epochs, metavar="N", help=f"number of epochs{of}")
     help = f"utterances per training step{of}"
     parser.add_argument("-batch", "--batch_size", type=batch_int, default=512, metavar="N", help=help)
-    add_attribute_argument(parser)
+    add_attribute_argument(parser, several)
 
 
 def add_clusters_argument(parser: argparse.ArgumentParser, help: str = "", several: bool = False) -> None:
@@ -295,6 +291,30 @@ def markdown_table(rows: list[list[str]]) -> list[str]:
 # Start and end of a script
 
 
+def for_each_attribute(work: Callable[[argparse.Namespace], list[dict]], args: argparse.Namespace) -> None:
+    """Do the work of a stage for each attribute of -emo, and print one table of the results if there are several.
+
+    Args:
+        work: takes the arguments with one attribute in `emo_attr`; returns rows of the table, column -> text.
+        args: the command line.
+    Raises:
+        UserError: several attributes, and a file that belongs to one of them.
+    """
+    attributes = [args.emo_attr] if isinstance(args.emo_attr, str) else list(dict.fromkeys(args.emo_attr))
+    if len(attributes) == 1:
+        work(argparse.Namespace(**vars(args) | {"emo_attr": attributes[0]}))
+        return
+    for flag in ("metric", "model", "table"):
+        if getattr(args, flag, None):
+            raise UserError(f"--{flag}: names the file of one attribute, but -emo names {len(attributes)}.")
+    rows = []
+    for attribute in attributes:
+        print(f"\n{attribute}:")
+        found = work(argparse.Namespace(**vars(args) | {"emo_attr": attribute}))
+        rows += [{"attribute": attribute, **row} for row in found]
+    print("\n".join(["", *markdown_table([list(rows[0]), *(list(row.values()) for row in rows)])]))
+
+
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line of a script before its heavy imports, so that --help answers at once.
 
@@ -324,76 +344,9 @@ def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
     if rank() > 0:
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # rank 0 prints for all
     stop.importing = False
-    status = _status_of(main, args, Path(sys.argv[0]).name, sys.stderr if rank() == 0 else sys.__stderr__)
+    status = status_of(main, args, Path(sys.argv[0]).name, sys.stderr if rank() == 0 else sys.__stderr__)
     if num_ranks() > 1:  # a thread of gloo that frees its last tensor while Python ends would abort the process
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
-
-
-def _status_of(main: Callable, args: argparse.Namespace, prog: str, errors: TextIO) -> int:
-    """Exit status of the script; an error of the user or the machine is printed as one message."""
-    try:
-        if num_ranks() > 1 and not hasattr(main, "runs_on_every_rank"):
-            raise UserError("runs as one process; start it without torchrun.")
-        stop.raise_if_asked()
-        status = main(args)
-        if sys.stdout:  # None if it was closed
-            sys.stdout.flush()  # a full disk behind it shows here, not when Python ends
-        return status or 0
-    except UserError as error:
-        if rank() > 0:
-            # torchrun ends all ranks when the first one fails. Rank 0 may have the same message, and is not muted.
-            time.sleep(RANK_PATIENCE)
-            prog = f"{prog}: rank {rank()}"
-        print(f"{prog}: error: {error}", file=errors)
-        return 2
-    except BrokenPipeError:
-        _drop_output()  # the reader of our output (head, less) has left; nothing is wrong
-        return 141
-    except OSError as error:
-        if not _can_be_mended(error, args):
-            sys.stderr = errors
-            raise
-        print(f"{prog}: error: {_message_of(error)}", file=errors)
-        return 2
-    except (KeyboardInterrupt, Stopped):
-        stop.ignore_further_signals()
-        print(f"\n{prog}: stopped. {stop.advice}", file=errors)
-        return 128 + (stop.signal or signal.SIGINT)
-    except Exception as error:
-        sys.stderr = errors
-        if num_ranks() == 1 or not re.search(LOST_CONNECTION, str(error), re.IGNORECASE):
-            raise
-        # Another rank has failed and reports why; this one only sees the connection break.
-        print(f"{prog}: rank {rank()}: another process has ended.", file=errors)
-        return 1
-
-
-def _can_be_mended(error: OSError, args: argparse.Namespace) -> bool:
-    """Whether an error is the machine's, or that of a missing file below a path that the user named.
-
-    Any other error is a bug: it names no file, or a file is missing where the program looks by itself.
-    """
-    kind = errno.errorcode.get(error.errno)
-    files = [Path(os.fsdecode(name)).absolute() for name in (error.filename, error.filename2) if name]
-    if kind not in PATH_ERRORS:
-        return kind in FULL_DISK or (kind is not None and bool(files))
-    given = [value for of in vars(args).values() for value in (of if isinstance(of, (list, tuple)) else [of])]
-    named = [value.absolute() for value in given if isinstance(value, Path)]
-    return any(file.is_relative_to(folder) for file in files for folder in named)
-
-
-def _message_of(error: OSError) -> str:
-    name = error.filename2 or error.filename  # of two names the second is the target
-    if name is None and error.errno in (errno.ENOSPC, errno.EFBIG):
-        name = "standard output"  # writing a file adds its name
-        _drop_output()
-    return one_line(f"{name or 'a file'}: {error.strerror or error}.")
-
-
-def _drop_output() -> None:
-    """Discard what standard output still holds, or Python would complain about it at its end."""
-    if sys.stdout:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

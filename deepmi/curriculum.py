@@ -18,7 +18,10 @@ ORDERS = ("deepmi", "deepmi-balanced", "random", "reverse", "none")
 METRIC_ORDERS = ("deepmi", "deepmi-balanced", "reverse")  # those that need a metric
 RIVAL_ORDERS = ("agreement", "selftaught", "prediction")  # by other values than DeepMI
 RIDGE = "ridge"  # not an order: a ridge regression in place of the network
-COMPARED = (*ORDERS, *RIVAL_ORDERS, RIDGE)
+DEEPEMOCLUSTER = "deepemocluster"  # not an order: the attribute head of DeepEmoCluster
+YARDSTICKS = (RIDGE, DEEPEMOCLUSTER)
+BY_DEEPEMOCLUSTER = (*METRIC_ORDERS, "prediction", DEEPEMOCLUSTER)  # those that need a DeepEmoCluster
+COMPARED = (*ORDERS, *RIVAL_ORDERS, *YARDSTICKS)
 NUM_BINS = 10
 EPOCHS_PER_BIN = 5
 # Share of what comes after the first bin, by the share of the epochs before the whole set that are over.
@@ -206,6 +209,13 @@ class Schedule:
         """Training steps until the learning rate is below SPENT_RATE."""
         useful = itertools.takewhile(lambda epoch: self.learning_rate(epoch) >= SPENT_RATE, range(epochs))
         return sum(math.ceil(self.size(order, epoch, total) / batch_size) for epoch in useful)
+
+
+def places_and_bins(order: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of each utterance (place in the order, from 1; first bin that includes it, 1..10), shape (N,) each."""
+    places = np.empty(len(order), dtype=np.int64)
+    places[order] = np.arange(1, len(order) + 1)
+    return places, np.searchsorted(bin_sizes(len(order)), places) + 1
 
 
 def bin_sizes(total: int) -> list[int]:

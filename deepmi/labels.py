@@ -226,6 +226,24 @@ def read_detailed_labels(path: Path) -> pd.DataFrame:
     return table
 
 
+def rater_statistics(path: Path, emo_attr: str) -> pd.DataFrame:
+    """How many raters rated each utterance, and how much they disagree.
+
+    Args:
+        path: labels_detailed, as for `read_detailed_labels`.
+        emo_attr: `Act`, `Dom` or `Val`.
+    Returns:
+        Number of ratings `raters`, and standard deviation `rater_sd` (population moments, in the unit of the ratings;
+        NaN for fewer than two), indexed by file name.
+    Raises:
+        UserError: as `read_detailed_labels`.
+    """
+    ratings = read_detailed_labels(path).groupby("FileName")[f"Emo{emo_attr}"]
+    # Rounded, because the same ratings in a different order differ in the last bits, and ties must stay ties.
+    spread = ratings.std(ddof=0).round(9)
+    return pd.DataFrame({"raters": ratings.count(), "rater_sd": spread[ratings.count() >= 2]})
+
+
 def rater_spread(path: Path, emo_attr: str) -> pd.Series:
     """Disagreement of the raters of each utterance.
 
@@ -239,9 +257,7 @@ def rater_spread(path: Path, emo_attr: str) -> pd.Series:
         UserError: as `read_detailed_labels`, or no utterance has two ratings of this attribute.
     Source: Lotfian & Busso, Interspeech 2018, for its use as a curriculum.
     """
-    ratings = read_detailed_labels(path).groupby("FileName")[f"Emo{emo_attr}"]
-    # Rounded, because the same ratings in a different order differ in the last bits, and ties must stay ties.
-    spread = ratings.std(ddof=0).round(9)[ratings.count() >= 2]
+    spread = rater_statistics(path, emo_attr)["rater_sd"].dropna()
     if spread.empty:
         raise UserError(f"{path}: no utterance has two ratings of {emo_attr}, so raters can't be compared.")
     return spread

@@ -68,6 +68,30 @@ def entropy(probability: NDArray[np.float64]) -> float:
     return max(0.0, float(-(p * np.log(p)).sum()))  # not -0.0
 
 
+def deepmi_parts(
+    clusters: ArrayLike, levels: ArrayLike, predicted_levels: ArrayLike, num_clusters: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], dict[str, float]]:
+    """The two parts of each utterance's DeepMI; the mean over several clusterings if X is of several.
+
+    Args:
+        clusters, levels, predicted_levels, num_clusters: as for `deepmi_values`.
+    Returns:
+        (information of the utterance's (cluster, level) cell, and of its (predicted level, level) cell, in nats, shape
+        (N,) each; information as from `deepmi_values`).
+    """
+    cells_yy = information_of_cells(joint_probability(predicted_levels, levels, NUM_LEVELS, NUM_LEVELS))
+    parts, totals, entropies = [], [], []
+    for one in np.atleast_2d(clusters):
+        joint = joint_probability(one, levels, num_clusters, NUM_LEVELS)
+        cells_xy = information_of_cells(joint)
+        parts.append(cells_xy[one, levels])
+        totals.append(cells_xy.sum())
+        entropies.append(entropy(joint.sum(axis=1)))
+    information = {"I(X;Y)": np.mean(totals), "I(Yp;Y)": cells_yy.sum(), "H(X)": np.mean(entropies)}
+    information = {name: float(value) for name, value in information.items()}
+    return np.mean(parts, axis=0), cells_yy[predicted_levels, levels], information
+
+
 def deepmi_values(
     clusters: ArrayLike, levels: ArrayLike, predicted_levels: ArrayLike, num_clusters: int, alpha: float
 ) -> tuple[NDArray[np.float64], dict[str, float]]:
@@ -90,18 +114,13 @@ def deepmi_values(
     >>> values, round(information["I(X;Y)"], 5)
     (array([0.34657, 0.34657, 0.34657, 0.34657]), 0.69315)
     """
-    if np.ndim(clusters) == 2:
-        of_each = (deepmi_values(one, levels, predicted_levels, num_clusters, alpha) for one in clusters)
-        values, information = zip(*of_each)
-        return rounded(np.mean(values, axis=0)), {
-            key: np.mean([of[key] for of in information]) for key in information[0]
-        }
-    joint_xy = joint_probability(clusters, levels, num_clusters, NUM_LEVELS)
-    joint_yy = joint_probability(predicted_levels, levels, NUM_LEVELS, NUM_LEVELS)
-    cells_xy, cells_yy = information_of_cells(joint_xy), information_of_cells(joint_yy)
-    raw = (1 - alpha) * cells_xy[clusters, levels] + alpha * cells_yy[predicted_levels, levels]
-    totals = {"I(X;Y)": float(cells_xy.sum()), "I(Yp;Y)": float(cells_yy.sum())}
-    return rounded(raw), totals | {"H(X)": entropy(joint_xy.sum(axis=1))}
+    of_clusters, of_prediction, information = deepmi_parts(clusters, levels, predicted_levels, num_clusters)
+    return combined(of_clusters, of_prediction, alpha), information
+
+
+def combined(of_clusters: NDArray, of_prediction: NDArray, alpha: float) -> NDArray[np.float64]:
+    """DeepMI, shape (N,): (1 - alpha) times the first part from `deepmi_parts` plus alpha times the second."""
+    return rounded((1 - alpha) * of_clusters + alpha * of_prediction)
 
 
 def rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -140,6 +159,6 @@ def warn_if_flat(values: NDArray[np.float64], source: object) -> None:
     """Warn where all utterances have the same value, as when they are all in one cluster."""
     if len(values) > 1 and values.min() == values.max():
         notify(
-            f"warning: {source}: one value for all {len(values)} utterances, so a curriculum by it is an order by file "
-            "name. Train a DeepEmoCluster with more epochs or clusters."
+            f"warning: {source}: one value for all {len(values)} utterances, so a curriculum by it is a random order. "
+            "Train a DeepEmoCluster with more epochs or clusters."
         )

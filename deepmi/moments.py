@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 CLIP = 3.0  # normalised features are clipped to [-CLIP, CLIP]
+MUCH_CLIPPED = 0.05  # of the values: corpora with their own statistics have .01 to .02
+BLOCK = 2048  # rows in memory at a time
 
 
 @dataclass
@@ -70,3 +72,17 @@ def normalise(features: NDArray[np.float64], mean: NDArray, std: NDArray) -> NDA
     np.clip(z, -CLIP, CLIP, out=z)
     np.copyto(z, 0.0, where=np.isnan(z))
     return z
+
+
+def clipped_share(rows: NDArray[np.float32]) -> float:
+    """Share of the values of normalised features, shape (N, D), that were clipped."""
+    blocks = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
+    return sum(np.count_nonzero(np.abs(block) >= CLIP) for block in blocks) / rows.size
+
+
+def describe_clipped(share: float) -> str:
+    """A line on this share, with a warning if it is high."""
+    line = f"{100 * share:.1f} % of the feature values lie {CLIP:g} or more standard deviations from the training mean"
+    if share <= MUCH_CLIPPED:
+        return line
+    return f"warning: {line}: these recordings differ from the training corpus, so predictions may be far off."

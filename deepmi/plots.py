@@ -1,4 +1,4 @@
-"""The pictures of the two training stages."""
+"""The pictures of the stages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from deepmi.storage import write_atomically
 
@@ -82,4 +83,39 @@ def draw_curriculum_run(history: list[dict], path: Path, title: str) -> None:
     lines, labels = axes.get_legend_handles_labels()
     areas, names = data.get_legend_handles_labels()
     axes.legend(lines + areas, labels + names, loc="upper left", bbox_to_anchor=(1.12, 1))
+    save(figure, path)
+
+
+def draw_test(labels: NDArray, predictions: NDArray, path: Path, title: str) -> None:
+    """Draw predictions against labels, and the Bland-Altman plot of their differences.
+
+    Args:
+        labels: in label units, shape (N,).
+        predictions: in label units, shape (N,).
+        path: target, .png.
+        title: heading.
+    Source: Bland & Altman, The Lancet 327 (1986).
+    """
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    points = {"s": 12, "alpha": 0.5, "edgecolors": "none", "rasterized": True}
+    ends = min(labels.min(), predictions.min()), max(labels.max(), predictions.max())
+    left.plot(ends, ends, color="grey", linestyle=":", label="prediction = label")
+    left.scatter(labels, predictions, **points)
+    left.set(xlabel="label", ylabel="prediction", aspect="equal")
+    left.legend()
+    differences = predictions - labels
+    right.scatter((labels + predictions) / 2, differences, **points)
+    mean, sd = differences.mean(), differences.std()
+    for value, style, name in (
+        (mean, "-", f"mean difference {mean:.2f}"),
+        (mean + 1.96 * sd, "--", f"mean + 1.96 sd, {mean + 1.96 * sd:.2f}"),
+        (mean - 1.96 * sd, "--", f"mean - 1.96 sd, {mean - 1.96 * sd:.2f}"),
+    ):
+        right.axhline(value, color=VALIDATION, linestyle=style, label=name)
+    right.set(xlabel="mean of label and prediction", ylabel="prediction - label")
+    right.legend()
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=10)
     save(figure, path)

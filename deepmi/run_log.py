@@ -169,6 +169,7 @@ class TrainingRun:
             return False
         if lines[-1].get("checkpoint") != digest(self.checkpoint.read_bytes()):
             return False  # replaced by a different run that was stopped before it wrote its log
+        self.best = NO_BEST | {"loss": lines[-1]["validation_loss"], "epoch": lines[-1]["best_epoch"]}
         print(f"{self.checkpoint}: already trained with these arguments on this data; --no-resume trains it again.")
         return True
 
@@ -344,6 +345,12 @@ class TrainingRun:
         stop.saves_epochs = False
         print(f"best validation loss {self.best['loss']:.4f} at epoch {self.best['epoch']}")
         print("\n".join(f"wrote {path}" for path in (self.checkpoint, self.log_file, self.picture)))
+
+    def summary(self) -> list[dict]:
+        """Best epoch and validation CCC of a finished run, as the row of a table."""
+        if self.best["loss"] is None:  # a rank other than 0 of a run that had finished before
+            return []
+        return [{"best epoch": str(self.best["epoch"]), "validation CCC": f"{1 - self.best['loss']:.3f}"}]
 
     def facts(self) -> dict:
         """What a checkpoint records about its run: the arguments, its epoch and its validation loss."""

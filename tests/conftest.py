@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from deepmi import cli, features, matfile, plots, run_log
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
-# A shell's background ignores Ctrl-C, and what the tests start there would do so, too.
+# A process in the background of a shell ignores Ctrl-C, and so would its child processes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # In networks this small, threads mostly wait for each other, here and in the processes that tests start.
 torch.set_num_threads(1)
@@ -38,7 +39,7 @@ UNLABELED = 50
 
 
 def write_corpus(root: Path, seed: int = 0) -> Path:
-    """Features of WIDTH numbers of which some follow the labels; 3 speakers a split, one of them unknown."""
+    """WIDTH features per utterance, of which some follow the labels; 3 speakers per split, one of them unknown."""
     rng = np.random.default_rng(seed)
     (root / "Labels").mkdir(parents=True)
     folder = root / utils.FEATURE_FOLDER
@@ -81,6 +82,15 @@ def log_of(checkpoint: Path) -> list[dict]:
     return [json.loads(line) for line in checkpoint.with_name(f"{stem}.log.jsonl").read_text().splitlines()]
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file below a folder, except locks and packed features, and its bytes."""
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix != ".lock" and "feature_cache" not in path.parts
+    }
+
+
 def interrupt(*_, **__):
     """Stands in for a function of the program in which Ctrl-C comes."""
     raise KeyboardInterrupt
@@ -111,7 +121,7 @@ def voice(seconds: float = 0.6, rate: int = 16000, pitch: float = 140.0) -> np.n
 
 @pytest.fixture(autouse=True)
 def signals_as_before():
-    """`cli.run` leaves its handlers, since a process ends with it; pytest goes on."""
+    """Restore the signal handlers: `cli.run` leaves its own in place, since it ends a process."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
     before = [signal.getsignal(number) for number in numbers]
     yield
@@ -122,24 +132,25 @@ def signals_as_before():
 
 @pytest.fixture(autouse=True)
 def small_and_without_pictures(request, monkeypatch):
-    """Narrow networks and empty pictures, but for tests that are marked `as_published`."""
+    """Narrow networks and empty pictures, except in tests marked `as_published`."""
     if request.node.get_closest_marker("as_published"):
         return
     monkeypatch.setattr(model, "TRUNK_WIDTHS", (32, 24, 16))
     monkeypatch.setattr(model, "REGRESSOR_WIDTH", 16)
     for name in ("draw_ssl_run", "draw_curriculum_run"):
         monkeypatch.setattr(plots, name, lambda history, path, title: path.write_bytes(b"a picture"))
+    monkeypatch.setattr(plots, "draw_test", lambda labels, predictions, path, title: path.write_bytes(b"a picture"))
 
 
 @pytest.fixture(scope="session")
 def pristine_corpus(tmp_path_factory) -> Path:
-    """A corpus nobody changes."""
+    """A corpus that no test changes."""
     return write_corpus(tmp_path_factory.mktemp("pristine") / "corpus")
 
 
 @dataclass
 class Bench:
-    """A working folder with a corpus of its own."""
+    """A working folder with a copy of the corpus."""
 
     folder: Path
     capsys: pytest.CaptureFixture
@@ -172,7 +183,7 @@ class Bench:
         return self.folder / "Models" / f"SimpleEmoRegressor_{order}@_Val.pt.tar"
 
     def result(self, order: str = "DeepMI", split: str = "Test1") -> tuple[dict, pd.DataFrame]:
-        """What stage 4 has written of a test: its figures, and its table."""
+        """The result and the table of predictions that stage 4 has written."""
         file = self.folder / "results" / f"SimpleEmoRegressor_{order}@_Val_{split}.json"
         return json.loads(file.read_text()), pd.read_csv(file.with_suffix(".csv"))
 
@@ -198,6 +209,18 @@ class Bench:
         )
         return self.run(STAGES[number], "--corpus", self.corpus, *settings[number], *more)
 
+    def runs(self, stage: int | str, *argv: object) -> tuple[str, str]:
+        """Run stage 0..4 or a tool, which must succeed: standard output, standard error."""
+        code, out, err = (self.stage if isinstance(stage, int) else self.run)(stage, *argv)
+        assert code == 0, err
+        return out, err
+
+    def edit_labels(self, change: Callable[[list[list[str]]], object]) -> None:
+        """Let a function change the rows of the label file, of which the first is the header."""
+        rows = read_rows(self.labels)
+        change(rows)
+        write_labels(self.labels, rows[1:], rows[0])
+
     def refuses(self, result: tuple[int, str, str], *words: str) -> None:
         """Exit status 2, one short message with all the words, no traceback."""
         code, _, err = result
@@ -210,7 +233,7 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path, pristine_corpus, capsys, monkeypatch) -> Bench:
-    """A fresh copy of the corpus in an empty working folder; no environment variable points elsewhere."""
+    """A copy of the corpus in an empty working folder; no environment variable names a different corpus."""
     monkeypatch.chdir(tmp_path)
     for variable in ("DEEPMI_CORPUS", "DEEPMI_UNLABELED"):
         monkeypatch.delenv(variable, raising=False)
@@ -222,32 +245,24 @@ def bench(tmp_path, pristine_corpus, capsys, monkeypatch) -> Bench:
 @pytest.fixture
 def prepared(bench) -> Bench:
     """A bench on which stage 0 has run."""
-    code, _, err = bench.stage(0)
-    assert code == 0, err
+    bench.runs(0)
     return bench
 
 
 @pytest.fixture(scope="session")
 def outputs(tmp_path_factory) -> Path:
-    """What stages 0 to 3 have written; the first test that needs it fills it."""
+    """Outputs of stages 0 to 3; the first test that needs them fills the folder."""
     return tmp_path_factory.mktemp("outputs")
-
-
-def train(bench: Bench) -> Bench:
-    """Run stages 0 to 3."""
-    for number in range(4):
-        code, _, err = bench.stage(number)
-        assert code == 0, err
-    return bench
 
 
 @pytest.fixture
 def trained(bench, outputs) -> Bench:
-    """A bench with what stages 0 to 3 write; they have run on a copy of the same corpus."""
+    """A bench with the outputs of stages 0 to 3, which ran on a copy of the same corpus."""
     folders = ("NormTerm", "curriculum_metric", "Models")
     kept = outputs / f"width {model.TRUNK_WIDTHS[0]}"
     if not kept.exists():
-        train(bench)
+        for number in range(4):
+            bench.runs(number)
         for folder in folders:
             shutil.copytree(bench.folder / folder, kept / folder)
     else:
@@ -256,16 +271,10 @@ def trained(bench, outputs) -> Bench:
 
 
 def run_python(*argv: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    """Run Python in a process of its own."""
+    """Run Python in a new process."""
     variables = os.environ | {"PYTHONPATH": str(ROOT)} | environment
     command = [sys.executable, *map(str, argv)]
     return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=300)
-
-
-def run_script(script: str, *argv: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    """Run a script or `-m tools.NAME` as a user does, in a process of its own."""
-    target = ["-m", script] if script.startswith("tools.") else [ROOT / script]
-    return run_python(*target, *argv, cwd=cwd, **environment)
 
 
 needs_shared = pytest.mark.skipif(

@@ -1,7 +1,9 @@
 """Any bytes in a file give a right result or one message; the long search is benchmarks/fuzz.py."""
 
 import json
+import os
 import random
+import re
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -60,9 +62,12 @@ def test_a_reader_that_does_harm_is_found(tmp_path, monkeypatch):
 
 
 def test_finds_and_crashes_are_counted_and_kept(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(TARGETS, "scipy_mat", Target(".x", lambda: [b"abc"], lambda path: 1 / path.stat().st_size))
-    monkeypatch.setattr(fuzz, "damaged", lambda good, rng: b"")
-    argv = ["--targets", "scipy_mat", "--inputs", "2", "--keep-going", "--finds", str(tmp_path / "finds")]
+    harm, inputs = {b"0": lambda: 1 / 0, b"1": lambda: os._exit(3)}, iter((b"0", b"1", b"2"))
+    target = Target(".x", lambda: [b"abc"], lambda path: harm.get(path.read_bytes(), bool)())
+    monkeypatch.setitem(TARGETS, "scipy_mat", target)
+    monkeypatch.setattr(fuzz, "damaged", lambda good, rng: next(inputs))
+    argv = ["--targets", "scipy_mat", "--inputs", "3", "--keep-going", "--finds", str(tmp_path / "finds")]
     assert fuzz.main(fuzz.get_args_parser().parse_args(argv)) == 1
-    assert "ZeroDivisionError" in capsys.readouterr().out
-    assert len(list((tmp_path / "finds").iterdir())) == 2
+    (row,) = re.findall(r"scipy_mat *\| 3 *\| 1 *\| 0 *\| 2 *\| (.*)", capsys.readouterr().out)
+    assert "ZeroDivisionError" in row
+    assert [path.read_bytes() for path in sorted((tmp_path / "finds").iterdir())] == [b"0", b"1"]

@@ -16,13 +16,13 @@ def pair():
     return truth, 0.6 * truth + 1 + rng.normal(0, 0.7, 301)
 
 
-def test_ccc_is_audmetrics_ccc(pair):
-    assert concordance_cc(*pair) == pytest.approx(audmetric.concordance_cc(*pair), abs=1e-12)
-
-
-def test_ccc_holds_far_from_zero(pair):
+def test_ccc_is_audmetrics_and_the_loss_one_minus_it(pair):
     truth, prediction = pair
-    assert concordance_cc(truth + 1e6, prediction + 1e6) == pytest.approx(concordance_cc(truth, prediction), abs=1e-6)
+    expected = audmetric.concordance_cc(*pair)
+    assert concordance_cc(*pair) == pytest.approx(expected, abs=1e-12)
+    assert concordance_cc(truth + 1e6, prediction + 1e6) == pytest.approx(expected, abs=1e-6)
+    loss = ccc_loss(torch.tensor(prediction), torch.tensor(truth)).item()
+    assert loss == pytest.approx(1 - expected, abs=1e-5)
 
 
 def test_a_perfect_prediction_has_ccc_1_and_loss_0():
@@ -40,12 +40,6 @@ def test_ccc_is_undefined_only_where_both_are_constant_and_equal():
 def test_ccc_refuses_different_lengths():
     with pytest.raises(ValueError, match=r"\(2,\) != \(3,\)"):
         concordance_cc([1, 2], [1, 2, 3])
-
-
-def test_loss_is_one_minus_ccc(pair):
-    truth, prediction = pair
-    loss = ccc_loss(torch.tensor(prediction), torch.tensor(truth)).item()
-    assert loss == pytest.approx(1 - audmetric.concordance_cc(truth, prediction), abs=1e-5)
 
 
 def test_loss_of_one_sample_is_finite_with_a_finite_gradient():
@@ -84,14 +78,17 @@ def width(interval):
     return interval[1] - interval[0]
 
 
-@pytest.mark.parametrize("effect", [0.0, 0.3, 1.0])
-def test_interval_of_many_speakers_has_the_width_of_the_cluster_jackknife(effect):
-    truth, prediction, speakers = corpus_of(80, 20, effect)
+@pytest.mark.parametrize(
+    ("count", "utterances", "effect", "tolerance"),
+    [(80, 20, 0.0, 0.12), (80, 20, 0.3, 0.12), (80, 20, 1.0, 0.12), (6, 200, 1.0, 0.25)],
+)
+def test_interval_has_the_width_of_the_cluster_jackknife_and_students_t(count, utterances, effect, tolerance):
+    truth, prediction, speakers = corpus_of(count, utterances, effect)
     names = np.array(speakers)
     without = [concordance_cc(truth[names != name], prediction[names != name]) for name in dict.fromkeys(speakers)]
-    standard_error = np.sqrt(79 / 80 * ((without - np.mean(without)) ** 2).sum())
+    standard_error = np.sqrt((count - 1) / count * ((without - np.mean(without)) ** 2).sum())
     found = width(bootstrap_interval(truth, prediction, speakers))
-    assert found == pytest.approx(2 * stats.t.ppf(0.975, 79) * standard_error, rel=0.12)
+    assert found == pytest.approx(2 * stats.t.ppf(0.975, count - 1) * standard_error, rel=tolerance)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 10])
@@ -104,23 +101,11 @@ def test_interval_of_few_speakers_is_no_narrower_than_that_of_utterances(count, 
     assert -1 <= low <= inner_low < inner_high <= high <= 1
 
 
-def test_interval_of_few_speakers_has_the_width_of_students_t():
-    truth, prediction, speakers = corpus_of(6, 200, 1.0)
-    names = np.array(speakers)
-    without = [concordance_cc(truth[names != name], prediction[names != name]) for name in dict.fromkeys(speakers)]
-    standard_error = np.sqrt(5 / 6 * ((without - np.mean(without)) ** 2).sum())
-    found = width(bootstrap_interval(truth, prediction, speakers))
-    assert found == pytest.approx(2 * stats.t.ppf(0.975, 5) * standard_error, rel=0.25)
-
-
-def test_two_speakers_who_agree_do_not_make_an_interval_narrow(pair):
-    truth, prediction = (np.tile(values, 2) for values in pair)
-    speakers = ["a"] * 301 + ["b"] * 301
+@pytest.mark.parametrize("names", ["a", "ab"])
+def test_one_speaker_or_two_who_agree_give_the_interval_of_the_utterances(pair, names):
+    truth, prediction = (np.tile(values, len(names)) for values in pair)
+    speakers = [name for name in names for _ in range(301)]
     assert bootstrap_interval(truth, prediction, speakers) == bootstrap_interval(truth, prediction)
-
-
-def test_one_speaker_gives_the_interval_of_the_utterances(pair):
-    assert bootstrap_interval(*pair, ["a"] * 301) == bootstrap_interval(*pair)
 
 
 def test_utterances_of_unknown_speakers_do_not_count_as_many_speakers():

@@ -19,7 +19,7 @@ COLUMNS = ["EmoAct", "EmoVal", "EmoDom"]
 
 
 def make_tiny(folder: Path, seed: int = 31, workers: int = 1) -> bool:
-    return demo.make_corpus(folder, seed, workers, TINY, with_features=False)
+    return demo.make_corpus(folder, seed, workers, TINY)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -28,7 +28,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
-    """A tiny demo corpus without features; no test changes it."""
+    """A tiny demo corpus; no test changes it."""
     folder = tmp_path_factory.mktemp("demo") / "tiny"
     make_tiny(folder)
     return folder
@@ -51,11 +51,11 @@ def test_the_seed_alone_decides_the_bytes(tiny, tmp_path):
     here, there = contents(tiny), contents(tmp_path / "other")
     assert contents(tmp_path / "again") == here
     assert here.keys() == there.keys()
-    assert not [name for name in here if here[name] == there[name]]
+    assert {Path(name).name for name in here if here[name] == there[name]} == {features.SET_FILE}
 
 
 def test_the_layout_is_that_of_msp_podcast(tiny):
-    labels = utils.find_corpus(tiny, feature_dir=tiny).labels
+    labels = utils.find_corpus(tiny).labels
     assert labels == tiny / "Labels/labels_consensus.csv"
     recordings = [sorted((tiny / part / "Audios").iterdir()) for part in ("", "Unlabeled")]
     assert [len(part) for part in recordings] == [11, 3]
@@ -67,19 +67,13 @@ def test_the_layout_is_that_of_msp_podcast(tiny):
         info, (signal, _) = soundfile.info(path), soundfile.read(path)
         assert (info.samplerate, info.channels, info.subtype) == (16000, 1, "PCM_16")
         assert 1.2 < info.duration < 3.5 and np.abs(signal).max() < 0.96 and np.std(signal) > 0.004
+    mats = sorted(tiny.rglob("*.mat"))
+    assert {path.stem for path in mats} == {Path(name).stem for name in names}
+    assert all(features.read_feature(path).shape == (6373,) for path in mats)
     details = pd.read_csv(tiny / "Labels/labels_detailed.csv")
     assert list(details.columns) == ["FileName", "EmoDetail"]
     row = r"WORKER\d{8}; [A-Z][a-z]+; ([A-Z][a-z]+,){1,2}; A:[1-7]\.0{6}; V:[1-7]\.0{6}; D:[1-7]\.0{6};"
     assert details["EmoDetail"].str.fullmatch(row).all()
-
-
-def test_features_are_those_of_opensmile(tmp_path):
-    pytest.importorskip("opensmile")
-    demo.make_corpus(tmp_path, clips=dict.fromkeys(TINY, 1))
-    mats = sorted(tmp_path.rglob("*.mat"))
-    assert [path.stem for path in mats] == sorted(path.stem for path in tmp_path.rglob("*.wav"))
-    assert all(features.read_feature(path).shape == (6373,) for path in mats)
-    assert not list(tmp_path.rglob(demo.RECORD_FILE))
 
 
 def test_a_killed_run_continues_and_a_finished_corpus_is_left_alone(tiny, tmp_path):
@@ -103,7 +97,7 @@ def test_other_folders_are_refused(bench, tiny):
     thesis.parent.mkdir()
     thesis.write_text("all of it")
     bench.refuses(bench.run("tools.make_demo_corpus", thesis.parent), "theses", "no demo corpus")
-    bench.refuses(bench.run("tools.make_demo_corpus", thesis), "mine.txt", "expected a folder")
+    bench.refuses(bench.run("tools.make_demo_corpus", thesis), "mine.txt", "different folder")
     assert [path.name for path in thesis.parent.iterdir()] == ["mine.txt"]
 
 

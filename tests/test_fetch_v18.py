@@ -1,13 +1,18 @@
-"""Fetching the published files from a local repository that stands in for the public one."""
+"""The original's own files, release v1.8: fetched from a local repository in place of the public one, and read."""
 
 import subprocess
 
+import numpy as np
 import pytest
+from conftest import SHARED, needs_shared
 
-from deepmi import storage
+import utils
+from deepmi import curriculum, storage
+from deepmi.metric import read_metric
 from deepmi.process import UserError
 from tools import fetch_v18
 
+UPSTREAM = SHARED / "upstream_v1.8"
 CONTENT = {
     "NormTerm/act_norm_means.mat": b"norm term\r\nwith a Windows line end",
     "curriculum_metric_v1.8/DeepMI_50clusters@_Act.json": b'{"a.wav": 0.1}',
@@ -76,7 +81,32 @@ def test_what_differs_or_is_missing_is_refused_and_nothing_is_written(remote, tm
     bench.refuses(bench.run("tools.fetch_v18", "--url", "file:///no/such/repository"), "--url")
 
 
-def test_the_three_folders_are_asked_for():
-    folders = {str(fetch_v18.local_path(name).parent) for name in fetch_v18.BLOBS}
-    assert folders == {"NormTerm/v1.8", "curriculum_metric_v1.8", "trained_SSLmodels_v1.8"}
-    assert len(fetch_v18.BLOBS) == 14 and len(fetch_v18.COMMIT) == 40
+@needs_shared
+def test_known_blob_ids_are_those_of_the_published_files():
+    for name, expected in fetch_v18.BLOBS.items():
+        if not name.startswith("trained"):
+            assert fetch_v18.blob_id((UPSTREAM / name).read_bytes()) == expected
+
+
+@needs_shared
+def test_published_norm_terms_load():
+    mean, std = utils.read_feature_norm(UPSTREAM / "NormTerm")
+    assert mean.shape == std.shape == (6373,)
+    assert mean.max() > 1e12 and np.flatnonzero(std == 0).tolist() == [3874]
+    for attribute, expected in {"Act": (4.4434, 0.8784), "Dom": (4.5535, 0.7215), "Val": (4.1504, 0.8447)}.items():
+        assert np.allclose(utils.read_label_norm(UPSTREAM / "NormTerm", attribute), expected, atol=6e-5)
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("attribute", "distinct", "total"), [("Act", 176, 109.227), ("Dom", 172, 67.745), ("Val", 319, 134.044)]
+)
+def test_a_published_metric_loads_and_orders_a_curriculum(attribute, distinct, total):
+    metric = read_metric(utils.metric_file(UPSTREAM / "curriculum_metric_v1.8", 50, attribute))
+    assert len(metric) == 44879 and len(set(metric.values())) == distinct
+    assert round(sum(metric.values()), 3) == total
+    assert sum(name.count("_") == 3 for name in metric) == 12845  # MSP-PODCAST_dddd_dddd_dddd.wav
+    names = sorted(metric)
+    values = curriculum.match_metric(metric, names, "v1.8")
+    order = curriculum.training_order("deepmi", names, values, 31)
+    assert values[order[0]] == max(metric.values()) and (np.diff(values[order]) <= 0).all()

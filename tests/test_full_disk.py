@@ -1,6 +1,7 @@
-"""Where nothing more can be written: one message, nothing half written, and what was there stays."""
+"""A full disk and temporary files: one message, nothing half written, and existing files stay."""
 
 import contextlib
+import os
 import resource
 import shlex
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, Killed, kill
+from conftest import ROOT, Killed, contents, kill
 
 import utils
 from deepmi import run_log, storage, tensors
@@ -25,15 +26,6 @@ def files_up_to(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def contents(folder):
-    """Every file below a folder but for the packed features, and its bytes."""
-    return {
-        path.relative_to(folder): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and "feature_cache" not in path.parts
-    }
 
 
 MORE = {1: ["-ep", 3], 3: ["--no-resume", "-ep", 9], 4: ["--split", "Validation"]}
@@ -57,7 +49,7 @@ def test_a_stage_ends_in_a_message_and_leaves_what_was_there(trained, stage, siz
     assert all(path.suffix == ".lock" for path in trained.folder.rglob(".*"))  # removed when a process ends
     for path in after.keys() - before.keys():  # the first of several outputs, whole
         assert path.suffix in (".tar", ".png", ".json", ".lock"), path
-    assert trained.stage(stage, *MORE.get(stage, []))[0] == 0
+    trained.runs(stage, *MORE.get(stage, []))
 
 
 def test_a_run_that_was_replaced_and_not_finished_does_not_pass_for_finished(trained):
@@ -66,8 +58,8 @@ def test_a_run_that_was_replaced_and_not_finished_does_not_pass_for_finished(tra
     with files_up_to(2 * len(before)):  # the checkpoint fits, the state does not
         trained.refuses(trained.stage(3, "--seed", 5), ".resume: File too large")
     assert target.read_bytes() != before
-    code, out, _ = trained.stage(3)
-    assert code == 0 and "already trained" not in out
+    out, _ = trained.runs(3)
+    assert "already trained" not in out
     assert target.read_bytes() == before
 
 
@@ -94,8 +86,8 @@ def test_the_log_stays_that_of_the_checkpoint_until_there_is_another(trained, mo
         patched.setattr(tensors, "save_tensors", fails)
         trained.refuses(trained.stage(3, "--seed", 5), "No space left")
     assert log.read_bytes() == before
-    code, _, err = trained.stage(3, "--seed", 5)
-    assert code == 0 and "replaces" in err and log.read_bytes() != before
+    _, err = trained.runs(3, "--seed", 5)
+    assert "replaces" in err and log.read_bytes() != before
 
 
 def test_a_line_is_added_whole_or_not_at_all(tmp_path):
@@ -153,3 +145,39 @@ def test_full_and_closed_standard_output(bench):
     script = shlex.join(command) + " >&-"
     done = subprocess.run(script, shell=True, cwd=bench.folder, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+GONE = 2**22 + 1  # no system gives a process such a number
+
+
+def test_what_killed_runs_left_is_cleared_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage.socket, "gethostname", lambda: "example.com")
+    left = [f".DeepMI_5clusters@_Val.json@example.com.{GONE}.tmp", f".scratch-a_1@example.com.{GONE}.tmp/clone/file"]
+    kept = [
+        f".table.csv@www.example.com.{GONE}.tmp",  # of another machine, on a common file system
+        f".table.csv@exampleXcom.{GONE}.tmp",
+        f".table.csv@example.com.{os.getppid()}.tmp",  # of a running process
+        f".scratch-a_1@example.com.{os.getppid()}.tmp/clone/file",
+        f".recordings@example.com.{GONE}.tmp/file",  # the program makes no such folder
+        f"table.csv@example.com.{GONE}.tmp",
+    ]
+    for name in left + kept:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_bytes(b"content")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/file").touch()
+    (tmp_path / f"out/.scratch-b@example.com.{GONE}.tmp").symlink_to(tmp_path / "elsewhere")
+    storage.prepare_folder(tmp_path / "out")
+    found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert found == set(kept)
+    assert len(list((tmp_path / "out").iterdir())) == len(kept)
+    assert (tmp_path / "elsewhere/file").exists()
+
+
+def test_two_scratch_folders_are_two(tmp_path):
+    with storage.scratch_folder(tmp_path) as first:
+        (first / "file").touch()
+        with storage.scratch_folder(tmp_path) as second:
+            assert not list(second.iterdir())
+        assert (first / "file").exists()
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Every label format of MSP-Podcast's releases, and where they lie."""
+"""Every label format of MSP-Podcast's releases, and where the files are found."""
 
 import json
 import unicodedata
@@ -20,7 +20,7 @@ ROWS = [
 
 def write_json(path, rows=ROWS, number=str):
     fields = utils.CONSENSUS_COLUMNS[1:]
-    content = {row[0]: dict(zip(fields, row[1:])) for row in rows}
+    content = {row[0]: {"FileName": "not this", **dict(zip(fields, row[1:]))} for row in rows}  # the key counts
     for entry in content.values():
         entry.update({name: number(entry[name]) for name in ("EmoAct", "EmoVal", "EmoDom")})
     path.write_text(json.dumps(content))
@@ -39,7 +39,7 @@ def test_label_file_is_found_in_any_spelling(tmp_path, folder, name):
 
 
 @pytest.mark.parametrize("number", [str, float])
-def test_csv_and_json_say_the_same(tmp_path, number):
+def test_csv_and_json_hold_the_same_labels(tmp_path, number):
     write_labels(tmp_path / "labels_consensus.csv", ROWS)
     write_json(tmp_path / "labels_consensus.json", number=number)
     for split in ("Train", "Development", "Test1"):
@@ -68,7 +68,7 @@ def test_the_only_test_split_of_release_1_6_is_test1(tmp_path):
         utils.select_split(table, "Test")  # neither alone is meant
 
 
-def test_blanks_byte_order_marks_windows_line_ends_and_rows_without_a_label_do_no_harm(tmp_path):
+def test_blanks_byte_order_marks_windows_line_ends_and_empty_labels_are_read(tmp_path):
     text = "FileName, EmoAct ,Split_Set\r\n a.wav , 3.5 , Train \r\nb.wav,,Train\r\nc.wav,nan,Train\r\n"
     (tmp_path / "l.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
     names, labels = utils.getPaths_attri(tmp_path / "l.csv", "Train", "Act")
@@ -143,17 +143,26 @@ def test_a_detail_without_secondary_class_is_read_and_one_that_is_no_number_refu
         utils.read_detailed_labels(tmp_path / "d.csv")
 
 
-@pytest.mark.parametrize("name", ["../../x.wav", "/etc/x.wav", "a\\b.wav", "", "..", "x" * 300 + ".wav", "\ud800.wav"])
-def test_file_names_that_lead_out_of_the_corpus_are_refused(tmp_path, name):
+@pytest.mark.parametrize("header", ["EmoDetail,FileName", "Part,EmoDetail,FileName"])
+def test_detailed_labels_take_their_columns_by_name(tmp_path, header):
+    row = {"FileName": "a.wav", "EmoDetail": "W1; Happy; Amused,Excited; A:5; V:6; D:4;", "Part": "x"}
+    (tmp_path / "d.csv").write_text(f"{header}\n{','.join(row[name] for name in header.split(','))}\n")
+    (found,) = utils.read_detailed_labels(tmp_path / "d.csv").to_dict("records")
+    assert [found[name] for name in ("FileName", "Worker", "EmoVal")] == ["a.wav", "W1", 6]
+    assert found["EmoClass_Second"] == "Amused,Excited"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../../x.wav", "/etc/x.wav", "a\\b.wav", "", "..", "x" * 300 + ".wav", "\ud800.wav"),
+        *("a\x9bb.wav", "a\u202eb.wav", "a\u2028b.wav"),
+    ],
+)
+def test_file_names_that_lead_out_of_the_corpus_or_cannot_be_printed_are_refused(tmp_path, name):
     write_json(tmp_path / "l.json", [[name, *ROWS[0][1:]]])
-    with pytest.raises(UserError, match=r"file name|surrogates"):
+    with pytest.raises(UserError, match=r"entry 1|file name|surrogates"):
         utils.read_labels(tmp_path / "l.json")
-
-
-def test_a_json_entrys_name_is_its_key(tmp_path):
-    entry = dict(zip(utils.CONSENSUS_COLUMNS, ROWS[0])) | {"FileName": "other.wav"}
-    (tmp_path / "l.json").write_text(json.dumps({"key.wav": entry}))
-    assert utils.read_labels(tmp_path / "l.json")["FileName"].tolist() == ["key.wav"]
 
 
 def test_a_dot_in_a_name_is_no_ending():

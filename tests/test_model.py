@@ -54,15 +54,17 @@ def test_forward_is_the_numpy_forward_and_the_size_is_the_papers(network):
     assert not torch.equal(network(x)[0], network(x)[0])  # dropout
 
 
+def numpy_regressor(state, x):
+    """Eval-mode forward of the regressor."""
+    x = relu(linear(state, "dense_net.2", linear(state, "dense_net.0", x)))
+    return linear(state, "dense_net.7", relu(linear(state, "dense_net.5", x)))[:, 0]
+
+
 def test_regressor_is_the_numpy_forward():
-    network = model.DenseNet(20).eval()
-    x = torch.randn(9, 20)
+    network, x = model.DenseNet(20).eval(), torch.randn(9, 20)
     state = {key: value.double().numpy() for key, value in network.state_dict().items()}
-    y = linear(state, "dense_net.0", x.double().numpy())
-    y = relu(linear(state, "dense_net.2", y))
-    y = relu(linear(state, "dense_net.5", y))
     with torch.no_grad():
-        assert np.allclose(network(x).numpy(), linear(state, "dense_net.7", y)[:, 0], atol=1e-5)
+        assert np.allclose(network(x).numpy(), numpy_regressor(state, x.double().numpy()), atol=1e-5)
 
 
 def test_dropout_has_the_rate_and_the_mean_and_follows_the_seed():

@@ -10,21 +10,22 @@ import opensmile
 import pytest
 import soundfile
 import torch
-from conftest import voice
+from conftest import interrupt, voice
+from test_model import numpy_regressor
 
 import model
 import utils
-from deepmi import features, matfile
+from deepmi import features
 from tools import predict as tool
 
 RATE = 16000
 SET = "eGeMAPSv02"
+SMILE = opensmile.Smile(getattr(opensmile.FeatureSet, SET))
 
 
 @pytest.fixture
 def models(bench):
     """Regressors of arousal and valence with random weights, normalisation statistics, and some recordings."""
-    smile = opensmile.Smile(getattr(opensmile.FeatureSet, SET))
     audio = bench.folder / "clips"
     (audio / "sub").mkdir(parents=True)
     for number in range(5):
@@ -32,7 +33,7 @@ def models(bench):
     soundfile.write(audio / "sub" / "deep.flac", voice(pitch=230), RATE)
     for folder in ("NormTerm", "Models"):
         (bench.folder / folder).mkdir()
-    rows = np.concatenate([smile.process_file(path).to_numpy(np.float64) for path in sorted(audio.glob("*.wav"))])
+    rows = np.concatenate([SMILE.process_file(path).to_numpy(np.float64) for path in sorted(audio.glob("*.wav"))])
     utils.write_norm_stats(bench.folder / "NormTerm", (rows.mean(axis=0), rows.std(axis=0)), feature_set=SET)
     for attribute, mean in (("Act", 4.0), ("Val", 3.0)):
         utils.write_norm_stats(bench.folder / "NormTerm", None, {attribute: (mean, 0.8)})
@@ -49,17 +50,12 @@ def save(folder, attribute, info, width=88):
 
 def by_hand(folder, attribute, signal):
     """A label from the samples."""
-    smile = opensmile.Smile(getattr(opensmile.FeatureSet, SET))
-    vector = smile.process_signal(signal, RATE).to_numpy(np.float64)[0]
-    mean, std = (
-        matfile.read_mat(folder / f"NormTerm/feat_norm_{kind}.mat", "normal_para")[0] for kind in ("means", "stds")
-    )
+    vector = SMILE.process_signal(signal, RATE).to_numpy(np.float64)
+    mean, std = utils.read_feature_norm(folder / "NormTerm")
     x = np.clip((vector - mean) / np.where(std == 0, np.inf, std), -3, 3)
     weights = torch.load(utils.regressor_checkpoint(folder / "Models", "deepmi", attribute), weights_only=True)
-    for layer in (0, 2, 5, 7):
-        x = weights[f"dense_net.{layer}.weight"].numpy() @ x + weights[f"dense_net.{layer}.bias"].numpy()
-        x = np.maximum(x, 0) if layer in (2, 5) else x
-    return x[0] * 0.8 + {"Act": 4.0, "Val": 3.0}[attribute]
+    z = numpy_regressor({key: value.numpy() for key, value in weights.items()}, x)[0]
+    return z * 0.8 + {"Act": 4.0, "Val": 3.0}[attribute]
 
 
 def read(path):
@@ -72,10 +68,17 @@ def run(bench, *inputs, attributes=("Val", "Act"), more=()):
     return bench.run("tools.predict", *inputs, "--model", *files, "--device", "cpu", *more)
 
 
+def predicted(bench, *inputs, **more):
+    """The tool succeeds: the rows of its table."""
+    code, _, err = run(bench, *inputs, **more)
+    assert code == 0, err
+    return read(bench.folder / "predictions.csv")
+
+
 def test_a_folder_becomes_a_table_of_labels(models):
     code, out, err = run(models, "clips")
     assert code == 0 and "6 rows, 0 without prediction; wrote predictions.csv" in out, err
-    rows = read(models.folder / "predictions.csv")
+    rows, before = read(models.folder / "predictions.csv"), (models.folder / "predictions.csv").read_bytes()
     assert [row["FileName"] for row in rows] == [*(f"{number}.wav" for number in range(5)), "sub/deep.flac"]
     assert list(rows[0]) == ["FileName", "EmoAct", "EmoVal"]
     for row in rows:
@@ -83,7 +86,6 @@ def test_a_folder_becomes_a_table_of_labels(models):
         for attribute in ("Act", "Val"):
             assert float(row[f"Emo{attribute}"]) == pytest.approx(by_hand(models.folder, attribute, signal), abs=1e-3)
     assert len({row["EmoVal"] for row in rows}) == 6
-    before = (models.folder / "predictions.csv").read_bytes()
     run(models, "clips")
     assert (models.folder / "predictions.csv").read_bytes() == before
     assert not list(models.folder.glob(".*"))
@@ -110,19 +112,12 @@ def test_long_recordings_in_segments(models):
     (models.folder / "long").mkdir()
     soundfile.write(models.folder / "long/a.wav", signal, RATE)
     soundfile.write(models.folder / "long/b.wav", signal[: int(1.4 * RATE)], RATE)
-    code, _, err = run(models, "long", attributes=("Act",), more=("--segment", 1))
-    assert code == 0, err
-    rows = read(models.folder / "predictions.csv")
-    times = [(row["FileName"], row["start"], row["end"]) for row in rows]
-    assert times == [
-        ("a.wav", "0.000", "1.000"),
-        ("a.wav", "1.000", "2.000"),
-        ("a.wav", "2.000", "2.700"),
-        ("b.wav", "0.000", "1.400"),
-    ]
-    read_back = soundfile.read(models.folder / "long/a.wav", dtype="float32")[0]
-    for row in rows[:3]:
-        part = read_back[round(float(row["start"]) * RATE) : round(float(row["end"]) * RATE)]
+    rows = predicted(models, "long", attributes=("Act",), more=("--segment", 1))
+    times = [(row["FileName"], float(row["start"]), float(row["end"])) for row in rows]
+    assert times == [("a.wav", 0, 1), ("a.wav", 1, 2), ("a.wav", 2, 2.7), ("b.wav", 0, 1.4)]
+    written = soundfile.read(models.folder / "long/a.wav", dtype="float32")[0]
+    for row, (_, start, end) in zip(rows[:3], times):
+        part = written[round(start * RATE) : round(end * RATE)]
         assert float(row["EmoAct"]) == pytest.approx(by_hand(models.folder, "Act", part), abs=1e-3)
 
 
@@ -152,9 +147,7 @@ def stop_in_block(models, monkeypatch):
 
         def predict_block(*arguments):
             seen.append(arguments)
-            if len(seen) == block:
-                raise KeyboardInterrupt
-            return whole(*arguments)
+            return interrupt() if len(seen) == block else whole(*arguments)
 
         monkeypatch.setattr(tool, "predict_block", predict_block)
         code, _, err = run(models, *inputs, attributes=(attribute,))
@@ -193,8 +186,7 @@ def test_unfinished_blocks_of_different_recordings_or_regressors_are_not_used(mo
 def test_names_that_two_folders_share_become_paths(models):
     (models.folder / "other").mkdir()
     soundfile.write(models.folder / "other/1.wav", voice(pitch=90), RATE)
-    assert run(models, "clips", "other", "clips/2.wav")[0] == 0
-    names = [row["FileName"] for row in read(models.folder / "predictions.csv")]
+    names = [row["FileName"] for row in predicted(models, "clips", "other", "clips/2.wav")]
     assert len(names) == 7 and {"clips/1.wav", "other/1.wav"} <= set(names)
 
 
@@ -206,16 +198,19 @@ def test_bad_arguments_are_refused(models):
     for seconds in ("0", "inf", "x"):
         code, _, err = run(models, "clips", more=("--segment", seconds))
         assert code == 2 and "at least 0.1" in err
+
+
+def test_normalisation_statistics_of_another_training_are_refused(models):
     terms = utils.read_feature_norm("NormTerm"), utils.read_label_norm("NormTerm", "Val")
     save(models.folder, "Val", {"emo_attr": "Val", "feature_set": SET, "norm_terms": utils.norm_key(*terms)})
-    assert run(models, "clips/0.wav", attributes=("Val",))[0] == 0
+    predicted(models, "clips/0.wav", attributes=("Val",))
     utils.write_norm_stats(models.folder / "NormTerm", None, {"Val": (3.0, 0.9)})
     models.refuses(run(models, "clips", attributes=("Val",)), "different normalisation statistics", "--norm-dir")
 
 
 def test_what_a_regressor_does_not_record_is_taken_from_its_name_or_refused(models):
     file = save(models.folder, "Act", {})  # as the original's
-    assert run(models, "clips/0.wav", attributes=("Act",))[0] == 0
+    predicted(models, "clips/0.wav", attributes=("Act",))
     renamed = file.rename(file.with_name("mine.pt.tar"))
     models.refuses(models.run("tools.predict", "clips", "--model", renamed), "mine.pt.tar", "attribute")
     features.write_feature_set(models.folder / "NormTerm", "")

@@ -1,8 +1,7 @@
-"""Signals at awkward moments: within an import, to worker processes, twice."""
+"""Signals at awkward moments: during an import, to worker processes, a second one."""
 
 import os
 import signal
-import threading
 import time
 
 import pytest
@@ -11,11 +10,10 @@ from joblib.externals.loky import get_reusable_executor
 
 from deepmi import cli, process, run_log
 from deepmi.process import workers_without_interrupt
-from tools.side_by_side import side_by_side
 
 
 def blocked_signals():
-    """Which signals this process, a worker, does not hear."""
+    """The signals that this process blocks."""
     return signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
@@ -45,7 +43,7 @@ def test_a_stopped_training_saves_the_epoch_that_ends_soon(tmp_path, capsys, mon
             run.end_epoch({"epoch": epoch, "validation_ccc_loss": 1.0}, {})
             if run.save_is_due():
                 run.save({}, checkpoint.touch)
-            run._save_cost = 1000.0  # so no other save is due
+            run._save_cost = 1000.0  # so that no further save is due
 
     with pytest.raises(SystemExit) as leaving:
         cli.run(training, cli.parse(cli.new_parser("x"), []))
@@ -65,17 +63,3 @@ def test_workers_leave_interrupts_to_the_process_that_started_them():
             results = pool(delayed(blocked_signals)() for _ in range(4))
         assert all(signal.SIGINT in blocked for blocked in results)
     assert blocked_signals() == before and signal.SIGINT not in before
-
-
-def bars_lock(task):
-    """What the progress bars of a trial share."""
-    from tqdm import tqdm
-
-    return type(tqdm.get_lock()).__name__
-
-
-def test_a_trial_leaves_no_lock_between_processes():
-    import argparse
-
-    tasks = [argparse.Namespace(device="cpu") for _ in range(2)]
-    assert {found for _, found in side_by_side(bars_lock, tasks, 2, "x")} == {type(threading.RLock()).__name__}

@@ -98,7 +98,7 @@ def _add_deepmi_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("DeepMI: one file for all seeds")
     cli.add_metric_dir_argument(group)
     cli.add_metric_argument(group)
-    help = "DeepEmoCluster checkpoint of that DeepMI file, for the order prediction"
+    help = "DeepEmoCluster checkpoint of that DeepMI file, for prediction and deepemocluster"
     group.add_argument("--checkpoint", type=Path, metavar="FILE", help=help)
     group = parser.add_argument_group("DeepMI: one DeepEmoCluster per seed")
     help = "train a DeepEmoCluster of N epochs for each seed, and use its DeepMI"
@@ -142,12 +142,12 @@ def variants_of(args: argparse.Namespace) -> dict[str, Variant]:
     names: dict[str, Variant] = {}
     for order, decay, keep, clusters in itertools.product(args.orders, args.rate_decay, args.keep, args.clusters):
         variant = Variant(order, decay, keep, clusters)
-        if order == curriculum.RIDGE:
+        if order in curriculum.YARDSTICKS:
             variant = Variant(order, args.rate_decay[0], 1.0, None)
         elif not variant.needs_metric():
             variant = dataclasses.replace(variant, clusters=None)
         parts = [order]
-        if order != curriculum.RIDGE:
+        if order not in curriculum.YARDSTICKS:
             parts += [decay] * (len(args.rate_decay) > 1) + [f"keep {keep:g}"] * (len(args.keep) > 1)
         if variant.clusters and len(args.clusters) > 1:
             parts.append(variant.clusters)
@@ -173,8 +173,7 @@ def controls_of(variants: dict[str, Variant]) -> dict[str, dict[str, str]]:
 
 def by_deepemocluster(args: argparse.Namespace) -> list[str]:
     """Those of the orders that need a DeepEmoCluster."""
-    selected = min(args.keep) < 1
-    wanted = (*curriculum.METRIC_ORDERS, "prediction", *(curriculum.ORDERS if selected else ()))
+    wanted = curriculum.BY_DEEPEMOCLUSTER + (curriculum.ORDERS if min(args.keep) < 1 else ())
     return [order for order in args.orders if order in wanted]
 
 
@@ -199,10 +198,11 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"noise in the labels: the DeepMI behind {', '.join(by_metric)} has seen the true labels. Add --ssl-epochs "
             "N, so that each seed extracts DeepMI from its noisy labels."
         )
-    if "prediction" in args.orders and not (args.ssl_epochs or args.checkpoint):
+    needing = [order for order in ("prediction", curriculum.DEEPEMOCLUSTER) if order in args.orders]
+    if needing and not (args.ssl_epochs or args.checkpoint):
         raise UserError(
-            "the order prediction needs a DeepEmoCluster checkpoint: name it with --checkpoint FILE, or train one per "
-            "seed with --ssl-epochs N."
+            f"{' and '.join(needing)}: needs a DeepEmoCluster checkpoint. Name it with --checkpoint FILE, or train one "
+            "per seed with --ssl-epochs N."
         )
 
 
@@ -258,7 +258,7 @@ def training_columns(results: dict[str, list[dict]]) -> pd.DataFrame:
     for name, runs in results.items():
         curves = np.array([run["curve"] for run in runs if run["curve"]])
         epochs = [run["best_epoch"] for run in runs if run["curve"]]
-        if not epochs:  # ridge
+        if not epochs:  # yardsticks
             table[name] = dict.fromkeys(("best_epoch", "validation", "validation_area"), float("nan"))
             continue
         best, area = curves.max(axis=1).mean(), curves.mean()

@@ -209,27 +209,23 @@ def features_of(clips: Sequence[Clip], feature_set: str, device: str = "auto") -
         feature_set: as for `open_set`.
         device: as for `open_set`.
     """
-    found: list[Features] = []
-    signals = {}
+    signals, vectors = {}, {}
+    remarks: list[list[str]] = [[] for _ in clips]
     for number, clip in enumerate(clips):
-        remarks: list[str] = []
         try:
-            signals[number] = read_signal(clip, remarks)
+            signals[number] = read_signal(clip, remarks[number])
         except UserError as error:
-            remarks.insert(0, str(error))
+            remarks[number].insert(0, str(error))
         except OSError as error:
-            remarks = [error.strerror or str(error)]
-        found.append(Features(None, "; ".join(remarks)))
-    vectors = open_set(feature_set, device).features_of(list(signals.values())) if signals else []
-    for (number, signal), vector in zip(signals.items(), vectors):
-        remark = found[number].remark
+            remarks[number] = [error.strerror or str(error)]
+    if signals:
+        vectors = dict(zip(signals, open_set(feature_set, device).features_of(list(signals.values()))))
+    for number, vector in vectors.items():
         if vector is None:
-            length = f"too short ({1000 * len(signal) / SAMPLING_RATE:.0f} ms)"
-            remark = f"{length}; {remark}" if remark else length
+            remarks[number].insert(0, f"too short ({1000 * len(signals[number]) / SAMPLING_RATE:.0f} ms)")
         elif np.isnan(vector).all():
-            vector, remark = None, "the encoder returns only NaN"
-        found[number] = Features(vector, remark)
-    return found
+            vectors[number], remarks[number] = None, ["the encoder returns only NaN"]
+    return [Features(vectors.get(number), "; ".join(found)) for number, found in enumerate(remarks)]
 
 
 def in_parallel(work: Callable, tasks: Sequence[tuple], workers: int) -> Iterator:

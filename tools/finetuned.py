@@ -237,16 +237,22 @@ class FinetunedPredictor(NamedTuple):
     key: str  # digest of everything that the predictions depend on, except the recordings
     device: torch.device
 
-    def labels_of(self, vectors: Sequence[NDArray[np.float64]]) -> list[list[float]]:
-        """Predicted labels 1..7, one row per vector of pooled statistics (shape (1, 2 D)), one column per attribute."""
+    def labels_of(self, vectors: Sequence[NDArray[np.float64]]) -> tuple[list[list[float]], float]:
+        """Predict from pooled statistics.
+
+        Args:
+            vectors: statistics, shape (1, 2 D) each.
+        Returns:
+            Labels 1..7, one row per vector, one column per attribute; 0, because no features are clipped.
+        """
         if not vectors:
-            return []
+            return [], 0.0
         file = Path(self.feature_set)
         network = open_finetuned(file, self.device).network
         with torch.inference_mode():
             z = network.head(torch.from_numpy(np.concatenate(vectors)).float().to(self.device)).cpu().numpy()  # (N, A)
         columns = [denormalise(z[:, number], norm, file) for number, norm in enumerate(network.label_norm.values())]
-        return np.stack(columns, axis=1).tolist()
+        return np.stack(columns, axis=1).tolist(), 0.0
 
 
 @functools.cache

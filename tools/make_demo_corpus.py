@@ -22,11 +22,12 @@ show that the program works, not how well it recognises emotions.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import multimode
+from typing import NamedTuple
 
 from deepmi import cli
 
@@ -89,8 +90,7 @@ EMOTION_SPREAD, OTHER_SHARE = 0.7, 0.03
 _SPEAKER_STREAM, _RATER_STREAM, _LABEL_STREAM, _AUDIO_STREAM = range(4)
 
 
-@dataclass(frozen=True)
-class Speaker:
+class Speaker(NamedTuple):
     """The voice of a speaker in a neutral state."""
 
     number: int
@@ -102,8 +102,7 @@ class Speaker:
     noise: float  # dB, relative to the average speaker
 
 
-@dataclass(frozen=True)
-class Clip:
+class Clip(NamedTuple):
     """An utterance to be synthesised."""
 
     number: int
@@ -129,15 +128,9 @@ def draw_speaker(seed: int, number: int) -> Speaker:
     """Draw the speaker with this number; even numbers are women, odd numbers men."""
     female = number % 2 == 0
     f0, formants, loudness, tilt, noise = np.random.default_rng([seed, _SPEAKER_STREAM, number]).standard_normal(5)
-    return Speaker(
-        number=number,
-        gender="Female" if female else "Male",
-        f0=(198.0 if female else 112.0) * np.exp(0.09 * f0),
-        formant_scale=(1.16 if female else 1.0) * np.exp(0.02 * formants),
-        loudness=0.8 * loudness,
-        tilt=0.8 * tilt,
-        noise=(2.0 if female else -2.0) + 2.0 * noise,
-    )
+    gender, hertz, scale, breath = ("Female", 198.0, 1.16, 2.0) if female else ("Male", 112.0, 1.0, -2.0)
+    voice = hertz * np.exp(0.09 * f0), scale * np.exp(0.02 * formants), 0.8 * loudness, 0.8 * tilt, breath + 2.0 * noise
+    return Speaker(number, gender, *voice)
 
 
 def plan_corpus(seed: int, clips: Mapping[str, int] = CLIPS) -> list[Clip]:
@@ -150,12 +143,11 @@ def plan_corpus(seed: int, clips: Mapping[str, int] = CLIPS) -> list[Clip]:
         The recordings, ordered by number.
     """
     plan: list[Clip] = []
-    first_speaker = 0
-    for split, speaker_count in SPEAKERS.items():
-        speakers = [draw_speaker(seed, first_speaker + i) for i in range(speaker_count)]
-        first_speaker += speaker_count
-        for i in range(clips[split]):
-            number, speaker = len(plan), speakers[i % speaker_count]
+    new_speakers = (draw_speaker(seed, number) for number in itertools.count())
+    for split, count in SPEAKERS.items():
+        speakers = itertools.cycle(list(itertools.islice(new_speakers, count)))
+        for speaker in itertools.islice(speakers, clips[split]):
+            number = len(plan)
             rng = np.random.default_rng([seed, _LABEL_STREAM, number])
             correlated = np.linalg.cholesky(LATENT_CORRELATION) @ rng.standard_normal(3)
             latents = np.clip(LATENT_MEAN + LATENT_SD * correlated, 1, 7)
@@ -309,24 +301,19 @@ def _read_marker(out_dir: Path, recipe: dict) -> dict:
     Raises:
         UserError: OUT_DIR contains something else, or a different demo corpus.
     """
-    marker = out_dir / MARKER
-    if marker.exists():
-        found = read_json_object(marker)
-        differ = [f"{key} {found.get(key)} there, {recipe[key]} now" for key in recipe if found.get(key) != recipe[key]]
-        if differ:
-            found = "; ".join(differ)
-            raise UserError(f"{out_dir}: a different demo corpus ({found}); delete it or name a different OUT_DIR.")
-        return found
-    if out_dir.exists() and not out_dir.is_dir():
-        raise UserError(f"{out_dir}: a file, expected a folder; name a different OUT_DIR.")
-    if out_dir.is_dir() and any(not entry.name.startswith(".") for entry in out_dir.iterdir()):
-        raise UserError(f"{out_dir}: the folder has files, but no demo corpus; name a new or empty folder.")
-    return {}
+    if not (marker := out_dir / MARKER).exists():
+        if out_dir.is_dir() and any(not entry.name.startswith(".") for entry in out_dir.iterdir()):
+            raise UserError(f"{out_dir}: the folder has files, but no demo corpus; name a new or empty folder.")
+        return {}
+    found = read_json_object(marker)
+    differ = [f"{key} {found.get(key)} there, {recipe[key]} now" for key in recipe if found.get(key) != recipe[key]]
+    if differ:
+        reasons = "; ".join(differ)
+        raise UserError(f"{out_dir}: a different demo corpus ({reasons}); delete it or name a different OUT_DIR.")
+    return found
 
 
-def make_corpus(
-    out_dir: Path, seed: int = 31, workers: int = 1, clips: Mapping[str, int] = CLIPS, with_features: bool = True
-) -> bool:
+def make_corpus(out_dir: Path, seed: int = 31, workers: int = 1, clips: Mapping[str, int] = CLIPS) -> bool:
     """Make the demo corpus, or the missing parts of it.
 
     Args:
@@ -334,15 +321,13 @@ def make_corpus(
         seed: determines every label and every sample.
         workers: number of processes; the files do not depend on it.
         clips: number of recordings per split.
-        with_features: also extract the openSMILE features.
     Returns:
         Whether anything was missing.
     Raises:
         UserError: OUT_DIR can't be written or contains something else.
     """
-    out_dir, plan = Path(out_dir), plan_corpus(seed, clips)
-    recipe = {"version": VERSION, "seed": seed, "clips": dict(clips)}
-    features = [out_dir / clip.features for clip in plan if with_features]
+    plan, recipe = plan_corpus(seed, clips), {"version": VERSION, "seed": seed, "clips": dict(clips)}
+    features = [out_dir / clip.features for clip in plan]
     labels = [out_dir / "Labels" / name for name in LABEL_FILES]
     silent = [clip for clip in plan if not (out_dir / clip.audio).exists()]
     if _read_marker(out_dir, recipe).get("finished") and not silent and all(f.exists() for f in labels + features):
@@ -358,13 +343,12 @@ def make_corpus(
         )
     for _ in tqdm(voices, total=len(silent), desc="voices", unit="file", disable=None):
         pass
-    if with_features:
-        for audio_dir in audio_dirs:
-            feature_dir = audio_dir.parent / FEATURE_FOLDER
-            extract_folder(audio_dir, feature_dir, workers=workers)
-            (feature_dir / RECORD_FILE).unlink(missing_ok=True)  # it has file times, which differ between runs
-        if missing := [file.stem for file in features if not file.exists()]:
-            raise UserError(f"{out_dir}: {len(missing)} recordings without features (first: {missing[0]}); run again.")
+    for audio_dir in audio_dirs:
+        feature_dir = audio_dir.parent / FEATURE_FOLDER
+        extract_folder(audio_dir, feature_dir, workers=workers)
+        (feature_dir / RECORD_FILE).unlink(missing_ok=True)  # it has file times, which differ between runs
+    if missing := [file.stem for file in features if not file.exists()]:
+        raise UserError(f"{out_dir}: {len(missing)} recordings without features (first: {missing[0]}); run again.")
     write_text(out_dir / MARKER, json.dumps(recipe | {"finished": True}, indent=1) + "\n")
     return True
 

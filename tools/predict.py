@@ -1,10 +1,12 @@
-"""Arousal, dominance and valence of recordings, predicted by regressors that training_Curriculum.py trained.
+"""Arousal, dominance and valence of recordings, predicted by trained networks.
 
     python -m tools.predict interview.wav clips/ --model Models/SimpleEmoRegressor_DeepMI@_Act.pt.tar \\
         Models/SimpleEmoRegressor_DeepMI@_Val.pt.tar --out predictions.csv
 
-Writes one row per recording, or per segment with --segment. Its columns are FileName and, for each regressor, EmoAct,
-EmoDom or EmoVal (1..7). The features are extracted on the fly, with the feature set of the regressors.
+A network is a regressor of training_Curriculum.py, or a checkpoint of training_DeepEmoCluster.py, such as the published
+ones (with --norm-dir NormTerm/v1.8). Writes one row per recording, or per segment with --segment. Its columns are
+FileName and, for each network, EmoAct, EmoDom or EmoVal (1..7). The features are extracted on the fly, with the feature
+set of the networks.
 
 - A recording that cannot be used is left out with a warning, and the exit status is 1.
 - A recording that may be incomplete is used, with a warning.
@@ -18,7 +20,6 @@ import argparse
 import contextlib
 import json
 import math
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,17 +47,17 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.new_parser(__doc__)
     help = "recordings (wav, flac, ogg, opus, mp3, aiff, ...; any rate, any number of channels) or folders of them"
     parser.add_argument("inputs", type=Path, nargs="+", metavar="AUDIO_OR_FOLDER", help=help)
-    help = "regressors, one per attribute, such as Models/SimpleEmoRegressor_DeepMI@_Val.pt.tar"
+    help = "regressors or checkpoints of DeepEmoCluster, one per attribute"
     parser.add_argument("--model", type=Path, nargs="+", required=True, metavar="FILE", help=help)
     help = "table to write; - for standard output"
     parser.add_argument("--out", default="predictions.csv", metavar="FILE", help=help)
-    cli.add_norm_dir_argument(parser, "folder of the normalisation statistics that the regressors were trained with")
+    cli.add_norm_dir_argument(parser, "folder of the normalisation statistics that the networks were trained with")
     help = (
         "cut recordings into segments of this length, one row per segment, with columns start and end in seconds; a "
         "last segment of less than half the length is joined to the previous one"
     )
     parser.add_argument("--segment", type=segment_seconds, metavar="SECONDS", help=help)
-    help = "feature set, if the regressors do not record theirs (default IS13), or the folder of the encoder they need"
+    help = "feature set, if the networks do not record theirs (default IS13), or the folder of the encoder they need"
     cli.add_feature_set_argument(parser, help, default=None)
     cli.add_extraction_arguments(parser, "networks compute")
     return parser
@@ -74,8 +75,9 @@ from tqdm import tqdm
 
 from deepmi import features, norm_stats, run_log, runtime, storage
 from deepmi.batches import Rows, in_batches
+from deepmi.moments import clipped_share, describe_clipped
 from deepmi.process import UserError, notify
-from model import load_regressor
+from model import attribute_of, load_regressor
 from tools import finetuned
 from tools.extract_features import warn_of_doubtful
 from tools.feature_sets import OPENSMILE_SETS, Features, features_of, in_parallel, open_set
@@ -142,29 +144,23 @@ class Predictor(NamedTuple):
     device: torch.device
     key: str  # digest of everything that the predictions depend on, except the recordings
 
-    def labels_of(self, vectors: Sequence[NDArray[np.float64]]) -> list[list[float]]:
-        """Predicted labels 1..7, one row per vector of features (shape (1, D)), one column per attribute."""
+    def labels_of(self, vectors: Sequence[NDArray[np.float64]]) -> tuple[list[list[float]], float]:
+        """Predict from features.
+
+        Args:
+            vectors: features, shape (1, D) each.
+        Returns:
+            Labels 1..7, one row per vector, one column per attribute; share of the feature values that were clipped.
+        """
         if not vectors:
-            return []
-        rows = Rows(features.normalise(np.concatenate(vectors), *self.feature_norm), self.device, "fp32")
+            return [], 0.0
+        normalised = features.normalise(np.concatenate(vectors), *self.feature_norm)
+        rows = Rows(normalised, self.device, "fp32")
         columns = []
         for network, file, label_norm in self.regressors.values():
             (z,) = in_batches(network, network, rows, "fp32")
             columns.append(norm_stats.denormalise(z.cpu().numpy(), label_norm, file))
-        return np.stack(columns, axis=1).tolist()
-
-
-def attribute_of(file: Path, info: dict) -> str:
-    """The attribute that a regressor predicts: the one saved with it, else the one in the file name.
-
-    Raises:
-        UserError: there is neither.
-    """
-    named = re.search(r"@_(Act|Dom|Val)\b", file.name)
-    attribute = info.get("emo_attr") or (named[1] if named else None)
-    if attribute not in cli.ATTRIBUTES:
-        raise UserError(f"{file}: unknown attribute; give it a name like SimpleEmoRegressor_DeepMI@_Val.pt.tar.")
-    return attribute
+        return np.stack(columns, axis=1).tolist(), clipped_share(normalised)
 
 
 def load_predictor(args: argparse.Namespace) -> Predictor | finetuned.FinetunedPredictor:
@@ -184,6 +180,8 @@ def load_predictor(args: argparse.Namespace) -> Predictor | finetuned.FinetunedP
         network, info = load_regressor(file, width)
         run_log.note_if_unfinished(file)
         attribute = attribute_of(file, info)
+        if attribute not in cli.ATTRIBUTES:
+            raise UserError(f"{file}: unknown attribute; give it a name like SimpleEmoRegressor_DeepMI@_Val.pt.tar.")
         label_norm = norm_stats.read_label_norm(args.norm_dir, attribute)
         if norm_stats.has_other_norm_stats(info, norm_stats.norm_key(feature_norm, label_norm)):
             raise UserError(
@@ -228,7 +226,12 @@ def read_unfinished(file: Path) -> dict[str, dict]:
 
 
 def predict_block(predictor: Predictor, clips: dict[Clip, str], args: argparse.Namespace, bar: tqdm) -> dict:
-    """Predict some segments: `rows` of the table, `faults` (segment, reason) and `doubtful` (recording, remark)."""
+    """Predict some segments.
+
+    Returns:
+        `rows` of the table, `faults` (segment, reason), `doubtful` (recording, remark), and the share of `clipped`
+        feature values.
+    """
     opened = open_set(predictor.feature_set, args.device)
     batches = opened.batches(list(clips), 1)
     tasks = [(batch, predictor.feature_set, args.device) for batch in batches]
@@ -237,8 +240,8 @@ def predict_block(predictor: Predictor, clips: dict[Clip, str], args: argparse.N
         for batch, batch_features in zip(batches, results):
             found.update(zip(batch, batch_features))
             bar.update(len(batch))
-    labels = iter(predictor.labels_of([found[clip].vector for clip in clips if found[clip].vector is not None]))
-    block: dict[str, list] = {"rows": [], "faults": [], "doubtful": []}
+    labels, clipped = predictor.labels_of([found[clip].vector for clip in clips if found[clip].vector is not None])
+    labels, block = iter(labels), {"rows": [], "faults": [], "doubtful": [], "clipped": clipped}
     for clip, name in clips.items():
         vector, remark = found[clip]
         if vector is None:
@@ -295,7 +298,7 @@ def main(args: argparse.Namespace) -> int:
             raise UserError(f"--out {args.out}: is one of the inputs; choose a different name.")
     predictor = load_predictor(args)
     unfinished = table and table.with_name(f".{table.name}.unfinished")
-    rows, faults, doubtful = 0, [], {}
+    rows, clipped, faults, doubtful = 0, 0.0, [], {}
     with contextlib.ExitStack() as stack:
         encoding = {"encoding": "utf-8", "errors": "surrogateescape"}  # keeps file names that are not UTF-8
         stream = sys.stdout
@@ -310,6 +313,7 @@ def main(args: argparse.Namespace) -> int:
         for block in predict(predictor, clips, args, unfinished):
             writer.writerows(block["rows"])
             rows += len(block["rows"])
+            clipped += block["clipped"] * len(block["rows"])
             faults += block["faults"]
             for recording, remark in block["doubtful"]:
                 doubtful.setdefault(recording, remark)  # once per recording, not per segment
@@ -318,6 +322,8 @@ def main(args: argparse.Namespace) -> int:
     warn_of_doubtful(doubtful.items())
     for clip, reason in faults:
         notify(f"warning: no prediction: {clip}: {reason}")
+    if rows and isinstance(predictor, Predictor):  # a fine-tuned encoder takes waveforms
+        notify(describe_clipped(clipped / rows))
     summary = f"{rows} rows, {len(faults)} without prediction" + (f"; wrote {table}" if table else "")
     print(summary, file=sys.stdout if table else sys.stderr)
     return 1 if faults else 0

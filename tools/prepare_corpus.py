@@ -123,25 +123,23 @@ def read_source(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame | 
     """Consensus labels with recordings, ratings (or None) and label scale of the corpus that the arguments name."""
     scale, audio = getattr(args, "label_scale", utils.LABEL_RANGE), args.audio or args.source.parent
     utils.refuse_label_scale(*scale)
-    split_source = None  # the file that holds the splits, if any
-    if args.kind == "msp-podcast":
-        table, ratings = corpora.read_podcast(args.source, in_place=args.out is None)
-        audio, split_source = corpora.find_audio_folder(args.source), args.source
-        if audio is None:
-            raise UserError(f"{args.source}: no folder Audios in it.")
-    elif args.kind in ("iemocap", "msp-improv"):
-        read = corpora.read_iemocap if args.kind == "iemocap" else corpora.read_improv
-        table, ratings = read(args.source)
-        audio, scale = args.source, corpora.SCALE_OF_FIVE
-    elif args.kind == "csv":
-        given = {ours: getattr(args, f"{flag}_column") for flag, ours in COLUMNS.items()}
-        if not any(given[column] for column in corpora.ATTRIBUTE_COLUMNS):
-            raise UserError("no attribute; add --arousal-column, --valence-column or --dominance-column.")
-        table = corpora.read_table(args.source, {ours: theirs for ours, theirs in given.items() if theirs})
-        ratings, split_source = None, args.split_column and args.source
-    else:
-        table, ratings = _read_raters(args)
-        split_source = args.consensus
+    ratings, split_source = None, None  # the file that holds the splits, if any
+    match args.kind:
+        case "msp-podcast":
+            table, ratings = corpora.read_podcast(args.source, in_place=args.out is None)
+            audio, split_source = corpora.find_audio_folder(args.source), args.source
+        case "iemocap" | "msp-improv":
+            read = corpora.read_iemocap if args.kind == "iemocap" else corpora.read_improv
+            table, ratings = read(args.source)
+            audio, scale = args.source, corpora.SCALE_OF_FIVE
+        case "csv":
+            given = {ours: column for flag, ours in COLUMNS.items() if (column := getattr(args, f"{flag}_column"))}
+            if given.keys().isdisjoint(corpora.ATTRIBUTE_COLUMNS):
+                raise UserError("no attribute; add --arousal-column, --valence-column or --dominance-column.")
+            table, split_source = corpora.read_table(args.source, given), args.split_column and args.source
+        case "raters":
+            table, ratings = _read_raters(args)
+            split_source = args.consensus
     if split_source:
         table = corpora.leave_out_unsplit(table, split_source)
     recordings = Recordings(audio, args.out and args.out / "Audios")
@@ -214,15 +212,14 @@ def link_files(folder: Path, names: Iterable[str], sources: Iterable[Path], copy
     for name, source in links.items():
         target = folder / name
         if target.is_symlink():
-            if target.resolve() == source and not copy:
-                continue
-            target.unlink()
-        elif target.exists():
-            if filecmp.cmp(target, source):  # same size and modification time, or same content
-                continue
-            if not replace:
+            same = target.resolve() == source and not copy
+        else:
+            same = target.exists() and filecmp.cmp(target, source)  # size and modification time, or content
+            if target.exists() and not (same or replace):
                 raise UserError(f"{target}: not the same as {source}; name a different --out, or add --replace.")
-            target.unlink()
+        if same:
+            continue
+        target.unlink(missing_ok=True)
         if copy:
             with write_atomically(target) as temporary:
                 shutil.copy2(source, temporary)  # keeps the modification time, for the next run

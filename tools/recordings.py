@@ -312,16 +312,15 @@ def without_features(recordings: Sequence[Path], feature_dir: Path) -> dict[Path
             todo[recording] = target
             continue
         record[key] = stamp + content
-        if not exists:
-            todo[recording] = target
-        elif not known.endswith(f" {content}") if known else state.st_mtime_ns > target.stat().st_mtime_ns:
-            todo[recording] = target
-            changed.append(target)
-    for target in changed:
-        target.unlink()
+        if exists and (known.endswith(f" {content}") if known else state.st_mtime_ns <= target.stat().st_mtime_ns):
+            continue
+        todo[recording] = target
+        if exists:
+            target.unlink()
+            changed.append(target.name)
     if record != before:
         write_text(file, json.dumps(record, indent=0) + "\n")
     if changed:
-        names = first_few([target.name for target in changed])
-        notify(f"note: {feature_dir}: removed {plural(len(changed), 'feature file')} of changed recordings ({names}).")
+        files = f"{plural(len(changed), 'feature file')} of changed recordings ({first_few(changed)})"
+        notify(f"note: {feature_dir}: removed {files}.")
     return todo

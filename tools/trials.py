@@ -33,12 +33,7 @@ from model import load_regressor, load_ssl_checkpoint
 from tools.side_by_side import one_thread, run_stage, side_by_side, with_changes
 
 FOLDS = 5  # of the self-taught scores
-SCHEDULE = {  # the paper's, by which the self-taught scores are trained
-    "pacing": "paper",
-    "rate_decay": "paper",
-    "bins": curriculum.NUM_BINS,
-    "epochs_per_bin": curriculum.EPOCHS_PER_BIN,
-}
+DEFAULTS = ("pacing", "rate_decay", "bins", "epochs_per_bin", "keep", "metric")  # flags that self-taught scores ignore
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -241,9 +236,15 @@ def predict(model, function: Callable, rows: NDArray[np.float32], args: argparse
 
 
 def predict_by(regressor: Path, corpus, rows: NDArray[np.float32], args: argparse.Namespace) -> NDArray[np.float32]:
-    """`predict` with the network in a checkpoint of stage 3."""
+    """`predict` with the network in a checkpoint of stage 3 or 1."""
     model, _ = load_regressor(regressor, corpus.num_features, args.emo_attr, corpus.feature_set)
     return predict(model, model, rows, args)
+
+
+def labels_by(regressor: Path, data: Data, args: argparse.Namespace) -> list[NDArray[np.float64]]:
+    """Predictions of a checkpoint for each test set, in label units, shape (M,) each."""
+    found = (predict_by(regressor, data.corpus, test.rows, args) for test in data.tests.values())
+    return [utils.denormalise(z, data.corpus.label_norm, regressor) for z in found]
 
 
 def folds_by_speaker(speakers: Sequence[str], names: Sequence[str], seed: int) -> NDArray[np.int64]:
@@ -287,6 +288,7 @@ def self_taught(args: argparse.Namespace) -> Path:
         return target
     fold = folds_by_speaker(train.speakers, train.names, derived_seed(args.seed, "folds"))
     values = np.empty(len(train.names))
+    plain = argparse.Namespace(**{name: value for name, value in vars(args).items() if name not in DEFAULTS})
     for number in range(fold.max() + 1):
         held_out = fold == number
         with storage.scratch_folder(args.cache_dir) as scratch:
@@ -294,7 +296,7 @@ def self_taught(args: argparse.Namespace) -> Path:
             labels = table.assign(Split_Set=table["Split_Set"].mask(is_held_out, "held out"))
             storage.write_text(scratch / "labels.csv", labels.to_csv(index=False))
             changes = {"labels": scratch / "labels.csv", "cache_dir": scratch, "model_dir": folder / f"fold{number}"}
-            run_stage(training_Curriculum, args, order="none", metric=None, keep=1.0, **SCHEDULE, **changes)
+            run_stage(training_Curriculum, plain, order="none", **changes)
         regressor = utils.regressor_checkpoint(folder / f"fold{number}", "none", args.emo_attr)
         error = np.abs(predict_by(regressor, corpus, train.rows, args) - train.targets)
         values[held_out] = -error[held_out]
@@ -325,6 +327,8 @@ def run_trials(tasks: Sequence[argparse.Namespace], data: dict[int, Data], jobs:
         named, settings = task, ()
         if task.order == curriculum.RIDGE:  # depends on the data alone
             named = with_changes(task, seed=0)
+        elif task.order == curriculum.DEEPEMOCLUSTER:
+            settings = (task.checkpoint.read_bytes(),)
         else:
             scores = task.scores.read_bytes() if task.scores else b""
             settings = _settings(task), vars(cli.schedule(task)), task.keep, scores
@@ -334,16 +338,18 @@ def run_trials(tasks: Sequence[argparse.Namespace], data: dict[int, Data], jobs:
     results = {task.result: _read_result(task, data[task.seed]) for task in tasks}
     missing = {task.result: task for task in tasks if results[task.result] is None}.values()
     for task in missing:
+        of = data[task.seed]
         if task.order == curriculum.RIDGE:
-            of = data[task.seed]
             found = ridge_predictions(of.train.rows, of.train.labels, *(test.rows for test in of.tests.values()))
-            results[task.result] = _write_result(task, of, None, None, found)
-    networks = [task for task in missing if task.order != curriculum.RIDGE]
+        elif task.order == curriculum.DEEPEMOCLUSTER:
+            found = labels_by(task.checkpoint, of, task)
+        else:
+            continue
+        results[task.result] = _write_result(task, of, None, None, found)
+    networks = [task for task in missing if task.order not in curriculum.YARDSTICKS]
     for task, (regressor, best_epoch, curve) in side_by_side(train_regressor, networks, jobs, "regressors"):
         of = data[task.seed]
-        found = [predict_by(regressor, of.corpus, test.rows, task) for test in of.tests.values()]
-        found = [utils.denormalise(z, of.corpus.label_norm, regressor) for z in found]
-        results[task.result] = _write_result(task, of, best_epoch, curve, found)
+        results[task.result] = _write_result(task, of, best_epoch, curve, labels_by(regressor, of, task))
         shutil.rmtree(task.folder)
     return [results[task.result] for task in tasks]
 
@@ -384,11 +390,10 @@ def _write_result(task: argparse.Namespace, data: Data, best_epoch, curve, predi
 
 def _read_result(task: argparse.Namespace, data: Data) -> dict | None:
     """The result of a finished trial; None where there is none, or where its file is damaged."""
+    expected = {name: test.names for name, test in data.tests.items()}
     try:
         result = storage.read_json_object(task.result)
-        if {name: list(found) for name, found in result["tests"].items()} == {
-            name: test.names for name, test in data.tests.items()
-        }:
+        if {name: list(found) for name, found in result["tests"].items()} == expected:
             return result
     except (UserError, KeyError, AttributeError, TypeError):
         pass

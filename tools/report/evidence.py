@@ -32,7 +32,7 @@ class Network:
 
     source: str  # name of the file
     clusters: NDArray[np.int64]  # X, 0..K-1, shape (N,)
-    predicted_levels: NDArray[np.int64]  # Y', 0..5, shape (N,)
+    prediction: NDArray[np.float64]  # in label units, shape (N,); its levels are Y'
     values: NDArray[np.float64]  # DeepMI computed from it, shape (N,)
     information: dict[str, float]  # as from `deepmi_values`
     features: NDArray[np.float32]  # the input of k-means, shape (N, 256)
@@ -52,8 +52,8 @@ class Evidence:
         seed: seed of bootstrap and samples.
         table: one row per utterance, indexed by file name. `value` is DeepMI, NaN outside Train. If a corpus is given:
             `label`, `level` (0..5), the text columns of the label file, and `Act`, `Dom`, `Val` as numbers. If known:
-            `spread` (standard deviation of the ratings), `disputed` (1 or 0), `cluster`, and `DeepMI Act` and so on for
-            the remaining attributes.
+            `spread` (standard deviation of the ratings), `disputed` (1 or 0), `cluster`, `prediction`, and `DeepMI
+            Act` and so on for the remaining attributes.
         disputed_by: how the disputed utterances were determined.
         network: results of the checkpoint, or None.
     """
@@ -69,7 +69,7 @@ class Evidence:
         """Add `place` in the curriculum, first `bin` and `ties`, the number of utterances with the same value."""
         valued = self.table["value"].dropna().sort_index()
         order = curriculum.training_order("deepmi", valued.index.tolist(), valued.to_numpy(), self.seed)
-        places, bins = measures.first_bins(order)
+        places, bins = curriculum.places_and_bins(order)
         self.table = self.table.assign(
             place=pd.Series(places, index=valued.index),
             bin=pd.Series(bins, index=valued.index),
@@ -140,7 +140,8 @@ def run_network(args: argparse.Namespace, checkpoint: Path) -> tuple[list[str], 
     if not (logits.isfinite().all() and features.isfinite().all()):
         raise UserError(f"{checkpoint}: outputs NaN or infinity; download or train the checkpoint again.")
     clusters = logits.argmax(dim=1).cpu().numpy()
-    predicted = emotion_levels(utils.denormalise(prediction.cpu().numpy(), corpus.label_norm, checkpoint))
+    prediction = utils.denormalise(prediction.cpu().numpy(), corpus.label_norm, checkpoint)
+    predicted = emotion_levels(prediction)
     levels, alpha = emotion_levels(train.labels), ALPHA[args.emo_attr]
     found = {"cluster head": clusters}
     if len(clusters) >= args.num_clusters:
@@ -154,7 +155,7 @@ def run_network(args: argparse.Namespace, checkpoint: Path) -> tuple[list[str], 
     return train.names, Network(
         checkpoint.name,
         clusters,
-        predicted,
+        prediction,
         values,
         information,
         features.cpu().numpy(),
@@ -240,6 +241,7 @@ def gather(args: argparse.Namespace, metric_file: Path, label_file: Path | None)
         table["value"] = pd.Series(values, index=names)
         if network is not None:
             table["cluster"] = pd.Series(network.clusters, index=names)
+            table["prediction"] = pd.Series(network.prediction, index=names)
         spread, disputed = read_spread(args.corpus, args.emo_attr), read_truth(label_file)
         disputed_by = f"according to {TRUTH}"
         if spread is not None:

@@ -85,13 +85,6 @@ def curriculum_bins(ordered: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(bins)
 
 
-def first_bins(order: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of each utterance (place in the order, from 1; first bin that includes it, 1..10), shape (N,) each."""
-    places = np.empty(len(order), dtype=np.int64)
-    places[order] = np.arange(1, len(order) + 1)
-    return places, np.searchsorted(bin_sizes(len(order)), places) + 1
-
-
 @dataclass
 class Interval:
     """An estimate with its 95 % bootstrap interval."""

@@ -132,6 +132,16 @@ byId("search").addEventListener("input", () => {
 byId("more").addEventListener("click", showMore);
 byId("most").addEventListener("click", () => sortBy(columnOf.place, 1));
 byId("least").addEventListener("click", () => sortBy(columnOf.place, -1));
+byId("download").addEventListener("click", () => {
+  const quoted = (text) => /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  const lines = [columns.map(({ title }) => title), ...table.rows.map((row) => columns.map((column) => shown(column, row)))];
+  const text = lines.map((cells) => cells.map((cell) => quoted(String(cell))).join(",") + "\n").join("");
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+  link.download = "DeepMI.csv";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href));
+});
 byId("reset").addEventListener("click", () => {
   for (const title of filters) byId(`filter-${title}`).value = "";
   byId("search").value = "";

@@ -106,6 +106,9 @@ def utterance_columns(found: Evidence) -> list[dict]:
             columns.append(texts(title, column))
     if "cluster" in rows:
         columns.append(numbers("cluster", "cluster", 0))
+    if "prediction" in rows:
+        rows = rows.assign(residual=rows["prediction"] - rows["label"])
+        columns += [numbers(title, title, 2) for title in ("prediction", "residual")]
     if "spread" in rows:
         columns.append(numbers("rater sd", "spread", 2))
     return columns

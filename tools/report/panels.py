@@ -12,7 +12,7 @@ import pandas as pd
 from sklearn.decomposition import PCA
 
 from deepmi import curriculum
-from deepmi.metric import NUM_LEVELS, entropy, information_of_cells, joint_probability
+from deepmi.metric import NUM_LEVELS, emotion_levels, entropy, information_of_cells, joint_probability
 from deepmi.process import one_line
 from tools.report import charts, measures
 from tools.report.evidence import ATTRIBUTE_NAMES, RESTARTS, Evidence
@@ -60,7 +60,7 @@ def joint_charts(found: Evidence) -> Charts:
         "contribution": charts.heat_map("Part of I(X;Y) in each cell", cells, *titles, "nats"),
     }
     if found.alpha > 0:
-        joint = joint_probability(network.predicted_levels, levels, NUM_LEVELS, NUM_LEVELS)
+        joint = joint_probability(emotion_levels(network.prediction), levels, NUM_LEVELS, NUM_LEVELS)
         cells = pd.DataFrame(information_of_cells(joint), LEVEL_NAMES, LEVEL_NAMES)
         title = "Predicted level and level: part of I(Y';Y) in each cell"
         drawn["predicted"] = charts.heat_map(title, cells, titles[0], "predicted level", "nats")
