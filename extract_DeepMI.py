@@ -31,6 +31,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "prediction, speaker, raters (FILE.csv, or FILE.parquet with pyarrow)"
     )
     parser.add_argument("--table", type=Path, metavar="FILE", help=help)
+    cli.add_label_quality_argument(parser)
     cli.add_corpus_arguments(parser)
     cli.add_model_dir_argument(parser)
     cli.add_metric_dir_argument(parser)
@@ -53,7 +54,7 @@ import utils
 from deepmi import clustering, curriculum, ranks, run_log, runtime, storage
 from deepmi.batches import Rows, in_batches
 from deepmi.labels import rater_statistics
-from deepmi.metric import ALPHA, combined, deepmi_parts, emotion_levels, warn_if_flat, write_metric
+from deepmi.metric import ALPHA, combined, deepmi_parts, emotion_levels, read_metric, warn_if_flat, write_metric
 from deepmi.process import UserError, notify, rank
 from model import load_ssl_checkpoint
 
@@ -77,13 +78,14 @@ def check_table(path: Path) -> None:
         raise UserError(f"--table {path}: needs pyarrow; `pip install pyarrow`, or write a .csv file.")
 
 
-def write_table(path: Path, table: pd.DataFrame, corpus: utils.LabeledCorpus) -> None:
+def write_table(path: Path, table: pd.DataFrame, corpus: utils.LabeledCorpus, quality: Path | None) -> None:
     """Write one row per utterance, with what the corpus knows about it.
 
     Args:
         path: .csv or .parquet.
         table: indexed by file name, with DeepMI.
         corpus: adds speaker, gender and, if it has individual ratings, their number and standard deviation.
+        quality: file of tools.label_quality, or None.
     """
     order = curriculum.training_order("deepmi", list(table.index), table["DeepMI"].to_numpy(), 0)
     places, bins = curriculum.places_and_bins(order)
@@ -93,6 +95,8 @@ def write_table(path: Path, table: pd.DataFrame, corpus: utils.LabeledCorpus) ->
     table = table.join(known[[column for column in ("SpkrID", "Gender") if column in known]])
     if ratings := utils.find_detailed_file(corpus.corpus.root) if corpus.corpus.root else None:
         table = table.join(rater_statistics(ratings, corpus.emo_attr))
+    if quality:
+        table = table.join(pd.Series(read_metric(quality), name="label_quality"))
     with storage.write_atomically(storage.output_file(path)) as temporary:
         if path.suffix == ".csv":
             table.to_csv(temporary, index_label="FileName")
@@ -106,6 +110,8 @@ def extract(args: argparse.Namespace) -> list[dict]:
     cli.refuse_idle_restarts(args)
     if args.table:
         check_table(args.table)
+    elif args.label_quality:
+        raise UserError("--label-quality: has an effect only on the table; add --table FILE.")
     device = runtime.choose_device(args.device)
     precision = runtime.choose_precision(device, args.precision)
     corpus = utils.open_corpus(args)
@@ -157,7 +163,7 @@ def extract(args: argparse.Namespace) -> list[dict]:
         columns = {"DeepMI": values, "part_of_clusters": of_clusters, "part_of_prediction": of_prediction}
         columns |= {"cluster": np.atleast_2d(clusters)[0], "level": levels, "predicted_level": predicted}
         columns |= {"label": train.labels, "prediction": prediction, "residual": prediction - train.labels}
-        write_table(args.table, pd.DataFrame(columns, index=train.names), corpus)
+        write_table(args.table, pd.DataFrame(columns, index=train.names), corpus, args.label_quality)
     if args.clusters == "head":
         warn_if_head_collapsed(clusters, information["H(X)"], args)
     warn_if_flat(values, target)

@@ -152,6 +152,11 @@ def add_metric_argument(parser: argparse.ArgumentParser) -> None:
     _add_path(parser, "--metric", "FILE", "DeepMI file to use instead of the one that -nc and --metric-dir name")
 
 
+def add_label_quality_argument(parser: argparse.ArgumentParser) -> None:
+    """--label-quality."""
+    _add_path(parser, "--label-quality", "FILE", "file of tools.label_quality, whose scores the table shows too")
+
+
 def add_schedule_arguments(parser: argparse.ArgumentParser, several: bool = False, rates: bool = True) -> None:
     """--pacing, --rate-decay (`several`; only if `rates`), --bins, --epochs-per-bin."""
     group = parser.add_argument_group("schedule")

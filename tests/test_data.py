@@ -10,7 +10,7 @@ from conftest import log_of, stopped_before_the_end
 
 import training_Curriculum
 import utils
-from deepmi import cli, features, matfile, run_log, runtime
+from deepmi import cli, exit_status, features, matfile, run_log, runtime
 from deepmi.seeds import derived_seed
 
 
@@ -136,7 +136,7 @@ def test_the_printed_name_is_that_of_the_tested_corpus(trained):
 def test_only_errors_that_the_user_can_fix_become_a_message(capsys, monkeypatch, error, message):
     parser = cli.new_parser("x")
     cli.add_corpus_arguments(parser)
-    monkeypatch.setattr(cli, "_drop_output", lambda: None)
+    monkeypatch.setattr(exit_status, "_drop_output", lambda: None)
 
     def main(args):
         raise error

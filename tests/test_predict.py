@@ -104,7 +104,7 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_predicted(models, monkeypa
     assert code == 1 and f"{len(names)} rows, 2 without prediction" in out and {"stereo.wav", "loud.wav"} < {*names}
     for words in ("text.wav: not readable", "short.wav (0.000 to 0.020 s): too short (20 ms)"):
         assert words in err
-    assert err.count("loud.wav: over full scale") == 1 and err.count("warning") == 3
+    assert err.count("loud.wav: over full scale") == 1 and err.count("warning") == 4
 
 
 def test_long_recordings_in_segments(models):

@@ -217,12 +217,10 @@ def consensus_of(ratings: pd.DataFrame) -> pd.DataFrame:
 # MSP-Podcast
 
 
-def find_audio_folder(root: Path) -> Path:
-    """The folder with the recordings of a corpus, `Audios` or `Audio` in any case; `UserError` if there is none."""
-    for folder in sorted(root.iterdir()):
-        if folder.is_dir() and folder.name.casefold() in ("audios", "audio"):
-            return folder
-    raise UserError(f"{root}: no folder Audios in it.")
+def find_audio_folder(root: Path) -> Path | None:
+    """The folder with the recordings of a corpus, `Audios` or `Audio` in any case; None if there is none."""
+    folders = (child for child in sorted(root.iterdir()) if child.is_dir())
+    return next((folder for folder in folders if folder.name.casefold() in ("audios", "audio")), None)
 
 
 def read_podcast(root: Path, in_place: bool = False) -> tuple[pd.DataFrame, pd.DataFrame | None]:

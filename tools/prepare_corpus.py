@@ -128,6 +128,8 @@ def read_source(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame | 
         case "msp-podcast":
             table, ratings = corpora.read_podcast(args.source, in_place=args.out is None)
             audio, split_source = corpora.find_audio_folder(args.source), args.source
+            if audio is None:
+                raise UserError(f"{args.source}: no folder Audios in it.")
         case "iemocap" | "msp-improv":
             read = corpora.read_iemocap if args.kind == "iemocap" else corpora.read_improv
             table, ratings = read(args.source)

@@ -38,6 +38,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="DeepEmoCluster that the values came from; by default the one of -ep, -batch and -nc in --model-dir if it "
         "is there",
     )
+    cli.add_label_quality_argument(parser)
     cli.add_corpus_arguments(parser)
     cli.add_model_dir_argument(parser)
     parser.add_argument(

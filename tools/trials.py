@@ -33,6 +33,7 @@ from model import load_regressor, load_ssl_checkpoint
 from tools.side_by_side import one_thread, run_stage, side_by_side, with_changes
 
 FOLDS = 5  # of the self-taught scores
+RIDGE_ALPHAS = np.logspace(0, 6, 25)
 DEFAULTS = ("pacing", "rate_decay", "bins", "epochs_per_bin", "keep", "metric")  # flags that self-taught scores ignore
 
 
@@ -375,7 +376,7 @@ def ridge_predictions(train_rows: NDArray, labels: NDArray, *test_rows: NDArray)
     Returns:
         Predictions for each set, shape (M,).
     """
-    model = RidgeCV(alphas=np.logspace(0, 6, 25)).fit(train_rows, labels)
+    model = RidgeCV(alphas=RIDGE_ALPHAS).fit(train_rows, labels)
     return [model.predict(rows) for rows in test_rows]
 
 

@@ -52,8 +52,8 @@ class Evidence:
         seed: seed of bootstrap and samples.
         table: one row per utterance, indexed by file name. `value` is DeepMI, NaN outside Train. If a corpus is given:
             `label`, `level` (0..5), the text columns of the label file, and `Act`, `Dom`, `Val` as numbers. If known:
-            `spread` (standard deviation of the ratings), `disputed` (1 or 0), `cluster`, `prediction`, and `DeepMI
-            Act` and so on for the remaining attributes.
+            `spread` (standard deviation of the ratings), `disputed` (1 or 0), `cluster`, `prediction`, `label
+            quality`, and `DeepMI Act` and so on for the remaining attributes.
         disputed_by: how the disputed utterances were determined.
         network: results of the checkpoint, or None.
     """
@@ -251,6 +251,8 @@ def gather(args: argparse.Namespace, metric_file: Path, label_file: Path | None)
                 disputed_by = f"the {measures.DISPUTED_SHARE:.0%} with the largest rater disagreement"
         if disputed is not None:
             table["disputed"] = disputed.astype(float)
+    if args.label_quality:
+        table["label quality"] = pd.Series(read_metric(args.label_quality))
     for attribute in [name for name in ATTRIBUTE_NAMES if name != args.emo_attr]:
         file = utils.metric_file(metric_file.parent, args.num_clusters, attribute)
         if file.is_file():

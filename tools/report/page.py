@@ -109,6 +109,8 @@ def utterance_columns(found: Evidence) -> list[dict]:
     if "prediction" in rows:
         rows = rows.assign(residual=rows["prediction"] - rows["label"])
         columns += [numbers(title, title, 2) for title in ("prediction", "residual")]
+    if "label quality" in rows:
+        columns.append(numbers("label quality", "label quality", 3))
     if "spread" in rows:
         columns.append(numbers("rater sd", "spread", 2))
     return columns
