@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import tempfile
@@ -21,7 +22,7 @@ import utils
 from deepmi import cli, features, matfile, metric, run_log
 from deepmi.process import UserError
 from deepmi.tables import LARGEST_LABEL
-from tools import corpora, feature_sets
+from tools import corpora, feature_sets, finetuned
 
 
 class Wrong(Exception):
@@ -203,6 +204,26 @@ def read_ssl_checkpoint(path: Path) -> None:
     expect(logits.shape == (2, 3) and attribute.shape == (2,), "a different shape of outputs")
 
 
+def finetuned_encoder() -> bytes:
+    """The file of a small encoder with random weights."""
+    import transformers  # optional
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    convolutions = {"conv_dim": (8, 8), "conv_kernel": (10, 8), "conv_stride": (5, 8)}
+    positions = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    encoder = transformers.WavLMModel(transformers.WavLMConfig(**sizes, **convolutions, **positions, vocab_size=8))
+    network = finetuned.FinetunedEncoder(encoder, True, False, {"Act": (4.0, 1.0), "Val": (3.0, 1.0)})
+    return stored(lambda path: finetuned.save_finetuned(path, network, network.state_dict(), {"epoch": "1"}))
+
+
+def read_finetuned(path: Path) -> None:
+    """A fine-tuned encoder: one number per attribute."""
+    network = finetuned.load_finetuned(path)
+    with torch.inference_mode():
+        z = network([torch.ones(1600)])
+    expect(z.shape == (1, len(network.label_norm)), "a different shape of outputs")
+
+
 def run_of(checkpoint: Path) -> run_log.TrainingRun:
     """A training of two epochs."""
     return run_log.TrainingRun(checkpoint, {"epoch": 2, "seed": 31}, {"Train": "a"}, {}, True)
@@ -280,3 +301,5 @@ TARGETS = {
     # For comparison: the reason for the parser in deepmi/matfile.py
     "scipy_mat": Target(".mat", mat_files, scipy.io.loadmat, refusals=(Exception,)),
 }
+if importlib.util.find_spec("transformers"):  # an optional package
+    TARGETS["finetuned"] = Target(".pt.tar", lambda: [finetuned_encoder()], read_finetuned)

@@ -157,8 +157,8 @@ def add_label_quality_argument(parser: argparse.ArgumentParser) -> None:
     _add_path(parser, "--label-quality", "FILE", "file of tools.label_quality, whose scores the table shows too")
 
 
-def add_schedule_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """--pacing, --rate-decay (`several`), --bins, --epochs-per-bin."""
+def add_schedule_arguments(parser: argparse.ArgumentParser, several: bool = False, rates: bool = True) -> None:
+    """--pacing, --rate-decay (`several`; only if `rates`), --bins, --epochs-per-bin."""
     group = parser.add_argument_group("schedule")
     help = (
         "how the training set grows from its first bin to all of it: the paper's steps, or a family of Wu, Dyer & "
@@ -169,7 +169,8 @@ def add_schedule_arguments(parser: argparse.ArgumentParser, several: bool = Fals
         "when the learning rate is halved: in the last epoch of every bin (paper), or only once the whole set is in "
         "use (late), for training sets of less than about 10,000 utterances"
     )
-    _add(group, "--rate-decay", choices=curriculum.RATE_DECAYS, default="paper", help=help, several=several)
+    if rates:
+        _add(group, "--rate-decay", choices=curriculum.RATE_DECAYS, default="paper", help=help, several=several)
     for flag, default, help in (
         ("--bins", curriculum.NUM_BINS, "bins of the training set"),
         ("--epochs-per-bin", curriculum.EPOCHS_PER_BIN, "epochs before the next bin is added"),

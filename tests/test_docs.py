@@ -159,18 +159,17 @@ def test_every_file_that_a_page_names_exists(page):
         anchors = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
         assert not section or section in anchors, target
     for quoted in re.findall(r"`([^`\n]+)`", text):
-        if re.fullmatch(r"(tools|docs|benchmarks|tests|runs|images|deepmi)/[\w./]*", quoted):
+        if re.fullmatch(r"(tools|docs|benchmarks|examples|tests|runs|images|deepmi)/[\w./]*", quoted):
             assert (ROOT / quoted).exists(), quoted
-        elif re.fullmatch(r"(tools|benchmarks)\.\w+", quoted):
+        elif re.fullmatch(r"(tools|benchmarks|examples)\.\w+", quoted):
             assert (ROOT / quoted.replace(".", "/")).with_suffix(".py").is_file(), quoted
         elif re.fullmatch(r"\w+\.py", quoted):
             assert any((ROOT / folder / quoted).is_file() for folder in (".", "deepmi", "tools")), quoted
 
 
 def test_every_flag_that_a_page_names_is_one_of_the_program():
-    sources = [
-        path.read_text() for folder in (".", "deepmi", "tools", "benchmarks") for path in ROOT.glob(f"{folder}/*.py")
-    ]
+    folders = (".", "deepmi", "tools", "benchmarks", "examples")
+    sources = [path.read_text() for folder in folders for path in ROOT.glob(f"{folder}/*.py")]
     known = {flag for source in sources for flag in re.findall(r'"(--?[\w-]+)"', source)}
     kinds = prepare_corpus.get_args_parser()._subparsers._group_actions[0].choices.values()  # some flags are composed
     known |= {flag for kind in kinds for action in kind._actions for flag in action.option_strings}

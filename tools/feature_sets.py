@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from deepmi.process import UserError, workers_without_interrupt
 from deepmi.runtime import choose_device
 from deepmi.storage import read_json_object, update_with_file
+from tools.finetuned import FinetunedSet, is_finetuned, open_finetuned
 from tools.sound import SAMPLING_RATE, Clip, read_signal, seconds_of
 
 BATCH_SECONDS = 64  # of audio in one batch of an encoder, including the silence that pads shorter clips
@@ -173,11 +174,11 @@ def _digest_of(folder: Path) -> str:
 
 
 @functools.cache  # opening a set takes longer than a clip
-def open_set(feature_set: str, device: str = "auto") -> OpenSmileSet | EncoderSet:
+def open_set(feature_set: str, device: str = "auto") -> OpenSmileSet | EncoderSet | FinetunedSet:
     """Open a feature set.
 
     Args:
-        feature_set: a name in `opensmile.FeatureSet`, or the folder of an encoder.
+        feature_set: a name in `opensmile.FeatureSet`, the folder of an encoder, or the file of a fine-tuned one.
         device: where an encoder computes, as `--device`.
     Raises:
         UserError: no such set. (openSMILE itself ends the process over some names.)
@@ -186,6 +187,8 @@ def open_set(feature_set: str, device: str = "auto") -> OpenSmileSet | EncoderSe
         return OpenSmileSet(feature_set)
     if Path(feature_set).is_dir():
         return EncoderSet(Path(feature_set), choose_device(device))
+    if is_finetuned(Path(feature_set)):
+        return open_finetuned(Path(feature_set), choose_device(device))
     raise UserError(
         f"--set {feature_set}: neither the folder of an encoder (nothing is downloaded) nor a feature set of "
         f"openSMILE: {', '.join(OPENSMILE_SETS)}."

@@ -78,6 +78,7 @@ from deepmi.batches import Rows, in_batches
 from deepmi.moments import clipped_share, describe_clipped
 from deepmi.process import UserError, notify
 from model import attribute_of, load_regressor
+from tools import finetuned
 from tools.extract_features import warn_of_doubtful
 from tools.feature_sets import OPENSMILE_SETS, Features, features_of, in_parallel, open_set
 from tools.recordings import list_recordings
@@ -162,13 +163,15 @@ class Predictor(NamedTuple):
         return np.stack(columns, axis=1).tolist(), clipped_share(normalised)
 
 
-def load_predictor(args: argparse.Namespace) -> Predictor:
+def load_predictor(args: argparse.Namespace) -> Predictor | finetuned.FinetunedPredictor:
     """Regressors and normalisation statistics, checked against each other.
 
     Raises:
         UserError: a file is missing, damaged, or of a different feature set; two regressors predict one attribute.
     """
     device = runtime.choose_device(args.device)
+    if any(map(finetuned.is_finetuned, args.model)):
+        return finetuned.load_predictor(args.model, device)
     feature_norm = norm_stats.read_feature_norm(args.norm_dir)
     width = feature_norm[0].size
     sets: dict[object, str] = {args.norm_dir: features.read_feature_set(args.norm_dir)}
@@ -319,7 +322,7 @@ def main(args: argparse.Namespace) -> int:
     warn_of_doubtful(doubtful.items())
     for clip, reason in faults:
         notify(f"warning: no prediction: {clip}: {reason}")
-    if rows:
+    if rows and isinstance(predictor, Predictor):  # a fine-tuned encoder takes waveforms
         notify(describe_clipped(clipped / rows))
     summary = f"{rows} rows, {len(faults)} without prediction" + (f"; wrote {table}" if table else "")
     print(summary, file=sys.stdout if table else sys.stderr)

@@ -1,0 +1,1 @@
+"""Worked examples of training with a DeepMI curriculum: `python -m examples.NAME`."""
