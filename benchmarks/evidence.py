@@ -14,6 +14,7 @@ import argparse
 import re
 from pathlib import Path
 
+from benchmarks.sections import add_results_argument, fill_section
 from deepmi import cli
 from deepmi.process import UserError
 
@@ -30,6 +31,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The command line of this benchmark."""
     parser = cli.new_parser(__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folders, one per set of features")
+    add_results_argument(parser)
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the CCC by label noise (.png)")
     return parser
 
@@ -63,7 +65,7 @@ def read_tables(folders: list[Path]) -> pd.DataFrame:
             attribute, noise = re.fullmatch(r"compare_([A-Za-z]+)(.*)", file.stem).groups()
             if noise not in LABELS:  # it would count in the ranking and appear in no table
                 raise UserError(f"{file}: not a table of runs/evidence.sh; move it to a different folder.")
-            facts = {"features": folder.resolve().parent.name, "attribute": attribute, "labels": LABELS[noise]}
+            facts = {"features": folder.absolute().parent.name, "attribute": attribute, "labels": LABELS[noise]}
             tables.append(pd.read_csv(file).assign(**facts))
     table = pd.concat(tables, ignore_index=True)
     parts = table["order"].str.split(", ")
@@ -146,12 +148,16 @@ def draw_label_noise(table: pd.DataFrame, recipe: str, path: Path) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Print the tables; draw the picture where asked."""
+    fill_section(args.results, "evidence")
     table = read_tables(args.folders)
     ranking = rank_by_validation(table)
     recipe = ranking.index[0]
-    print("Mean validation CCC under noisy labels:")
-    print("\n".join(f"{value:.4f}  {name}" for name, value in ranking.items()))
-    print("\n".join([f"recipe: {recipe}", *ccc_tables(table), *difference_lines(differences(table, recipe), recipe)]))
+    rows = [["curriculum", "mean validation CCC under noisy labels"]]
+    rows += [[name, number(value, 4)] for name, value in ranking.items()]
+    lines = [*cli.markdown_table(rows), "", f"Recipe: {recipe}."]
+    lines += [*difference_lines(differences(table, recipe), recipe), *ccc_tables(table)]
+    print("\n".join(lines))
+    fill_section(args.results, "evidence", "\n".join(lines))
     if args.picture:
         draw_label_noise(table, recipe, args.picture)
         print(f"wrote {args.picture}")
