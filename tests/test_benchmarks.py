@@ -52,7 +52,7 @@ def test_the_recipe_is_chosen_by_validation_and_not_by_the_test(tmp_path, capsys
         table.to_csv(folder / f"compare_Act{noise}.csv", index=False)
     evidence.main(evidence.get_args_parser().parse_args([str(folder), "--picture", str(tmp_path / "noise.png")]))
     out = capsys.readouterr().out
-    assert "recipe: deepmi, late, kmeans\n" in out and (tmp_path / "noise.png").stat().st_size > 10_000
+    assert "Recipe: deepmi, late, kmeans.\n" in out and (tmp_path / "noise.png").stat().st_size > 10_000
     found = evidence.differences(evidence.read_tables([folder]), "deepmi, late, kmeans")
     assert found["labels"].tolist() == ["consensus"] * 2 + ["30 % replaced"] * 2
     assert found["gain"].tolist() == pytest.approx([7 / 30, 2 / 30] * 2)

@@ -205,18 +205,6 @@ def test_the_trainer_of_the_docs_trains_on_every_epoch(docs_metric):
     assert seen == [position for positions in docs_metric for position in positions]
 
 
-@needs_trainer
-def test_the_trainer_of_the_docs_shares_the_epochs_between_two_ranks(docs_metric, tmp_path):
-    on_cpu = snippet(1).replace('TrainingArguments("out"', 'TrainingArguments("out", use_cpu=True')
-    (tmp_path / "train.py").write_text(f"{BEFORE}\n{on_cpu}\n{AFTER}")
-    done = on_two_ranks("train.py", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    first, second = (json.loads((tmp_path / f"seen{rank}.json").read_text()) for rank in range(2))
-    seen = [position for pair in zip(first, second, strict=True) for batch in pair for position in batch]
-    whole = [position for positions in docs_metric for position in positions]
-    assert seen[: len(whole)] == whole and len(seen) - len(whole) < 64
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # tools.export_curriculum
 
