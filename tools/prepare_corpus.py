@@ -25,7 +25,8 @@ from deepmi import cli
 
 # Flags that do not change the labels
 OTHER_FLAGS = (
-    "out", "audio", "skip_missing", "replace", "copy", "feature_set", "no_features", "norm_dir", "workers", "device",
+    "out", "audio", "skip_missing", "replace", "copy", "feature_set", "revision", "layer", "pool", "no_features",
+    "norm_dir", "workers", "device",
 )  # fmt: skip
 KINDS = {  # kind of corpus -> (what is read, name of the argument, its help)
     "msp-podcast": ("any release of MSP-Podcast as downloaded", "CORPUS", "folder with Labels and Audios"),
@@ -90,8 +91,7 @@ def _add_flags(parser: argparse.ArgumentParser, kind: str) -> None:
     what = "replace labels made with different flags, and copies of recordings that have changed"
     flag("--replace", action="store_true", help=what)
     flag("--copy", action="store_true", help="copy recordings and features instead of linking to them")
-    what = "feature set, as for tools.extract_features; IS13 is the paper's"
-    flag("--set", dest="feature_set", default="IS13", metavar="NAME|FOLDER", help=what)
+    cli.add_feature_set_argument(parser, "feature set, as for tools.extract_features; IS13 is the paper's")
     flag("--no-features", action="store_true", help="make labels and links to recordings only")
     what = "folder for the normalisation statistics of the Train split, as norm_para.py writes them; omit for none"
     flag("--norm-dir", help=what, **folder)
@@ -112,8 +112,9 @@ from deepmi.process import UserError, first_few, one_line
 from deepmi.storage import prepare_folder, read_json_object, write_atomically, write_text
 from tools import corpora
 from tools.extract_features import extract_folder, print_summary
-from tools.feature_sets import open_set, seconds_of
+from tools.feature_sets import open_set, with_options
 from tools.recordings import Recordings, find_recordings, plural, without_features
+from tools.sound import seconds_of
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading
@@ -313,7 +314,8 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(
             "--norm-dir: no rows in split Train, from which it is computed; omit this flag, or provide splits."
         )
-    feature_set = None if args.no_features else open_set(args.feature_set, args.device).name
+    wanted = with_options(args.feature_set, args.revision, args.layer, args.pool)
+    feature_set = None if args.no_features else open_set(wanted, args.device).name
     if args.out:
         if ratings is not None:
             ratings = corpora.rescale(ratings, scale, args.flip_arousal, args.source, corpora.ROOM_OF_RATINGS)
@@ -331,7 +333,7 @@ def main(args: argparse.Namespace) -> None:
     folder = feature_set and utils.feature_folder(args.out or args.source, feature_set)
     if feature_set:
         audio = args.out / "Audios" if args.out else corpora.find_audio_folder(args.source)
-        print_summary(extract_folder(audio, folder, args.feature_set, args.workers, args.device), folder)
+        print_summary(extract_folder(audio, folder, wanted, args.workers, args.device), folder)
     if args.norm_dir:
         argv = ["--corpus", args.out or args.source, "--norm-dir", args.norm_dir, "--workers", args.workers]
         argv += ["--features", folder] if feature_set else []
