@@ -97,7 +97,7 @@ def extract_some(
     return remarks
 
 
-def _claim_folder(feature_dir: Path, name: str, width: int) -> None:
+def claim_folder(feature_dir: Path, name: str, width: int) -> None:
     """Record the feature set of an output folder, and refuse a folder that holds a different one."""
     present = next((path for path in sorted(feature_dir.glob("*.mat")) if not path.name.startswith(".")), None)
     if present is None:
@@ -174,7 +174,7 @@ def extract_folder(
             feature_set = str(name._replace(source=str(Path(name.source).absolute())))
     recordings = find_recordings(Path(audio_dir))
     opened = open_set(feature_set, device)
-    _claim_folder(prepare_folder(Path(feature_dir)), opened.name, opened.num_features)
+    claim_folder(prepare_folder(Path(feature_dir)), opened.name, opened.num_features)
     todo = without_features(recordings, Path(feature_dir))
     summary = ExtractionSummary(kept=len(recordings) - len(todo))
     if not todo:
