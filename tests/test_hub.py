@@ -77,7 +77,7 @@ def test_predictions_take_the_revision_layer_and_pooling_that_were_recorded(hub,
     for more in (("--revision", "main"), ("--layer", 1), ("--pool", "mean")):
         clips.refuses(clips.run(*predict, "--set", NAME, *more), "feature set", recorded)
     (hub / "snapshots" / OTHER / "model.safetensors").unlink()
-    clips.refuses(clips.run(*predict), recorded, f"--set {NAME} to download it")
+    clips.refuses(clips.run(*predict), recorded, f"name it with --set {NAME} to download it")
 
 
 def test_names_that_the_hub_or_the_cache_lacks_are_refused(hub, clips):
@@ -122,3 +122,12 @@ def test_a_download_asks_for_configuration_and_safetensors_alone(hub, monkeypatc
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert feature_sets.open_set("someone/new").name == f"someone/new@{COMMIT}"
     assert all(pattern.endswith((".json", ".safetensors")) for pattern in asked[0]["allow_patterns"])
+
+
+def test_a_corpus_is_prepared_with_an_encoder_of_the_hub(hub, clips):
+    (clips.folder / "t.csv").write_text("file,act\n0.wav,1\n1.wav,2\n2.wav,3\n")
+    argv = ("csv", "t.csv", "--audio", "clips", "--out", "out", "--file-column", "file", "--arousal-column", "act")
+    code, _, err = clips.run("tools.prepare_corpus", *argv, "--label-scale", 1, 5, "--set", NAME, "--pool", "mean+std")
+    assert code == 0, err
+    folder = clips.folder / f"out/Features/someone--wavlm-tiny@{COMMIT}#pool=mean+std/feat_mat"
+    assert len(list(folder.glob("*.mat"))) == 3 and utils.find_corpus(clips.folder / "out").features == folder

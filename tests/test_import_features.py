@@ -181,7 +181,9 @@ def test_bad_tables_are_refused(bench, monkeypatch):
     monkeypatch.setattr(audformat_files, "SMALL", 2**20)
     pd.DataFrame({"file": ["a"] * 10**5, "x": 0.0}).to_parquet(bench.folder / "t.parquet")
     bench.refuses(bench.run(TOOL, "t.parquet", "mat", "--name", "theirs"), "more than its size justifies")
-    bench.refuses(bench.run(TOOL, "t.pq", "mat", "--name", "theirs"), "expected a table")
+    bench.refuses(bench.run(TOOL, "t.pq", "mat", "--name", "theirs"), "no such file or folder")
+    (bench.folder / "t.xlsx").touch()
+    bench.refuses(bench.run(TOOL, "t.xlsx", "mat", "--name", "theirs"), "expected a table ending in .csv")
     assert not (bench.folder / "mat").exists()
 
 

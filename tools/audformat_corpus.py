@@ -94,7 +94,7 @@ def _find_parts(root: Path, header: dict, given: dict[str, str], chosen: Sequenc
     if only_given:
         names = {ours: theirs for ours, theirs in names.items() if ours in given or ours not in ATTRIBUTE_COLUMNS}
     of_files = header["tables"] | {
-        name: table for name, table in header["misc_tables"].items() if FILE in (table.get("levels") or ())
+        name: table for name, table in header["misc_tables"].items() if FILE in table["levels"]
     }
     parts: dict[str, list[Part]] = {ours: [] for ours in NAMES}
     for name, table in of_files.items():
@@ -187,15 +187,16 @@ def _add_facts_of_speakers(root: Path, header: dict, parts: dict[str, list[Part]
     """Fill empty genders and splits from the labels of the scheme of the speakers: a dict, or a table."""
     labels = parts["SpkrID"][0].scheme.get("labels")
     if isinstance(labels, str):
-        levels = list(header["misc_tables"].get(labels, {}).get("levels") or ["speaker"])
         frame = _read_text(audformat_files.table_file(root, header, labels))
+        levels = header["misc_tables"].get(labels, {}).get("levels") or ["speaker"]
         tables.check_columns(f"{root}: table {labels}", frame, levels[:1])
         facts = frame.set_index(levels[0]).to_dict("index")
     else:
-        facts = {str(speaker): about for speaker, about in labels.items()} if isinstance(labels, dict) else {}
+        entries = labels.items() if isinstance(labels, dict) else ()
+        facts = {str(speaker): about for speaker, about in entries if isinstance(about, dict)}
     for ours in ("Gender", "Split_Set"):
         for name in NAMES[ours]:
-            known = {speaker: str(about[name]) for speaker, about in facts.items() if name in (about or ())}
+            known = {speaker: str(about[name]) for speaker, about in facts.items() if name in about}
             if known:
                 filled = table[ours] if ours in table else pd.Series("", table.index)
                 table[ours] = filled.where(filled != "", table["SpkrID"].map(known).fillna(""))

@@ -13,7 +13,6 @@ import warnings
 from pathlib import Path
 
 import pandas as pd
-import pyarrow
 import yaml
 from pyarrow import parquet
 
@@ -38,16 +37,16 @@ def read_frame(path: Path) -> pd.DataFrame:
     Raises:
         UserError: unreadable, damaged, empty, or pickled, which could run code.
     """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file or folder.")
     ending = path.suffix.lower()
     if ending in PICKLE_ENDINGS:
         raise UserError(f"{path}: pickled, so reading it could run code; save it as CSV or Parquet.")
     if ending not in TABLE_ENDINGS:
         raise UserError(f"{path}: expected a table ending in {', '.join(TABLE_ENDINGS)}.")
-    if not path.is_file():
-        raise UserError(f"{path}: no such file.")
     try:
         frame = _read_parquet(path) if ending == ".parquet" else _read_text(path)
-    except (ValueError, OSError, Warning, csv.Error, pyarrow.ArrowException) as error:  # pandas' are ValueErrors
+    except Exception as error:  # pandas and pyarrow raise errors of many kinds over a damaged file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{path}: not a table that can be read ({reason}).") from None
     frame.columns = [str(column).strip() for column in frame.columns]
@@ -132,6 +131,8 @@ def read_header(folder: Path) -> dict:
         if not (isinstance(columns, dict) and all(isinstance(entry, dict) for entry in columns.values())):
             raise UserError(f"{path}: columns of the table {name} is not a dict of dicts.")
         table["columns"] = {str(column): entry for column, entry in columns.items()}
+        levels = table.get("levels")  # of a table that has no files, a list in early versions of the format
+        table["levels"] = [str(level) for level in levels] if isinstance(levels, (dict, list)) else []
     return header
 
 

@@ -188,7 +188,7 @@ class EncoderSet:
         if missing:
             raise UserError(f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}.")
         self._is_whisper = model.config.model_type == "whisper"
-        if not ((takes_waveforms or self._is_whisper) and hasattr(model, "_get_feat_extract_output_lengths")):
+        if takes_waveforms == self._is_whisper or not hasattr(model, "_get_feat_extract_output_lengths"):
             raise UserError(
                 f"{folder}: {model.config.model_type} takes no waveform; expected an encoder like wav2vec2, WavLM or "
                 "Whisper."

@@ -62,6 +62,30 @@ NPY = ".npy"
 # Reading
 
 
+def open_array(path: Path, has_frames: bool) -> NDArray:
+    """The array of a .npy file, mapped, so that a wrong size in its header takes no memory.
+
+    Args:
+        path: the file.
+        has_frames: whether it must have the shape (frames, features), instead of one vector.
+    Raises:
+        UserError: not numbers, or of a different shape.
+    """
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # numpy raises many kinds of errors for a damaged header
+        raise UserError(f"{path}: not an array of numbers ({str(error)[:200]}).") from None
+    if array.dtype.kind not in "fiu" or array.size == 0:
+        raise UserError(f"{path}: {array.dtype} of shape {array.shape}; expected numbers, one vector per file.")
+    if has_frames and array.ndim != 2:
+        raise UserError(f"{path}: shape {array.shape}; --pool expects (frames, features) in every file.")
+    is_vector = array.ndim == 1 or (array.ndim == 2 and array.shape[0] == 1)
+    if not (is_vector or has_frames):
+        more = "; frames? Add --pool mean to average them" if array.ndim == 2 else ""
+        raise UserError(f"{path}: shape {array.shape}; expected one vector, (D,) or (1, D){more}.")
+    return array
+
+
 class ArrayFolder:
     """A folder of .npy files; entry i has the features `row(i)`.
 
@@ -76,7 +100,7 @@ class ArrayFolder:
             raise UserError(f"{folder}: no .npy files in it.")
         self.entries = [path.relative_to(folder).as_posix().removesuffix(NPY) for path in self.paths]
         self._pool = pool
-        widths = [self._open(path).shape[-1] for path in self.paths]
+        widths = [open_array(path, bool(pool)).shape[-1] for path in self.paths]
         usual = max(set(widths), key=widths.count)
         if others := [path.name for path, width in zip(self.paths, widths) if width != usual]:
             odd = next(width for width in widths if width != usual)
@@ -86,25 +110,9 @@ class ArrayFolder:
             )
         self.width = usual * (2 if pool == "mean+std" else 1)
 
-    def _open(self, path: Path) -> NDArray:
-        """The array of a file, mapped, so that a wrong size in its header takes no memory."""
-        try:
-            array = np.lib.format.open_memmap(path, mode="r")
-        except Exception as error:  # numpy raises many kinds of errors for a damaged header
-            raise UserError(f"{path}: not an array of numbers ({str(error)[:200]}).") from None
-        if array.dtype.kind not in "fiu" or array.size == 0:
-            raise UserError(f"{path}: {array.dtype} of shape {array.shape}; expected numbers, one vector per file.")
-        is_vector = array.ndim == 1 or (array.ndim == 2 and array.shape[0] == 1)
-        if self._pool and array.ndim != 2:
-            raise UserError(f"{path}: shape {array.shape}; --pool expects (frames, features) in every file.")
-        if not (is_vector or self._pool):
-            more = "; frames? Add --pool mean to average them" if array.ndim == 2 else ""
-            raise UserError(f"{path}: shape {array.shape}; expected one vector, (D,) or (1, D){more}.")
-        return array
-
     def row(self, number: int) -> NDArray[np.float64]:
         """The features of a file, shape (D,)."""
-        array = self._open(self.paths[number]).astype(np.float64)
+        array = open_array(self.paths[number], bool(self._pool)).astype(np.float64)
         if self._pool is None:
             return array.ravel()
         parts = [array.mean(axis=0)] + ([array.std(axis=0)] if self._pool == "mean+std" else [])

@@ -221,8 +221,9 @@ def wanted_set(args: argparse.Namespace, recorded: str) -> str:
     asked = SetName.parse(args.feature_set or recorded)
     if asked.source not in OPENSMILE_SETS:
         if not args.feature_set and not (known.is_commit and cached_folder(known)):
-            place = f"--set {known.source} to download it" if known.is_commit else "its folder with --set"
-            raise UserError(f"{args.model[0]}: needs features of {recorded}, an encoder; name {place}.")
+            remedy = "if that is an encoder, name its folder with --set. Imported features cannot be made here"
+            remedy = f"an encoder; name it with --set {known.source} to download it" if known.is_commit else remedy
+            raise UserError(f"{args.model[0]}: needs features of {recorded}; {remedy}.")
         same = asked.source == known.source
         asked = asked._replace(
             revision=asked.revision or (known.revision if same else ""),
