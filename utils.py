@@ -89,7 +89,7 @@ def find_corpus(root: Path | None, labels: Path | None = None, feature_dir: Path
 
 def feature_folder(root: Path, feature_set: str) -> Path:
     """The folder for a feature set in a corpus; the one for IS13 has MSP-Podcast's name."""
-    return root / (FEATURE_FOLDER if feature_set == "IS13" else Path("Features", feature_set, FEATURE_FOLDER.name))
+    return root / (FEATURE_FOLDER if feature_set == "IS13" else f"Features/{feature_set.replace('/', '--')}/feat_mat")
 
 
 def _below(folder: Path, name: str = "") -> list[Path]:

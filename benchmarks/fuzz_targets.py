@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import scipy.io
 import soundfile
 import torch
@@ -22,7 +23,7 @@ import utils
 from deepmi import cli, features, matfile, metric, run_log
 from deepmi.process import UserError
 from deepmi.tables import LARGEST_LABEL
-from tools import corpora, feature_sets, finetuned
+from tools import audformat_corpus, audformat_files, corpora, feature_sets, finetuned, import_features
 
 
 class Wrong(Exception):
@@ -279,7 +280,51 @@ def read_sound(path: Path) -> None:
     expect(abs(samples).max() <= 1, f"samples up to {abs(samples).max()}")
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Features and databases of other programs
+
+NUMBERS = pd.DataFrame({"file": ["a/b.wav", "c.wav"], "start": [0, 0], "x": [1.5, -2.0], "y": [1, 2]})
+HEADER = b"""name: mine
+splits:
+  train: {type: train}
+schemes:
+  arousal: {dtype: float, minimum: 0, maximum: 1}
+  speaker: {labels: {1: {gender: female}, 2: {gender: male}}}
+tables:
+  gold:
+    type: filewise
+    split_id: train
+    columns:
+      arousal: {scheme_id: arousal}
+      speaker: {scheme_id: speaker}
+"""
+
+
+def read_array(path: Path) -> None:
+    """A .npy file of one vector."""
+    expect(import_features.open_array(path, has_frames=False).size, "no numbers")
+
+
+def read_numbers(path: Path) -> None:
+    """A table of features."""
+    frame = audformat_files.read_frame(path)
+    expect(len(frame) and len(set(frame.columns)) == len(frame.columns), "no rows, or a column twice")
+
+
+def read_database(path: Path) -> None:
+    """A database whose header is the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / audformat_files.HEADER).write_bytes(path.read_bytes())
+        (Path(folder) / "db.gold.csv").write_text("file,arousal,speaker\na.wav,0.5,1\n")
+        table, scale = audformat_corpus.read_database(Path(folder), {}, (), None)
+        expect(len(table) == 1 and scale[0] < scale[1], f"{len(table)} rows on the scale {scale}")
+
+
 TARGETS = {
+    "npy": Target(".npy", lambda: [stored(lambda path: np.save(path, np.arange(4.0)), "x.npy")], read_array),
+    "numbers_csv": Target(".csv", lambda: [NUMBERS.to_csv(index=False).encode()], read_numbers),
+    "numbers_parquet": Target(".parquet", lambda: [stored(NUMBERS.to_parquet)], read_numbers),
+    "audformat": Target(".yaml", lambda: [HEADER], read_database),
     "labels_csv": Target(".csv", lambda: [LABELS], read_labels),
     "labels_json": Target(".json", lambda: [LABELS_JSON], read_labels),
     "detailed_csv": Target(".csv", lambda: [DETAIL, RATINGS], read_ratings),

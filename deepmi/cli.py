@@ -17,6 +17,7 @@ from deepmi.process import STOP_SIGNALS, UserError, num_ranks, one_line, rank, s
 from deepmi.seeds import SEED, UNLABELED_SEED
 
 ATTRIBUTES = ("Act", "Dom", "Val")
+POOLINGS = ("mean", "mean+std")  # of the frames of a speech encoder
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -53,6 +54,16 @@ def fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, found {text}")
     return value
+
+
+def encoder_layer(text: str) -> str:
+    """The number of a layer as text, or `mean`."""
+    if text == "weighted":
+        raise argparse.ArgumentTypeError(
+            "the weights of such a sum are learned with a task, but features are made once, before any training; mean "
+            "gives all layers the same weight"
+        )
+    return text if text == "mean" else str(non_negative_int(text))
 
 
 def positive_share(text: str) -> float:
@@ -243,8 +254,17 @@ def add_trial_arguments(parser: argparse._ActionsContainer) -> None:
 
 
 def add_feature_set_argument(parser: argparse.ArgumentParser, help: str, default: str | None = "IS13") -> None:
-    """--set."""
+    """--set, --revision, --layer, --pool."""
     parser.add_argument("--set", dest="feature_set", default=default, metavar="NAME|FOLDER", help=help)
+    help = "branch, tag or commit of an encoder of the hub; by default its main branch, or the copy in the local cache"
+    parser.add_argument("--revision", metavar="REVISION", help=help)
+    help = (
+        "layer of an encoder: its number (0 is the input of the first layer), or mean for all of them with the same "
+        "weight; by default the last one"
+    )
+    parser.add_argument("--layer", type=encoder_layer, metavar="N|mean", help=help)
+    help = "what becomes of the frames of an encoder: their mean (the default), or mean and standard deviation"
+    parser.add_argument("--pool", choices=POOLINGS, help=help)
 
 
 def add_device_argument(parser: argparse._ActionsContainer, computes: str = "to compute") -> None:

@@ -206,7 +206,7 @@ def test_bad_input_gets_one_message(speech):
         speech.refuses(speech.run("examples.finetune_encoder", encoder, "--corpus", "corpus", *argv), *words)
 
     refuses(words=("--order deepmi", "--metric"))
-    refuses("--metric", "metric.json", words=("no/such/encoder", "hub name"), encoder="no/such/encoder")
+    refuses("--metric", "metric.json", words=("no/such/encoder", "no such folder"), encoder="no/such/encoder")
     refuses("--metric", "metric.json", "--audio", "nowhere", words=("nowhere", "no such folder"))
     first = sorted((speech.corpus / "Audios").iterdir())[0]
     first.write_bytes(b"text")

@@ -9,7 +9,6 @@ import pytest
 import torch
 from conftest import ROOT, read_rows
 from test_docs import fenced
-from test_ranks import on_two_ranks
 from torch.utils.data import DataLoader
 
 import deepmi

@@ -20,7 +20,7 @@ import utils
 from benchmarks import fuzz
 from deepmi import cli, features, runtime, tables
 from deepmi.process import UserError, notify
-from tools import corpora, feature_sets, sound
+from tools import corpora, encoders, sound
 
 WIDTH = 12
 
@@ -260,10 +260,10 @@ def test_code_that_comes_with_an_encoder_is_not_run(tmp_path, monkeypatch, looke
     (folder / "preprocessor_config.json").write_text(
         json.dumps({"feature_extractor_type": "Mine", "sampling_rate": 16000, "auto_map": auto})
     )
-    if not looked_at:  # transformers is asked to refuse it as well
-        monkeypatch.setattr(feature_sets, "_refuse_foreign_code", lambda file: None)
+    if not looked_at:  # transformers is told so as well
+        monkeypatch.setattr(encoders, "refuse_foreign_code", lambda source, config: None)
     words = "auto_map" if looked_at else "transformers can load"
-    refused(lambda: feature_sets.EncoderSet(folder, torch.device("cpu")), words)
+    refused(lambda: encoders.EncoderSet(folder, torch.device("cpu")), words)
     assert not ran.exists()
 
 
@@ -277,7 +277,7 @@ def test_an_encoder_that_names_code_elsewhere_is_refused(tmp_path, change):
     folder = save_encoder(tmp_path / "encoder")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
-    refused(lambda: feature_sets.EncoderSet(folder, torch.device("cpu")), next(iter(change)))
+    refused(lambda: encoders.EncoderSet(folder, torch.device("cpu")), next(iter(change)))
 
 
 def test_a_remembered_feature_set_opens_no_folder(trained, tmp_path):

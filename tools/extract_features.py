@@ -9,6 +9,7 @@ are extracted again. A recording that may be faulty, such as one that was cut of
     python -m tools.extract_features --set wavlm-base-plus CORPUS/Audios CORPUS/Features/wavlm/feat_mat
 
 averages the last hidden states of the encoder in the folder wavlm-base-plus, as Hugging Face's transformers saves it.
+`--set openai/whisper-small` downloads an encoder from the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     help = "folder of recordings, searched with its subfolders"
     parser.add_argument("audio_dir", type=Path, metavar="AUDIO_DIR", help=help)
     parser.add_argument("feature_dir", type=Path, metavar="FEAT_DIR", help="folder for the .mat files")
-    help = "openSMILE feature set (IS13 is the paper's; also ComParE_2016, eGeMAPSv02, ...), or the folder of a speech "
-    cli.add_feature_set_argument(parser, help + "encoder such as wav2vec2, HuBERT or WavLM")
+    help = "openSMILE feature set (IS13 is the paper's; also ComParE_2016, eGeMAPSv02, ...), or a speech encoder "
+    help += "(wav2vec2, HuBERT, WavLM, Whisper): its folder, or its name on the Hugging Face hub"
+    cli.add_feature_set_argument(parser, help)
     cli.add_extraction_arguments(parser, "an encoder computes")
     parser.add_argument(
         "--scheduler",
@@ -55,7 +57,8 @@ from tqdm import tqdm
 from deepmi import features, matfile
 from deepmi.process import UserError, notify
 from deepmi.storage import prepare_folder
-from tools.feature_sets import MOST_THREADS, features_of, in_parallel, open_set
+from tools.encoders import SetName
+from tools.feature_sets import MOST_THREADS, features_of, in_parallel, open_set, with_options
 from tools.recordings import find_recordings, without_features
 from tools.sound import Clip
 
@@ -94,7 +97,7 @@ def extract_some(
     return remarks
 
 
-def _claim_folder(feature_dir: Path, name: str, width: int) -> None:
+def claim_folder(feature_dir: Path, name: str, width: int) -> None:
     """Record the feature set of an output folder, and refuse a folder that holds a different one."""
     present = next((path for path in sorted(feature_dir.glob("*.mat")) if not path.name.startswith(".")), None)
     if present is None:
@@ -166,10 +169,12 @@ def extract_folder(
     """
     if scheduler:  # its machines have a different working folder
         audio_dir, feature_dir = Path(audio_dir).absolute(), Path(feature_dir).absolute()
-        feature_set = str(Path(feature_set).absolute()) if Path(feature_set).is_dir() else feature_set
+        name = SetName.parse(feature_set)
+        if Path(name.source).is_dir():
+            feature_set = str(name._replace(source=str(Path(name.source).absolute())))
     recordings = find_recordings(Path(audio_dir))
     opened = open_set(feature_set, device)
-    _claim_folder(prepare_folder(Path(feature_dir)), opened.name, opened.num_features)
+    claim_folder(prepare_folder(Path(feature_dir)), opened.name, opened.num_features)
     todo = without_features(recordings, Path(feature_dir))
     summary = ExtractionSummary(kept=len(recordings) - len(todo))
     if not todo:
@@ -178,7 +183,7 @@ def extract_folder(
     clips = [Clip(path) for path in recordings if path in todo or not opened.alone]
     batches = opened.batches(clips, CLIPS_PER_TASK if scheduler or workers > MOST_THREADS else 1)
     batches = [batch for batch in batches if any(clip.recording in todo for clip in batch)]
-    tasks = [(batch, [todo.get(clip.recording) for clip in batch], feature_set, device) for batch in batches]
+    tasks = [(batch, [todo.get(clip.recording) for clip in batch], opened.opened_as, device) for batch in batches]
     workers = min(workers, opened.most_workers)
     results = on_cluster(tasks, scheduler) if scheduler else in_parallel(extract_some, tasks, workers)
     bar = tqdm(total=sum(map(len, batches)), desc=f"{opened.name} features", unit="file", disable=None)
@@ -223,10 +228,9 @@ def print_summary(summary: ExtractionSummary, feature_dir: Path) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Extract, and list the recordings that could not be used."""
+    feature_set = with_options(args.feature_set, args.revision, args.layer, args.pool)
     folders = args.audio_dir, args.feature_dir
-    print_summary(
-        extract_folder(*folders, args.feature_set, args.workers, args.device, args.scheduler), args.feature_dir
-    )
+    print_summary(extract_folder(*folders, feature_set, args.workers, args.device, args.scheduler), args.feature_dir)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,11 +22,11 @@ from deepmi import run_log, storage, tensors
 from deepmi.cli import ATTRIBUTES
 from deepmi.norm_stats import denormalise
 from deepmi.process import UserError
+from tools.encoders import SetName, hub_folder, import_transformers, refuse_foreign_code
 from tools.sound import SAMPLING_RATE, Clip
 
 MARK = "deepmi_finetuned_encoder"  # the first key of the file
 KINDS = ("wav2vec2", "hubert", "wavlm")
-FOREIGN_CODE = ("auto_map", "quantization_config")  # configuration entries that make transformers import more code
 SHORTEST = SAMPLING_RATE // 20  # samples; an encoder needs 25 ms for a frame
 LONGEST_PIECE = 60  # seconds that an encoder hears at once; its memory grows with their square
 SCORE_WIDTH = 128
@@ -95,26 +94,11 @@ class FinetunedEncoder(nn.Module):
 # From a pretrained encoder, and to and from a file
 
 
-def _import_transformers(source: object):
-    try:
-        import transformers  # optional
-    except ImportError:
-        raise UserError(f"{source}: encoders need the package transformers: `pip install transformers`.") from None
-    warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)  # WavLM's own code
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
-
-
 def _check_config(source: object, config: Mapping[str, object]) -> None:
     """Raise `UserError` if an encoder is of an unknown kind, or its configuration names code to import."""
     if config.get("model_type") not in KINDS:
         raise UserError(f"{source}: an encoder of kind {config.get('model_type')}; expected one of {', '.join(KINDS)}.")
-    for name, value in config.items():
-        if (name in FOREIGN_CODE and value) or ("attn_implementation" in name and "/" in str(value)):
-            raise UserError(
-                f"{source}: {name} loads code from outside transformers; expected an encoder that is part of it."
-            )
+    refuse_foreign_code(source, config)
 
 
 def from_pretrained(source: str, label_norm: Mapping[str, tuple[float, float]]) -> FinetunedEncoder:
@@ -126,20 +110,20 @@ def from_pretrained(source: str, label_norm: Mapping[str, tuple[float, float]]) 
     Raises:
         UserError: transformers is not installed, or there is no such encoder.
     """
-    transformers = _import_transformers(source)
+    transformers = import_transformers()
+    folder = Path(source) if Path(source).is_dir() else hub_folder(SetName.parse(source))
+    safe = {"local_files_only": True, "trust_remote_code": False}
     try:
-        _check_config(source, transformers.PreTrainedConfig.get_config_dict(source)[0])
-        prepare = transformers.AutoFeatureExtractor.from_pretrained(source, trust_remote_code=False)
+        _check_config(source, transformers.PreTrainedConfig.get_config_dict(folder)[0])
+        prepare = transformers.AutoFeatureExtractor.from_pretrained(folder, **safe)
         # SpecAugment and layer dropout draw from numpy, and clips may be shorter than the spans that are masked.
         options = {"apply_spec_augment": False, "layerdrop": 0.0, "dtype": torch.float32, "weights_only": True}
-        encoder, report = transformers.AutoModel.from_pretrained(
-            source, trust_remote_code=False, output_loading_info=True, **options
-        )
+        encoder, report = transformers.AutoModel.from_pretrained(folder, output_loading_info=True, **safe, **options)
     except UserError:
         raise
     except Exception as error:  # its loaders raise errors of many kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{source}: neither the folder nor the hub name of an encoder ({reason}).") from None
+        raise UserError(f"{source}: not an encoder that transformers can load ({reason}).") from None
     if missing := sorted(set(report["missing_keys"]) - {"masked_spec_embed"}):
         raise UserError(f"{source}: {len(missing)} weights are missing, the first is {missing[0]}.")
     if prepare.sampling_rate != SAMPLING_RATE:
@@ -176,7 +160,7 @@ def load_finetuned(path: Path) -> FinetunedEncoder:
         UserError: transformers is not installed; the file is missing, damaged, or would run code.
     """
     content = tensors.load_tensors(path)
-    transformers = _import_transformers(path)
+    transformers = import_transformers()
     try:
         settings, weights = json.loads(content["config"]), content["state_dict"]
         _check_config(path, settings)

@@ -57,7 +57,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         "last segment of less than half the length is joined to the previous one"
     )
     parser.add_argument("--segment", type=segment_seconds, metavar="SECONDS", help=help)
-    help = "feature set, if the networks do not record theirs (default IS13), or the folder of the encoder they need"
+    help = "feature set, if the networks do not record theirs (default IS13); or the encoder they need: its folder, "
+    help += "or its name on the Hugging Face hub. Revision, layer and pooling are those that the networks record"
     cli.add_feature_set_argument(parser, help, default=None)
     cli.add_extraction_arguments(parser, "networks compute")
     return parser
@@ -79,8 +80,9 @@ from deepmi.moments import clipped_share, describe_clipped
 from deepmi.process import UserError, notify
 from model import attribute_of, load_regressor
 from tools import finetuned
+from tools.encoders import SetName, cached_folder
 from tools.extract_features import warn_of_doubtful
-from tools.feature_sets import OPENSMILE_SETS, Features, features_of, in_parallel, open_set
+from tools.feature_sets import OPENSMILE_SETS, Features, features_of, in_parallel, open_set, with_options
 from tools.recordings import list_recordings
 from tools.sound import Clip, seconds_of
 
@@ -192,9 +194,7 @@ def load_predictor(args: argparse.Namespace) -> Predictor | finetuned.FinetunedP
             raise UserError(f"{found[attribute].file} and {file} both predict {attribute}; give only one of them.")
         found[attribute] = Regressor(network.to(device), file, label_norm)
         sets[file] = info.get("feature_set", "")
-    name = args.feature_set or features.common_feature_set(sets) or "IS13"
-    if not args.feature_set and name not in OPENSMILE_SETS:  # only a folder named by the user is opened
-        raise UserError(f"{args.model[0]}: needs features of {name}, an encoder; name its folder with --set.")
+    name = wanted_set(args, features.common_feature_set(sets) or "IS13")
     opened = open_set(name, args.device)
     features.common_feature_set({**sets, f"--set {name}": opened.name})
     if opened.num_features != width:
@@ -206,7 +206,34 @@ def load_predictor(args: argparse.Namespace) -> Predictor | finetuned.FinetunedP
     parts = [(attribute, part.label_norm) for attribute, part in regressors.items()]
     files = [part.file.read_bytes() for part in regressors.values()]
     key = storage.digest(opened.name, *(statistics.tobytes() for statistics in feature_norm), parts, *files)
-    return Predictor(regressors, feature_norm, name, device, key)
+    return Predictor(regressors, feature_norm, opened.opened_as, device, key)
+
+
+def wanted_set(args: argparse.Namespace, recorded: str) -> str:
+    """The feature set that flags and networks name together, as `open_set` takes it.
+
+    A folder is opened, and an encoder downloaded, only if the user names it.
+
+    Args:
+        args: the command line.
+        recorded: the feature set of the networks.
+    Raises:
+        UserError: the networks need an encoder that the user has to name.
+    """
+    known = SetName.parse(recorded)
+    asked = SetName.parse(args.feature_set or recorded)
+    if asked.source not in OPENSMILE_SETS:
+        if not args.feature_set and not (known.is_commit and cached_folder(known)):
+            remedy = "if that is an encoder, name its folder with --set. Imported features cannot be made here"
+            remedy = f"an encoder; name it with --set {known.source} to download it" if known.is_commit else remedy
+            raise UserError(f"{args.model[0]}: needs features of {recorded}; {remedy}.")
+        same = asked.source == known.source
+        asked = asked._replace(
+            revision=asked.revision or (known.revision if same else ""),
+            layer=asked.layer or known.layer,
+            pool=asked.pool or known.pool,
+        )
+    return with_options(str(asked), args.revision, args.layer, args.pool)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@
     python -m tools.prepare_corpus iemocap IEMOCAP_full_release --out corpora/iemocap
     python -m tools.prepare_corpus msp-improv MSP-IMPROV --out corpora/msp-improv
     python -m tools.prepare_corpus msp-podcast MSP-PODCAST-Publish-1.11
+    python -m tools.prepare_corpus audformat databases/mine --out corpora/mine
     python -m tools.prepare_corpus raters labels_detailed.csv --audio clips --out corpora/mine --label-scale 1 7
 
 Labels are rescaled linearly to 1-7. Recordings are linked, not copied. To continue a stopped run, repeat the command.
@@ -25,13 +26,15 @@ from deepmi import cli
 
 # Flags that do not change the labels
 OTHER_FLAGS = (
-    "out", "audio", "skip_missing", "replace", "copy", "feature_set", "no_features", "norm_dir", "workers", "device",
+    "out", "audio", "skip_missing", "replace", "copy", "feature_set", "revision", "layer", "pool", "no_features",
+    "norm_dir", "workers", "device",
 )  # fmt: skip
 KINDS = {  # kind of corpus -> (what is read, name of the argument, its help)
     "msp-podcast": ("any release of MSP-Podcast as downloaded", "CORPUS", "folder with Labels and Audios"),
     "iemocap": ("IEMOCAP as distributed, labels on 1-5", "CORPUS", "folder with Session1 to Session5"),
     "msp-improv": ("MSP-IMPROV as distributed, labels on 1-5", "CORPUS", "folder with Evalution.txt and recordings"),
     "csv": ("a table with a file column and columns of arousal, valence or dominance", "TABLE", "text with a header"),
+    "audformat": ("an audformat database with arousal, valence or dominance", "DATABASE", "folder with db.yaml"),
     "raters": ("labels of each rater, averaged to consensus labels", "DETAILED", "labels_detailed, .csv or .json"),
 }  # fmt: skip
 COLUMNS = {  # flag of `csv`, without --...-column -> column of the consensus labels
@@ -65,33 +68,39 @@ def _add_flags(parser: argparse.ArgumentParser, kind: str) -> None:
     else:
         flag("--out", required=True, help="folder for the prepared corpus", **folder)
         flag("--flip-arousal", action="store_true", help="reverse arousal, if the corpus stores it from high to low")
-    if kind in ("csv", "raters"):
-        what = "folder of the recordings, searched recursively; by default the folder of the table"
+    if kind in ("csv", "raters", "audformat"):
+        what = "folder of the recordings, searched recursively; by default the folder of the table or database"
         flag("--audio", help=what, **folder)
         what = "lowest and highest possible label; labels slightly outside are set to the end of the scale"
-        flag("--label-scale", type=float, nargs=2, required=True, metavar=("LOW", "HIGH"), help=what)
+        what += "; by default minimum and maximum of the schemes" * (kind == "audformat")
+        options = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH"), "required": kind != "audformat"}
+        flag("--label-scale", help=what, **options)
     if kind == "raters":
         what = "consensus label file with speakers, genders and splits; without it all rows are in Test1"
         flag("--consensus", type=Path, metavar="FILE", help=what)
         flag("--min-raters", type=cli.positive_int, default=1, metavar="N", help="lowest number of ratings for a label")
-    if kind in ("csv", "iemocap", "msp-improv"):
+    if kind == "audformat":
+        what = "tables with the labels; by default all with columns of attributes"
+        flag("--table", nargs="+", default=[], metavar="NAME", help=what)
+    if kind in ("csv", "audformat", "iemocap", "msp-improv"):
         splits = parser.add_mutually_exclusive_group()
         what = "fractions of the speakers to draw for the splits; without splits all rows are in Test1"
         names = ("TRAIN", "DEV", "TEST")
         splits.add_argument("--split-by-speaker", type=float, nargs=3, metavar=names, help=what)
         flag("--seed", type=cli.non_negative_int, default=31, metavar="N", help="seed of --split-by-speaker")
-    if kind == "csv":
+    if kind in ("csv", "audformat"):
         splits_help = ": Train, Validation (dev), Test1 (test) or other names; rows without a split are left out"
         notes = {"file": " (path or name)", "split": splits_help}
         for name in COLUMNS:
+            if kind == "audformat" and name == "file":
+                continue
             group, what = splits if name == "split" else parser, f"column with the {name}{notes.get(name, '')}"
             group.add_argument(f"--{name}-column", required=name == "file", metavar="COLUMN", help=what)
     flag("--skip-missing", action="store_true", help="leave out rows without a recording, with a warning")
     what = "replace labels made with different flags, and copies of recordings that have changed"
     flag("--replace", action="store_true", help=what)
     flag("--copy", action="store_true", help="copy recordings and features instead of linking to them")
-    what = "feature set, as for tools.extract_features; IS13 is the paper's"
-    flag("--set", dest="feature_set", default="IS13", metavar="NAME|FOLDER", help=what)
+    cli.add_feature_set_argument(parser, "feature set, as for tools.extract_features; IS13 is the paper's")
     flag("--no-features", action="store_true", help="make labels and links to recordings only")
     what = "folder for the normalisation statistics of the Train split, as norm_para.py writes them; omit for none"
     flag("--norm-dir", help=what, **folder)
@@ -110,10 +119,11 @@ from deepmi import features, label_scales
 from deepmi.metric import LEVEL_EDGES, NUM_LEVELS, emotion_levels
 from deepmi.process import UserError, first_few, one_line
 from deepmi.storage import prepare_folder, read_json_object, write_atomically, write_text
-from tools import corpora
+from tools import audformat_corpus, corpora
 from tools.extract_features import extract_folder, print_summary
-from tools.feature_sets import open_set, seconds_of
+from tools.feature_sets import open_set, with_options
 from tools.recordings import Recordings, find_recordings, plural, without_features
+from tools.sound import seconds_of
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading
@@ -121,7 +131,7 @@ from tools.recordings import Recordings, find_recordings, plural, without_featur
 
 def read_source(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame | None, tuple[float, float]]:
     """Consensus labels with recordings, ratings (or None) and label scale of the corpus that the arguments name."""
-    scale, audio = getattr(args, "label_scale", utils.LABEL_RANGE), args.audio or args.source.parent
+    scale, audio = getattr(args, "label_scale", None) or utils.LABEL_RANGE, args.audio or args.source.parent
     utils.refuse_label_scale(*scale)
     ratings, split_source = None, None  # the file that holds the splits, if any
     match args.kind:
@@ -135,10 +145,16 @@ def read_source(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame | 
             table, ratings = read(args.source)
             audio, scale = args.source, corpora.SCALE_OF_FIVE
         case "csv":
-            given = {ours: column for flag, ours in COLUMNS.items() if (column := getattr(args, f"{flag}_column"))}
+            given = _given_columns(args)
             if given.keys().isdisjoint(corpora.ATTRIBUTE_COLUMNS):
                 raise UserError("no attribute; add --arousal-column, --valence-column or --dominance-column.")
             table, split_source = corpora.read_table(args.source, given), args.split_column and args.source
+        case "audformat":
+            table, scale = audformat_corpus.read_database(
+                args.source, _given_columns(args), args.table, args.label_scale
+            )
+            audio = args.audio or args.source
+            split_source = (table["Split_Set"] != "").any() and not args.split_by_speaker and args.source
         case "raters":
             table, ratings = _read_raters(args)
             split_source = args.consensus
@@ -150,6 +166,12 @@ def read_source(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame | 
         names = dict(zip(table["entry"], table["FileName"]))
         ratings = ratings.assign(FileName=ratings["FileName"].map(names)).dropna(subset="FileName")
     return table, ratings, tuple(scale)
+
+
+def _given_columns(args: argparse.Namespace) -> dict[str, str]:
+    """Column of the consensus labels -> its name in the source, as the flags say."""
+    names = {ours: getattr(args, f"{flag}_column", None) for flag, ours in COLUMNS.items()}
+    return {ours: name for ours, name in names.items() if name}
 
 
 def _read_raters(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -315,7 +337,8 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(
             "--norm-dir: no rows in split Train, from which it is computed; omit this flag, or provide splits."
         )
-    feature_set = None if args.no_features else open_set(args.feature_set, args.device).name
+    wanted = with_options(args.feature_set, args.revision, args.layer, args.pool)
+    feature_set = None if args.no_features else open_set(wanted, args.device).name
     if args.out:
         if ratings is not None:
             ratings = corpora.rescale(ratings, scale, args.flip_arousal, args.source, corpora.ROOM_OF_RATINGS)
@@ -333,7 +356,7 @@ def main(args: argparse.Namespace) -> None:
     folder = feature_set and utils.feature_folder(args.out or args.source, feature_set)
     if feature_set:
         audio = args.out / "Audios" if args.out else corpora.find_audio_folder(args.source)
-        print_summary(extract_folder(audio, folder, args.feature_set, args.workers, args.device), folder)
+        print_summary(extract_folder(audio, folder, wanted, args.workers, args.device), folder)
     if args.norm_dir:
         argv = ["--corpus", args.out or args.source, "--norm-dir", args.norm_dir, "--workers", args.workers]
         argv += ["--features", folder] if feature_set else []
