@@ -54,7 +54,16 @@ import utils
 from deepmi import clustering, curriculum, ranks, run_log, runtime, storage
 from deepmi.batches import Rows, in_batches
 from deepmi.labels import rater_statistics
-from deepmi.metric import ALPHA, combined, deepmi_parts, emotion_levels, read_metric, warn_if_flat, write_metric
+from deepmi.metric import (
+    ALPHA,
+    combined,
+    deepmi_parts,
+    emotion_levels,
+    read_label_quality,
+    rounded,
+    warn_if_flat,
+    write_metric,
+)
 from deepmi.process import UserError, notify, rank
 from model import load_ssl_checkpoint
 
@@ -70,33 +79,43 @@ def warn_if_head_collapsed(clusters: NDArray[np.int64], entropy: float, args: ar
         )
 
 
-def check_table(path: Path) -> None:
-    """Raise `UserError` if a table can't be written under this name."""
+def check_table(args: argparse.Namespace, labels: Path) -> None:
+    """Raise `UserError` if the table can't be written; makes its folder."""
+    path = args.table
+    if path is None:
+        if args.label_quality:
+            raise UserError("--label-quality: has an effect only on the table; add --table FILE.")
+        return
+    storage.checked_output(path, "--table", [labels, args.label_quality])
     if path.suffix not in (".csv", ".parquet"):
         raise UserError(f"--table {path}: expected a name that ends with .csv or .parquet.")
     if path.suffix == ".parquet" and not importlib.util.find_spec("pyarrow"):
         raise UserError(f"--table {path}: needs pyarrow; `pip install pyarrow`, or write a .csv file.")
 
 
-def write_table(path: Path, table: pd.DataFrame, corpus: utils.LabeledCorpus, quality: Path | None) -> None:
-    """Write one row per utterance, with what the corpus knows about it.
+def known_facts(corpus: utils.LabeledCorpus, names: list[str], quality: Path | None) -> pd.DataFrame:
+    """What is known about utterances, indexed by file name.
 
     Args:
-        path: .csv or .parquet.
-        table: indexed by file name, with DeepMI.
-        corpus: adds speaker, gender and, if it has individual ratings, their number and standard deviation.
+        corpus: has speaker, gender and, if it has individual ratings, their number and standard deviation.
+        names: the utterances.
         quality: file of tools.label_quality, or None.
     """
+    known = corpus.table.set_index("FileName").loc[names]
+    known = known[[column for column in ("SpkrID", "Gender") if column in known]]
+    if ratings := utils.find_detailed_file(corpus.corpus.root) if corpus.corpus.root else None:
+        known = known.join(rater_statistics(ratings, corpus.emo_attr))
+    if quality:
+        known = known.join(pd.Series(read_label_quality(quality, names), name="label_quality"))
+    return known
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write one row per utterance, with rank and bin; the table is indexed by file name and has DeepMI."""
     order = curriculum.training_order("deepmi", list(table.index), table["DeepMI"].to_numpy(), 0)
     places, bins = curriculum.places_and_bins(order)
     table.insert(1, "rank", places)
     table.insert(2, "bin", bins)
-    known = corpus.table.set_index("FileName")
-    table = table.join(known[[column for column in ("SpkrID", "Gender") if column in known]])
-    if ratings := utils.find_detailed_file(corpus.corpus.root) if corpus.corpus.root else None:
-        table = table.join(rater_statistics(ratings, corpus.emo_attr))
-    if quality:
-        table = table.join(pd.Series(read_metric(quality), name="label_quality"))
     with storage.write_atomically(storage.output_file(path)) as temporary:
         if path.suffix == ".csv":
             table.to_csv(temporary, index_label="FileName")
@@ -108,14 +127,11 @@ def write_table(path: Path, table: pd.DataFrame, corpus: utils.LabeledCorpus, qu
 def extract(args: argparse.Namespace) -> list[dict]:
     """Extract and write the DeepMI values of one attribute; what is known about them as a row of a table."""
     cli.refuse_idle_restarts(args)
-    if args.table:
-        check_table(args.table)
-    elif args.label_quality:
-        raise UserError("--label-quality: has an effect only on the table; add --table FILE.")
     device = runtime.choose_device(args.device)
     precision = runtime.choose_precision(device, args.precision)
     corpus = utils.open_corpus(args)
     corpus.select("Train")
+    check_table(args, corpus.corpus.labels)
     checkpoint = utils.ssl_checkpoint(args.model_dir, args.epoch, args.batch_size, args.num_clusters, args.emo_attr)
     model, info = load_ssl_checkpoint(
         checkpoint, corpus.num_features, args.num_clusters, args.emo_attr, corpus.feature_set
@@ -125,6 +141,7 @@ def extract(args: argparse.Namespace) -> list[dict]:
     utils.make_output_folders(args.metric_dir, args.cache_dir)
     with ranks.first_rank_first():
         train = corpus.load("Train")
+    known = known_facts(corpus, train.names, args.label_quality) if args.table else None
 
     def features_and_prediction(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return model.cluster_features(x), model.predict_attribute(x)
@@ -159,11 +176,13 @@ def extract(args: argparse.Namespace) -> list[dict]:
     print(f"H(X)    = {information['H(X)']:.5f} nats, clusters; {most:.5f} if all had the same size")
     print(f"alpha {alpha:g}; {len(set(values.tolist()))} distinct values from {values.min():g} to {values.max():g}")
     print(f"wrote {target}")
-    if args.table:
-        columns = {"DeepMI": values, "part_of_clusters": of_clusters, "part_of_prediction": of_prediction}
+    if known is not None:
+        parts = {"part_of_clusters": of_clusters, "part_of_prediction": of_prediction}
+        columns = {"DeepMI": values, **{name: rounded(part) for name, part in parts.items()}}
         columns |= {"cluster": np.atleast_2d(clusters)[0], "level": levels, "predicted_level": predicted}
-        columns |= {"label": train.labels, "prediction": prediction, "residual": prediction - train.labels}
-        write_table(args.table, pd.DataFrame(columns, index=train.names), corpus, args.label_quality)
+        prediction = rounded(prediction)
+        columns |= {"label": train.labels, "prediction": prediction, "residual": rounded(prediction - train.labels)}
+        write_table(args.table, pd.DataFrame(columns, index=train.names).join(known))
     if args.clusters == "head":
         warn_if_head_collapsed(clusters, information["H(X)"], args)
     warn_if_flat(values, target)

@@ -246,7 +246,7 @@ def load_regressor(path: Path, num_features: int, emo_attr: str = "", feature_se
 
 def attribute_of(path: Path, info: dict) -> str:
     """The attribute that a network predicts: the one saved with it, else the one in its file name, else ""."""
-    named = re.findall(r"[@_](Act|Dom|Val)\b", Path(path).name)
+    named = re.findall(r"(?<![A-Za-z])(Act|Dom|Val)(?![A-Za-z])", Path(path).name)
     return info.get("emo_attr") or (named[-1] if named else "")
 
 

@@ -39,7 +39,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, metavar="FILE", help=help)
     help = (
         "also write the predictions as the MSP-Podcast challenge wants them: FileName, EmoAct, EmoVal, EmoDom, clipped "
-        "to 1..7; needs -emo Act Dom Val and one corpus"
+        "to 1..7; needs -emo Act Dom Val, one corpus, and labels of all attributes"
     )
     parser.add_argument("--challenge", type=Path, metavar="FILE.csv", help=help)
     cli.add_corpus_arguments(parser, several=True)
@@ -62,7 +62,7 @@ from deepmi import label_scales, plots, run_log, runtime, scores, storage
 from deepmi.batches import Rows, in_batches
 from deepmi.ccc import interval_by_speaker
 from deepmi.moments import clipped_share, describe_clipped
-from deepmi.process import UNPRINTABLE, UserError
+from deepmi.process import UNPRINTABLE, UserError, first_few
 from model import load_regressor
 
 
@@ -267,12 +267,21 @@ def main(args: argparse.Namespace) -> None:
         raise UserError("--challenge: has one column per attribute; give it -emo Act Dom Val and one corpus.")
     args.precision = runtime.choose_precision(runtime.choose_device(args.device), args.precision)
     utils.make_output_folders(args.results_dir, args.cache_dir)
+    if args.challenge:
+        labels = utils.find_corpus(*(args.corpus or [None]), args.labels, args.features).labels
+        args.challenge = storage.checked_output(args.challenge, "--challenge", [labels])
     predictions: dict[str, pd.Series] = {}
     cli.for_each_attribute(lambda one: test_attribute(one, predictions), args)
     if args.challenge:
         columns = {f"Emo{attribute}": predictions[attribute] for attribute in ("Act", "Val", "Dom")}
         table = pd.DataFrame(columns).clip(*utils.LABEL_RANGE)
-        storage.write_text(storage.output_file(args.challenge), table.to_csv(index_label="FileName"))
+        if table.isna().any(axis=None):
+            lacking = table.index[table.isna().any(axis=1)]
+            raise UserError(
+                f"--challenge: {len(lacking)} utterances lack the label of an attribute ({first_few(lacking, 3)}), so "
+                "there is no prediction for them."
+            )
+        storage.write_text(args.challenge, table.to_csv(index_label="FileName"))
         print(f"wrote {args.challenge}")
 
 

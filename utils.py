@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from deepmi import features
 from deepmi.labels import CONSENSUS_COLUMNS, DETAILED_COLUMNS, SPLITS, UNKNOWN_SPEAKER, attribute_labels, has_labels
 from deepmi.labels import parse_detail, rater_spread, read_detailed_labels, read_labels, select_split, split_name
-from deepmi.norm_stats import LABEL_RANGE, NORM_KEY, denormalise, has_other_norm_stats, norm_key
+from deepmi.norm_stats import LABEL_RANGE, NORM_KEY, denormalise, norm_key, note_norm_stats
 from deepmi.norm_stats import read_feature_norm, read_label_norm, refuse_label_scale, to_label_range, write_norm_stats
 from deepmi.process import UserError, first_few, notify
 from deepmi.seeds import UNLABELED_SEED
@@ -324,9 +324,8 @@ class LabeledCorpus:
         return {"feature_set": self.feature_set, "norm_terms": norm_key(self.feature_norm, self.label_norm)}
 
     def note_other_norm_stats(self, source: object, info: dict) -> None:
-        """Print a note if the network in `source`, according to its `info`, was trained with different statistics."""
-        if has_other_norm_stats(info, norm_key(self.feature_norm, self.label_norm)):
-            print(f"note: {source} was trained with different normalisation statistics; results use the given ones.")
+        """Print a note if the network in `source` was, according to its `info`, not trained with these statistics."""
+        note_norm_stats(source, info, norm_key(self.feature_norm, self.label_norm), self.norm_dir)
 
     def warn_of_tested(self, unlabeled: Sequence[str], folder: Path) -> None:
         """Warn if the unlabeled set, with these names in this folder, contains validation or test utterances."""

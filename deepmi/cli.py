@@ -165,7 +165,7 @@ def add_metric_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_label_quality_argument(parser: argparse.ArgumentParser) -> None:
     """--label-quality."""
-    _add_path(parser, "--label-quality", "FILE", "file of tools.label_quality, whose scores the table shows too")
+    _add_path(parser, "--label-quality", "FILE", "file of tools.label_quality; adds its scores to the table")
 
 
 def add_schedule_arguments(parser: argparse.ArgumentParser, several: bool = False, rates: bool = True) -> None:
@@ -282,9 +282,14 @@ def add_compute_arguments(parser: argparse.ArgumentParser, seed_help: str, compi
     if compiles:
         help = "compile the network with torch.compile; needs a CUDA GPU and a single process"
         group.add_argument("--compile", action="store_true", help=help)
-    group.add_argument("--seed", type=non_negative_int, default=SEED, metavar="N", help=seed_help)
+    add_seed_arguments(group, seed_help)
+
+
+def add_seed_arguments(parser: argparse._ActionsContainer, seed_help: str) -> None:
+    """--seed, --cache-dir."""
+    parser.add_argument("--seed", type=non_negative_int, default=SEED, metavar="N", help=seed_help)
     help = "folder of the packed features (4 bytes per feature and utterance); may be deleted at any time"
-    _add_path(group, "--cache-dir", "DIR", help, "feature_cache")
+    _add_path(parser, "--cache-dir", "DIR", help, "feature_cache")
 
 
 def add_extraction_arguments(parser: argparse.ArgumentParser, computes: str) -> None:
@@ -337,7 +342,8 @@ def for_each_attribute(work: Callable[[argparse.Namespace], list[dict]], args: a
         print(f"\n{attribute}:")
         found = work(argparse.Namespace(**vars(args) | {"emo_attr": attribute}))
         rows += [{"attribute": attribute, **row} for row in found]
-    print("\n".join(["", *markdown_table([list(rows[0]), *(list(row.values()) for row in rows)])]))
+    if rows:  # under torchrun only rank 0 has some
+        print("\n".join(["", *markdown_table([list(rows[0]), *(list(row.values()) for row in rows)])]))
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:

@@ -6,12 +6,13 @@ X is the cluster of an utterance, Y the level of its label, Y' the level of its 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from deepmi.process import UserError, notify
+from deepmi.process import UserError, first_few, notify
 from deepmi.storage import read_json_object, write_text
 
 LEVEL_EDGES = (2.0, 3.0, 4.0, 5.0, 6.0)  # six levels: <2, [2,3), [3,4), [4,5), [5,6), >=6
@@ -155,10 +156,29 @@ def read_metric(path: Path) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
+def read_label_quality(path: Path, names: Sequence[str]) -> dict[str, float]:
+    """Read a file of tools.label_quality: file name -> score.
+
+    Args:
+        path: the file.
+        names: the utterances that need a score; a warning says how many have none.
+    Raises:
+        UserError: missing, damaged, or it has none of the names.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"--label-quality {path}: no such file; `python -m tools.label_quality` writes it.")
+    scores = read_metric(path)
+    if missing := [name for name in names if name not in scores]:
+        if len(missing) == len(names):
+            raise UserError(f"--label-quality {path}: no score of any of these {len(names)} utterances ({names[0]}).")
+        notify(f"warning: {path}: no score of {len(missing)} of {len(names)} utterances ({first_few(missing, 3)}).")
+    return scores
+
+
 def warn_if_flat(values: NDArray[np.float64], source: object) -> None:
     """Warn where all utterances have the same value, as when they are all in one cluster."""
     if len(values) > 1 and values.min() == values.max():
         notify(
             f"warning: {source}: one value for all {len(values)} utterances, so a curriculum by it is a random order. "
-            "Train a DeepEmoCluster with more epochs or clusters."
+            "If it is DeepMI, train a DeepEmoCluster with more epochs or clusters."
         )

@@ -107,6 +107,17 @@ def has_other_norm_stats(info: dict, key: str) -> bool:
     return info.get("norm_terms", key) != key
 
 
+def note_norm_stats(source: object, info: dict, key: str, norm_dir: Path) -> None:
+    """Print a note if a network was trained with statistics of a different `norm_key`, or does not record its own."""
+    if has_other_norm_stats(info, key):
+        print(f"note: {source} was trained with different normalisation statistics; results use the given ones.")
+    if "norm_terms" not in info:  # as in the published networks
+        notify(
+            f"note: {source} does not record its normalisation statistics; those in {norm_dir} are used. The published "
+            "networks need NormTerm/v1.8."
+        )
+
+
 def is_label_scale(low: float, high: float) -> bool:
     """Whether these can be the lowest and the highest possible label."""
     return -LARGEST_LABEL < low < high < LARGEST_LABEL  # false for NaN

@@ -348,8 +348,6 @@ class TrainingRun:
 
     def summary(self) -> list[dict]:
         """Best epoch and validation CCC of a finished run, as the row of a table."""
-        if self.best["loss"] is None:  # a rank other than 0 of a run that had finished before
-            return []
         return [{"best epoch": str(self.best["epoch"]), "validation CCC": f"{1 - self.best['loss']:.3f}"}]
 
     def facts(self) -> dict:

@@ -26,7 +26,7 @@ def figures(truth: ArrayLike, prediction: ArrayLike) -> dict[str, float]:
         pearson = covariance / (x.std() * y.std())
     return {
         "n": len(x),
-        "ccc": concordance_cc(x, y),
+        "ccc": concordance_cc(x, y) if len(x) > 1 else float("nan"),
         "pearson": float(pearson),
         "mae": float(np.abs(x - y).mean()),
         "rmse": float(np.sqrt(np.square(x - y).mean())),
@@ -77,8 +77,8 @@ def describe(result: dict) -> list[str]:
         f"Pearson {result['pearson']:.3f}, MAE {result['mae']:.3f}, RMSE {result['rmse']:.3f}",
     ]
     if genders := result["by_gender"]:
-        found = (f"{gender} {of['ccc']:.3f} ({of['n']} utterances)" for gender, of in genders.items())
-        lines.append(f"CCC by gender: {', '.join(found)}")
+        found = (f"{gender} {of['ccc']:.3f} ({of['n']})" for gender, of in genders.items())
+        lines.append(f"CCC by gender (utterances): {', '.join(found)}")
     if means := result["means_of_speakers"]:
         lines.append(
             f"means of {means['speakers']} speakers: CCC {means['ccc']:.3f}, rank correlation {means['spearman']:.3f}"

@@ -16,7 +16,7 @@ import signal
 import socket
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from deepmi.process import UserError, signals_blocked
@@ -58,6 +58,19 @@ def write_atomically(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def checked_output(path: Path, flag: str, inputs: Iterable[Path | None]) -> Path:
+    """The file that a flag names, to be written later; its folder is made.
+
+    Raises:
+        UserError: it is a folder, or one of the inputs, or its folder can't be written.
+    """
+    target = output_file(path)
+    if target.resolve() in {Path(file).resolve() for file in inputs if file}:
+        raise UserError(f"{flag} {path}: is one of the inputs; choose a different name.")
+    prepare_folder(target.parent)
+    return target
 
 
 def write_text(path: Path, text: str) -> None:

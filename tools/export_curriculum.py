@@ -98,10 +98,9 @@ def rows_by_bin(sampler: CurriculumSampler, names: list[str]) -> Iterator[tuple[
 
 def main(args: argparse.Namespace) -> None:
     """Write the table."""
-    out = storage.output_file(args.out)
-    storage.prepare_folder(out.parent)
-    if out.resolve() in {path.resolve() for path in (args.metric, args.labels) if path}:
-        raise UserError(f"--out {args.out}: is one of the inputs; choose a different name.")
+    out = storage.checked_output(args.out, "--out", [args.metric, args.labels])
+    if args.labels and args.order != "deepmi-balanced":
+        raise UserError(f"--labels: has no effect with --order {args.order}; leave one of them out.")
     metric = read_metric(args.metric)
     if not metric:
         raise UserError(f"{args.metric}: no utterances in it.")

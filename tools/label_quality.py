@@ -28,7 +28,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--lowest", type=cli.non_negative_int, default=10, metavar="N", help=help)
     cli.add_corpus_arguments(parser)
     cli.add_results_dir_argument(parser)
-    cli.add_compute_arguments(parser, "seed of the folds")
+    cli.add_seed_arguments(parser, "seed of the folds")
     return parser
 
 
@@ -43,9 +43,12 @@ from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 import utils
 from deepmi import storage
+from deepmi.ccc import UNKNOWN_SPEAKER
 from deepmi.metric import rounded
 from deepmi.process import UserError
 from tools.trials import RIDGE_ALPHAS, folds_by_speaker
+
+FEWEST = 10  # utterances: two per fold
 
 
 def cross_fitted(rows: NDArray[np.float32], labels: NDArray[np.float64], folds: NDArray[np.int64]) -> NDArray:
@@ -78,8 +81,10 @@ def main(args: argparse.Namespace) -> None:
     """Predict across folds, score, write and print."""
     utils.make_output_folders(args.results_dir, args.cache_dir)
     train = utils.open_corpus(args).load("Train")
-    if len(train.names) < 2:
-        raise UserError(f"{len(train.names)} Train utterances; expected at least 2.")
+    if len(train.names) < FEWEST:
+        raise UserError(f"{len(train.names)} Train utterances; expected at least {FEWEST}.")
+    if (known := len({*train.speakers} - {UNKNOWN_SPEAKER})) < 2 or UNKNOWN_SPEAKER in train.speakers:
+        print(f"note: {known} known speakers; the folds divide utterances of unknown speakers, or of a single one.")
     folds = folds_by_speaker(train.speakers, train.names, args.seed)
     prediction = cross_fitted(train.rows, train.labels, folds)
     scores = label_quality(train.labels, prediction)

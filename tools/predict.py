@@ -178,6 +178,7 @@ def load_predictor(args: argparse.Namespace) -> Predictor | finetuned.FinetunedP
     width = feature_norm[0].size
     sets: dict[object, str] = {args.norm_dir: features.read_feature_set(args.norm_dir)}
     found: dict[str, Regressor] = {}
+    infos: dict[Path, tuple[dict, str]] = {}
     for file in args.model:
         network, info = load_regressor(file, width)
         run_log.note_if_unfinished(file)
@@ -185,7 +186,8 @@ def load_predictor(args: argparse.Namespace) -> Predictor | finetuned.FinetunedP
         if attribute not in cli.ATTRIBUTES:
             raise UserError(f"{file}: unknown attribute; give it a name like SimpleEmoRegressor_DeepMI@_Val.pt.tar.")
         label_norm = norm_stats.read_label_norm(args.norm_dir, attribute)
-        if norm_stats.has_other_norm_stats(info, norm_stats.norm_key(feature_norm, label_norm)):
+        key = norm_stats.norm_key(feature_norm, label_norm)
+        if norm_stats.has_other_norm_stats(info, key):
             raise UserError(
                 f"{args.norm_dir}: {file} was trained with different normalisation statistics; name them with "
                 "--norm-dir."
@@ -193,6 +195,7 @@ def load_predictor(args: argparse.Namespace) -> Predictor | finetuned.FinetunedP
         if attribute in found:
             raise UserError(f"{found[attribute].file} and {file} both predict {attribute}; give only one of them.")
         found[attribute] = Regressor(network.to(device), file, label_norm)
+        infos[file] = info, key
         sets[file] = info.get("feature_set", "")
     name = wanted_set(args, features.common_feature_set(sets) or "IS13")
     opened = open_set(name, args.device)
@@ -202,6 +205,8 @@ def load_predictor(args: argparse.Namespace) -> Predictor | finetuned.FinetunedP
             f"{args.norm_dir}: has statistics of {width} features, {name} has {opened.num_features}; name the "
             "regressors' feature set with --set."
         )
+    for file, (info, key) in infos.items():
+        norm_stats.note_norm_stats(file, info, key, args.norm_dir)
     regressors = {attribute: found[attribute] for attribute in cli.ATTRIBUTES if attribute in found}
     parts = [(attribute, part.label_norm) for attribute, part in regressors.items()]
     files = [part.file.read_bytes() for part in regressors.values()]
@@ -246,7 +251,8 @@ def read_unfinished(file: Path) -> dict[str, dict]:
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         for line in file.read_text(encoding="utf-8").splitlines():
             block = json.loads(line)
-            blocks[block["key"]] = block
+            if {"rows", "faults", "doubtful", "clipped"} <= block.keys():
+                blocks[block["key"]] = block
     if file.exists():
         storage.write_text(file, "".join(json.dumps(block) + "\n" for block in blocks.values()))
     return blocks
@@ -318,11 +324,8 @@ def _state(clip: Clip) -> tuple:
 def main(args: argparse.Namespace) -> int:
     """Predict, write the table, and list what could not be used."""
     clips = find_clips(args.inputs, args.segment)
-    table = None if args.out == "-" else storage.output_file(args.out)
-    if table:
-        storage.prepare_folder(table.parent)
-        if table.resolve() in {path.resolve() for path in (*args.model, *(clip.recording for clip in clips))}:
-            raise UserError(f"--out {args.out}: is one of the inputs; choose a different name.")
+    inputs = (*args.model, *(clip.recording for clip in clips))
+    table = None if args.out == "-" else storage.checked_output(args.out, "--out", inputs)
     predictor = load_predictor(args)
     unfinished = table and table.with_name(f".{table.name}.unfinished")
     rows, clipped, faults, doubtful = 0, 0.0, [], {}

@@ -237,7 +237,8 @@ def predict(model, function: Callable, rows: NDArray[np.float32], args: argparse
 
 def predict_by(regressor: Path, corpus, rows: NDArray[np.float32], args: argparse.Namespace) -> NDArray[np.float32]:
     """`predict` with the network in a checkpoint of stage 3 or 1."""
-    model, _ = load_regressor(regressor, corpus.num_features, args.emo_attr, corpus.feature_set)
+    model, info = load_regressor(regressor, corpus.num_features, args.emo_attr, corpus.feature_set)
+    corpus.note_other_norm_stats(regressor, info)
     return predict(model, model, rows, args)
 
 
@@ -272,7 +273,6 @@ def self_taught(args: argparse.Namespace) -> Path:
     """Score each training utterance by a regressor that was trained without it and its speaker.
 
     Five folds are drawn by speaker. A regressor without curriculum is trained on four of them and scores the fifth.
-
     Returns:
         A file like a DeepMI file: file name -> minus the absolute error, z-normed.
     Raises:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import utils
 from deepmi import clustering, curriculum, run_log, runtime, tables
 from deepmi.batches import Rows, in_batches
-from deepmi.metric import ALPHA, deepmi_values, emotion_levels, read_metric
+from deepmi.metric import ALPHA, deepmi_values, emotion_levels, read_label_quality, read_metric
 from deepmi.process import UserError, notify
 from model import load_ssl_checkpoint
 from tools import feature_sets
@@ -252,7 +252,8 @@ def gather(args: argparse.Namespace, metric_file: Path, label_file: Path | None)
         if disputed is not None:
             table["disputed"] = disputed.astype(float)
     if args.label_quality:
-        table["label quality"] = pd.Series(read_metric(args.label_quality))
+        names = table.index[table["value"].notna()].tolist()
+        table["label quality"] = pd.Series(read_label_quality(args.label_quality, names))
     for attribute in [name for name in ATTRIBUTE_NAMES if name != args.emo_attr]:
         file = utils.metric_file(metric_file.parent, args.num_clusters, attribute)
         if file.is_file():

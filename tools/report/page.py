@@ -92,6 +92,7 @@ def utterance_columns(found: Evidence) -> list[dict]:
         {"title": "file", "data": rows.index.tolist()},
         numbers("DeepMI", "value", DECIMALS),
         *(numbers(title, title, DECIMALS) for name in ATTRIBUTE_NAMES if (title := f"DeepMI {name}") in rows),
+        *([numbers("label quality", "label quality", 3)] if "label quality" in rows else []),
         numbers("place", "place", 0),
         numbers("first bin", "bin", 0),
         numbers("ties", "ties", 0),
@@ -109,8 +110,6 @@ def utterance_columns(found: Evidence) -> list[dict]:
     if "prediction" in rows:
         rows = rows.assign(residual=rows["prediction"] - rows["label"])
         columns += [numbers(title, title, 2) for title in ("prediction", "residual")]
-    if "label quality" in rows:
-        columns.append(numbers("label quality", "label quality", 3))
     if "spread" in rows:
         columns.append(numbers("rater sd", "spread", 2))
     return columns

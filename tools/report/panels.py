@@ -241,8 +241,8 @@ def information_findings(found: Evidence) -> list[str]:
     used, i_x = int((sizes > 0).sum()), information["I(X;Y)"]
     h_y = entropy(np.bincount(found.train["level"]) / len(found.train))
     by_kmeans = (
-        f" The values are the mean over {RESTARTS} k-means of the network's features instead, which the charts of "
-        "clusters do not explain."
+        f" The values are the mean over {RESTARTS} k-means of the network's features. Charts, cells and the column of "
+        "clusters below are of the cluster head, and do not explain them."
     )
     coarse = " DeepMI is as coarse as these clusters." if 2 * used <= found.num_clusters else ""
     return [
@@ -260,7 +260,7 @@ def bin_findings(found: Evidence, edges: pd.DataFrame, bins: pd.DataFrame) -> li
     """The main results on the first bin and on ties."""
     first, whole = (bins[bins["bin"] == number].set_index("order").T for number in (1, curriculum.NUM_BINS))
     start, train = first["deepmi"], found.train
-    text = f"The first bin of the published order has {start['utterances']:,.0f} utterances "
+    text = f"The first bin of the DeepMI order has {start['utterances']:,.0f} utterances "
     if found.has_labels:
         levels, all_levels = ((of["deepmi"][list(LEVEL_NAMES)] > 0).sum() for of in (first, whole))
         text += (
