@@ -66,3 +66,32 @@ def test_the_table_explains_each_value_of_the_metric(trained, ending, clusters):
 
 def test_a_table_of_another_kind_is_refused(trained):
     trained.refuses(trained.stage(2, "--table", "table.xlsx"), "table.xlsx", ".csv or .parquet")
+
+
+def test_the_table_has_speakers_and_ratings_of_the_corpus(trained):
+    labels = pd.read_csv(trained.labels, index_col="FileName")
+    first, second = labels.index[labels["Split_Set"] == "Train"][:2]
+    rows = [f"{first},w1,3", f"{first},w2,5", f"{second},w1,2"]
+    detailed = trained.labels.with_name("labels_detailed.csv")
+    detailed.write_text("\n".join(["FileName,WorkerID,EmoVal", *rows]) + "\n")
+    trained.runs(2, "--table", "new/table.csv")
+    table = pd.read_csv("new/table.csv", index_col="FileName")
+    assert table["SpkrID"].to_dict() == labels.loc[table.index, "SpkrID"].to_dict()
+    assert table.loc[[first, second], "raters"].tolist() == [2, 1]
+    assert table.loc[first, "rater_sd"] == 1 and np.isnan(table.loc[second, "rater_sd"])
+    trained.refuses(trained.stage(2, "--table", trained.labels), "one of the inputs")
+
+
+def test_stage_4_has_the_figures_of_each_gender_and_speaker(trained):
+    def halve(table):
+        table["Gender"] = np.where(np.arange(len(table)) % 2, "Female", "Male")
+        return table
+
+    halve(pd.read_csv(trained.labels)).to_csv(trained.labels, index=False)
+    out, _ = trained.runs(4)
+    result, predictions = trained.result()
+    labels = pd.read_csv(trained.labels, index_col="FileName").loc[predictions["FileName"]]
+    women = predictions[(labels["Gender"] == "Female").to_numpy()]
+    error = (women["prediction"] - women["label"]).abs().mean()
+    assert result["by_gender"]["Female"]["mae"] == pytest.approx(error) and "by gender" in out
+    assert set(result["by_speaker"]) == set(labels["SpkrID"]) - {"Unknown"}
