@@ -6,8 +6,7 @@ from deepmi.ccc import bootstrap_interval, ccc_loss, concordance_cc
 from deepmi.curriculum import training_order
 from deepmi.metric import deepmi_values, emotion_levels, read_metric
 
-__all__ = [
-    "CurriculumSampler",
+__all__ = [  # without CurriculumSampler, so that `import *` does not need torch
     "bootstrap_interval",
     "ccc_loss",
     "concordance_cc",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -64,6 +65,14 @@ def encoder_layer(text: str) -> str:
             "gives all layers the same weight"
         )
     return text if text == "mean" else str(non_negative_int(text))
+
+
+def positive_number(text: str) -> float:
+    """A finite number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a finite number above 0, found {text}")
+    return value
 
 
 def positive_share(text: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,10 @@ from deepmi.curriculum import (
     ORDERS,
     PACINGS,
     Schedule,
-    match_metric,
     training_order,
 )
 from deepmi.metric import read_metric, warn_if_flat
+from deepmi.process import UserError, first_few, notify
 from deepmi.seeds import SEED, derived_seed
 
 
@@ -32,8 +33,9 @@ class CurriculumSampler(Sampler):
     utterances in the same order as the epoch of `training_Curriculum.py` with the same settings.
 
     Args:
-        metric: DeepMI file, or file name -> value; any number per utterance will do. High values are trained first. Not
-            used by the orders `random` and `none`, which take None.
+        metric: DeepMI file, or file name -> value (a dict or a pandas Series); any number per utterance will do, and
+            what is not finite counts as missing. High values are trained first. Not used by the orders `random` and
+            `none`, which take None.
         names: file names of the dataset, N of them, in its order, written as in the metric. Names in the metric that
             are not in the dataset are ignored.
         order: one of `deepmi.curriculum.ORDERS`.
@@ -49,7 +51,8 @@ class CurriculumSampler(Sampler):
         skip_missing: leave out utterances without a value, with a warning, instead of raising an error.
     Raises:
         UserError: the metric cannot be read, or lacks utterances.
-        ValueError: an unknown order or pacing, or `metric` or `levels` is missing.
+        ValueError: an unknown order or pacing, `metric` or `levels` is missing, there are not N levels, or a number is
+            too small.
     Source: Lin, Sridhar & Busso (2024).
 
     >>> sampler = CurriculumSampler({"a.wav": 0.1, "b.wav": 0.3, "c.wav": 0.2}, ["a.wav", "b.wav", "c.wav"], bins=3)
@@ -62,7 +65,7 @@ class CurriculumSampler(Sampler):
 
     def __init__(
         self,
-        metric: Path | str | Mapping[str, float] | None,
+        metric: PathLike[str] | str | Mapping[str, float] | None,
         names: Sequence[str],
         order: str = "deepmi",
         *,
@@ -82,6 +85,10 @@ class CurriculumSampler(Sampler):
             raise ValueError(f"order {order!r} needs a metric")
         if order == "deepmi-balanced" and levels is None:
             raise ValueError("order 'deepmi-balanced' needs the emotion level of each utterance: levels=...")
+        if levels is not None and len(levels) != len(names):
+            raise ValueError(f"{len(levels)} levels for {len(names)} names")
+        if bins < 1 or epochs_per_bin < 1:
+            raise ValueError(f"{bins} bins of {epochs_per_bin} epochs; expected at least 1 of each")
         values = _values(metric, names, skip_missing) if order in METRIC_ORDERS else None
         levels = None if levels is None else np.asarray(levels)
         joined = distributed.is_available() and distributed.is_initialized()
@@ -136,10 +143,22 @@ class AllEpochs(Sampler):
             yield from self.sampler.positions(epoch).tolist()
 
 
-def _values(metric: Path | str | Mapping[str, float], names: Sequence[str], skip_missing: bool) -> NDArray[np.float64]:
+def _values(
+    metric: PathLike[str] | str | Mapping[str, float], names: Sequence[str], skip_missing: bool
+) -> NDArray[np.float64]:
     """The metric's value per utterance, NaN where it lacks one."""
-    source = "metric" if isinstance(metric, Mapping) else Path(metric)
-    found = metric if isinstance(metric, Mapping) else read_metric(metric)
-    values = match_metric(found, names, source, [*names, *found], skip_missing)
+    if isinstance(metric, (str, PathLike)):
+        source, found = str(metric), read_metric(Path(metric))
+    else:
+        source, found = "metric", dict(metric)
+    values = np.array([found.get(name, np.nan) for name in names], dtype=np.float64)
+    values[~np.isfinite(values)] = np.nan
+    if missing := [name for name, absent in zip(names, np.isnan(values)) if absent]:
+        fault = f"{source}: no finite value for {len(missing)} of {len(names)} utterances ({first_few(missing, 3)})"
+        if not skip_missing or len(missing) == len(names):
+            example = f"a name in it is {next(iter(found))}" if found else "it is empty"
+            remedy = "" if skip_missing else ", or leave them out with skip_missing=True"
+            raise UserError(f"{fault}; {example}. Write the names as in the metric{remedy}.")
+        notify(f"warning: {fault}; left out.")
     warn_if_flat(values[~np.isnan(values)], source)
     return values

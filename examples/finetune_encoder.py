@@ -41,10 +41,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("-batch", "--batch_size", type=cli.batch_int, default=32, metavar="N", help=help)
     help = "recordings that pass through the network together; fewer need less memory, and give the same loss"
     parser.add_argument("--micro-batch", type=cli.positive_int, default=8, metavar="N", help=help)
-    parser.add_argument("--rate", type=float, default=1e-5, help="learning rate of the encoder")
-    parser.add_argument("--head-rate", type=float, default=1e-3, help="learning rate of pooling and head")
+    parser.add_argument("--rate", type=cli.positive_number, default=1e-5, help="learning rate of the encoder")
+    parser.add_argument("--head-rate", type=cli.positive_number, default=1e-3, help="learning rate of pooling and head")
     help = "seconds of a recording to train on, from its start; those of MSP-Podcast have at most 11"
-    parser.add_argument("--seconds", type=float, default=12.0, metavar="S", help=help)
+    parser.add_argument("--seconds", type=cli.positive_number, default=12.0, metavar="S", help=help)
     group, corpus = parser.add_argument_group("corpus"), os.environ.get("DEEPMI_CORPUS")
     help = "corpus in MSP-Podcast's layout; by default $DEEPMI_CORPUS"
     group.add_argument("--corpus", type=Path, metavar="DIR", default=corpus, required=not corpus, help=help)
@@ -82,6 +82,7 @@ from tqdm import tqdm
 import utils
 from deepmi import CurriculumSampler, ccc_loss, concordance_cc, emotion_levels, plots, ranks, run_log, runtime, storage
 from deepmi.labels import attribute_labels, read_labels, select_split
+from deepmi.metric import read_metric
 from deepmi.process import STOP_SIGNALS, UserError, first_few, notify, num_ranks, rank, signals_blocked
 from deepmi.seeds import derived_seed
 from tools import finetuned
@@ -97,9 +98,18 @@ class Split(NamedTuple):
     recordings: list[Path]
     labels: np.ndarray  # in label units, float64, (N, A)
 
+    def digest(self) -> str:
+        """Identifies names, labels and recordings; the recordings by size and time of change."""
+        states = [path.stat() for path in self.recordings]
+        return storage.digest(self.names, self.labels.tobytes(), [(s.st_size, s.st_mtime_ns) for s in states])
+
 
 def load_split(args: argparse.Namespace, split: str, recordings: Recordings) -> Split:
-    """A split, sorted by file name; raises `UserError` if labels or, without --skip-missing, recordings are missing."""
+    """A split, sorted by file name.
+
+    Raises:
+        UserError: labels or, without --skip-missing, recordings are missing, or all labels of an attribute are equal.
+    """
     file = args.labels or utils.find_label_file(args.corpus)
     rows = select_split(read_labels(file), split, file)
     labels = pd.concat([attribute_labels(rows, attribute, file) for attribute in args.emo_attr], axis=1)
@@ -114,6 +124,11 @@ def load_split(args: argparse.Namespace, split: str, recordings: Recordings) -> 
             raise UserError(f"{found}. Name their folder with --audio, or leave them out with --skip-missing.")
         notify(f"warning: {found}; left out.")
     complete = complete.drop(missing)
+    if constant := [name for name, column in zip(args.emo_attr, complete.to_numpy().T) if len(set(column)) < 2]:
+        raise UserError(
+            f"{file}: all {len(complete)} utterances of {split} have the same label of {', '.join(constant)}, so there "
+            "is no CCC. Correct the labels, or leave the attribute out of --emo_attr."
+        )
     return Split(list(complete.index), [paths[name] for name in complete.index], complete.to_numpy())
 
 
@@ -216,7 +231,7 @@ def validate(network: finetuned.FinetunedEncoder, validation: Split, args: argpa
     """CCC of each attribute over the whole split."""
     network.eval()
     device, count = next(network.parameters()).device, len(validation.names)
-    own = torch.arange(count)[ranks.own_share(count)].split(args.micro_batch if network.masks else 1)
+    own = torch.arange(count)[ranks.own_share(count)].split(args.micro_batch)
     found = [torch.zeros(0, len(args.emo_attr), device=device)]
     for signals in read_batches(validation, [part.tolist() for part in own if len(part)], args):
         with runtime.autocast(device, args.precision):
@@ -231,6 +246,9 @@ def new_sampler(args: argparse.Namespace, train: Split) -> CurriculumSampler:
     """The curriculum. Each rank draws the whole batches, and takes its share of each."""
     if args.metric is None and args.order in curriculum.METRIC_ORDERS:
         raise UserError(f"--order {args.order}: needs a DeepMI file; name one with --metric FILE.")
+    if args.order in curriculum.METRIC_ORDERS and not args.skip_missing:  # for a message that names the flags
+        metric = read_metric(args.metric)
+        curriculum.match_metric(metric, train.names, args.metric, [*train.names, *metric])
     levels = emotion_levels(train.labels[:, 0])
     options = {name: getattr(args, name) for name in ("pacing", "bins", "epochs_per_bin", "seed", "skip_missing")}
     return CurriculumSampler(args.metric, train.names, args.order, levels=levels, num_replicas=1, rank=0, **options)
@@ -254,7 +272,7 @@ def main(args: argparse.Namespace) -> None:
         label_norm = dict(zip(args.emo_attr, zip(mean.tolist(), std.tolist())))
         network = finetuned.from_pretrained(args.encoder, label_norm)
         splits = {"Train": train, "Validation": validation}
-        digests = {name: storage.digest(split.names, split.labels.tobytes()) for name, split in splits.items()}
+        digests = {name: split.digest() for name, split in splits.items()}
         digests["encoder"] = storage.digest(*(value.numpy().tobytes() for value in network.state_dict().values()))
         digests["order"] = storage.digest(sampler.ranked.tobytes())
         details = {"corpus": str(args.corpus), "encoder": args.encoder, "ranks": num_ranks()}

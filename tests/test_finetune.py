@@ -28,11 +28,16 @@ SMALL = ("-emo", "Val", "Act", "--metric", "metric.json", "-ep", 3, "--bins", 2,
 DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout")
 
 
+def with_settings(folder, file="config.json", **settings):
+    """An encoder's folder, with some settings changed."""
+    file = folder / file
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    return folder
+
+
 def without_dropout(folder):
     """An encoder's folder, with every dropout set to 0."""
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | dict.fromkeys(DROPOUTS, 0.0)))
-    return folder
+    return with_settings(folder, **dict.fromkeys(DROPOUTS, 0.0))
 
 
 def signals(count, seed=0):
@@ -89,6 +94,28 @@ def test_padding_is_not_heard(tmp_path):
     with torch.inference_mode():
         together, alone = network(signals(3)), torch.cat([network([signal]) for signal in signals(3)])
     assert torch.allclose(together, alone, atol=1e-5) and together.std(dim=0).min() > 1e-3
+
+
+def test_a_group_norm_does_not_hear_the_padding(tmp_path):
+    source = save_encoder(tmp_path / "encoder", "WavLM", norm="group")
+    with_settings(source, "preprocessor_config.json", return_attention_mask=True)  # as wavlm-base-plus has it
+    network = finetuned.from_pretrained(str(without_dropout(source)), NORMS)
+    losses = []
+    for micro_batch in (1, 4):
+        args = argparse.Namespace(micro_batch=micro_batch, seed=1, precision="fp32")
+        losses.append(tool.backward(network, signals(4), torch.arange(8.0).reshape(4, 2), args, 0, 0).item())
+    assert losses[0] == losses[1] and not network.masks
+
+
+def test_settings_of_classes_and_outputs_have_no_effect(tmp_path):
+    source = with_settings(save_encoder(tmp_path / "encoder", "WavLM"), num_labels=10**9, return_dict=False)
+    network = finetuned.from_pretrained(str(source), NORMS).eval()
+    finetuned.save_finetuned(tmp_path / "x.pt", network, network.state_dict(), {})
+    content = tensors.load_tensors(tmp_path / "x.pt")
+    content["config"] = json.dumps(json.loads(content["config"]) | {"num_labels": 10**9, "return_dict": False})
+    tensors.save_tensors(content, tmp_path / "x.pt")
+    with torch.inference_mode():
+        assert torch.equal(finetuned.load_finetuned(tmp_path / "x.pt")(signals(1)), network(signals(1)))
 
 
 def test_attentive_statistics_are_mean_and_deviation_under_equal_weights():
@@ -174,6 +201,9 @@ def test_a_killed_run_continues_to_the_same_bytes(speech, monkeypatch):
     assert "resuming after 1 epochs" in out
     assert checkpoint(speech, "M").read_bytes() == checkpoint(speech).read_bytes()
     assert "already trained" in finetune(speech)[1]
+    first = sorted((speech.corpus / "Audios").iterdir())[0]
+    soundfile.write(first, np.full(3000, 0.1), RATE)
+    assert "already trained" not in finetune(speech)[1]
 
 
 def test_missing_recordings_and_values_are_left_out_on_request(speech):
@@ -206,6 +236,15 @@ def test_bad_input_gets_one_message(speech):
         speech.refuses(speech.run("examples.finetune_encoder", encoder, "--corpus", "corpus", *argv), *words)
 
     refuses(words=("--order deepmi", "--metric"))
+    (speech.folder / "other.json").write_text('{"a.wav": 1.0}')
+    refuses("--metric", "other.json", words=("lacks 60", "--skip-missing"))
+    for text in ("nan", "0", "inf"):
+        code, _, err = speech.run("examples.finetune_encoder", "encoder", "--corpus", "corpus", "--seconds", text)
+        assert code == 2 and "a finite number above 0" in err
+    table = pd.read_csv(speech.labels)
+    table.loc[table["Split_Set"] == "Development", "EmoVal"] = 4.0
+    table.to_csv(speech.folder / "flat.csv", index=False)
+    refuses("--metric", "metric.json", "--labels", "flat.csv", words=("Validation have the same label of Val",))
     refuses("--metric", "metric.json", words=("no/such/encoder", "no such folder"), encoder="no/such/encoder")
     refuses("--metric", "metric.json", "--audio", "nowhere", words=("nowhere", "no such folder"))
     first = sorted((speech.corpus / "Audios").iterdir())[0]
@@ -214,10 +253,9 @@ def test_bad_input_gets_one_message(speech):
     first.unlink()
     refuses("--metric", "metric.json", words=("no recording of 1 of 60", first.name))
     for key, value, words in (("auto_map", {"a": "b"}, "loads code"), ("model_type", "whisper", "kind whisper")):
-        file = save_encoder(speech.folder / key) / "config.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+        folder = with_settings(save_encoder(speech.folder / key), **{key: value})
         with pytest.raises(UserError, match=words):
-            finetuned.from_pretrained(str(file.parent), NORMS)
+            finetuned.from_pretrained(str(folder), NORMS)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -261,6 +299,7 @@ def test_a_file_that_is_damaged_or_not_alone_is_refused(bench, model_file):
         ({"config": "{}"}, "kind None"),
         ({"config": json.dumps(settings | {"auto_map": {"AutoModel": "x--y.Z"}})}, "loads code"),
         ({"config": json.dumps(settings | {"num_hidden_layers": 10**9})}, "layers without weights"),
+        ({"config": json.dumps(settings | {"add_adapter": True, "num_adapter_layers": 10**9})}, "add_adapter"),
         ({"config": json.dumps(settings | {"hidden_size": 48})}, "damaged"),
         ({"label_norm": {"Act": [4.0, 0.0]}}, "statistics of labels"),
         ({"state_dict": {}}, "damaged"),

@@ -3,8 +3,10 @@
 import doctest
 import importlib.util
 import json
+import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, read_rows
@@ -116,10 +118,19 @@ def test_all_epochs_are_the_epochs_one_after_the_other():
 def test_the_metric_may_be_larger_but_not_smaller_than_the_dataset():
     made = deepmi.CurriculumSampler(METRIC, NAMES[:20], bins=1)
     assert sorted(made) == list(range(20))
-    with pytest.raises(UserError, match=r"metric: .*lacks 1 of them \(new.wav\)"):
+    with pytest.raises(UserError, match=r"metric: .* 1 of 54 .*\(new.wav\); a name .* 000.wav.*skip_missing=True"):
         deepmi.CurriculumSampler(METRIC, [*NAMES, "new.wav"])
     made = deepmi.CurriculumSampler(METRIC, [*NAMES, "new.wav"], bins=1, skip_missing=True)
     assert sorted(made) == list(range(53))
+
+
+def test_values_that_are_not_finite_are_missing():
+    metric = pd.Series(METRIC)
+    metric[NAMES[3]], metric[NAMES[5]] = np.nan, np.inf
+    with pytest.raises(UserError, match="2 of 53"):
+        deepmi.CurriculumSampler(metric, NAMES)
+    made = deepmi.CurriculumSampler(metric, NAMES, bins=1, skip_missing=True)
+    assert sorted(made) == [position for position in range(53) if position not in (3, 5)]
 
 
 def test_wrong_arguments_are_refused():
@@ -128,6 +139,9 @@ def test_wrong_arguments_are_refused():
         ({"pacing": "fast"}, "fast"),
         ({"metric": None}, "needs a metric"),
         ({"order": "deepmi-balanced"}, "levels"),
+        ({"levels": LEVELS[1:]}, "52 levels for 53 names"),
+        ({"bins": 0}, "0 bins"),
+        ({"epochs_per_bin": 0}, "0 epochs"),
         ({"num_replicas": 2, "rank": 2}, "rank 2 of 2"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -137,6 +151,11 @@ def test_wrong_arguments_are_refused():
 
 def test_an_unknown_name_of_the_package_is_an_attribute_error():
     assert not hasattr(deepmi, "no_such_name")
+
+
+def test_importing_all_names_needs_no_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "deepmi.sampler", None)  # as where torch is not installed
+    exec("from deepmi import *", {})
 
 
 def test_the_examples_of_the_docstrings_hold():

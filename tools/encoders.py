@@ -260,8 +260,8 @@ class EncoderSet:
 
         None if a signal has no frame.
         """
-        # Encoders with a group norm (wav2vec2-base) have no mask: silence beside a clip would change its features.
-        masks = self._is_whisper or self._prepare.return_attention_mask
+        config = self._model.config
+        masks = self._is_whisper or (self._prepare.return_attention_mask and ignores_padding(config))
         if not masks and len({len(signal) for signal in signals}) > 1:
             return [self._moments([signal])[0] for signal in signals]
         lengths = torch.tensor([len(signal) for signal in signals])
@@ -292,6 +292,14 @@ class EncoderSet:
 def _moments_of(states: torch.Tensor) -> torch.Tensor:
     """Mean and population variance over time, shape (2, hidden size), of states of shape (frames, hidden size)."""
     return torch.stack([states.mean(dim=0), states.var(dim=0, correction=0)])
+
+
+def ignores_padding(config: object) -> bool:
+    """Whether an encoder that is given a mask of the padding makes the same of a clip beside longer ones.
+
+    Its first layer with a group norm (wav2vec2-base, wavlm-base) averages over the padding, with a mask too.
+    """
+    return getattr(config, "feat_extract_norm", None) == "layer"
 
 
 def refuse_foreign_code(source: object, config: Mapping[str, object]) -> None:

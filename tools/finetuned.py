@@ -22,11 +22,12 @@ from deepmi import run_log, storage, tensors
 from deepmi.cli import ATTRIBUTES
 from deepmi.norm_stats import denormalise
 from deepmi.process import UserError
-from tools.encoders import SetName, hub_folder, import_transformers, refuse_foreign_code
+from tools.encoders import SetName, hub_folder, ignores_padding, import_transformers, refuse_foreign_code
 from tools.sound import SAMPLING_RATE, Clip
 
 MARK = "deepmi_finetuned_encoder"  # the first key of the file
 KINDS = ("wav2vec2", "hubert", "wavlm")
+CLASS_SETTINGS = ("num_labels", "id2label", "label2id")  # of classifiers; transformers makes a name for each class
 SHORTEST = SAMPLING_RATE // 20  # samples; an encoder needs 25 ms for a frame
 LONGEST_PIECE = 60  # seconds that an encoder hears at once; its memory grows with their square
 SCORE_WIDTH = 128
@@ -57,7 +58,7 @@ class FinetunedEncoder(nn.Module):
     Args:
         encoder: wav2vec 2.0, HuBERT or WavLM, of transformers.
         standardises: whether it expects signals of mean 0 and variance 1.
-        masks: whether it takes a mask of the padding. One without (wav2vec2-base) hears the padding of a batch.
+        masks: whether it was trained with a mask of the padding.
         label_norm: attribute -> mean and standard deviation of its Train labels.
     """
 
@@ -65,7 +66,8 @@ class FinetunedEncoder(nn.Module):
         self, encoder: nn.Module, standardises: bool, masks: bool, label_norm: Mapping[str, tuple[float, float]]
     ):
         super().__init__()
-        self.standardises, self.masks, self.label_norm = standardises, masks, dict(label_norm)
+        self.standardises, self.label_norm = standardises, dict(label_norm)
+        self.masks = masks and ignores_padding(encoder.config)
         width = encoder.config.hidden_size
         self.encoder = encoder
         self.pool = AttentiveStatistics(width)
@@ -74,13 +76,15 @@ class FinetunedEncoder(nn.Module):
 
     def embed(self, signals: Sequence[Tensor]) -> Tensor:
         """Signals at 16 kHz, of shape (samples,) each -> pooled statistics (B, 2 D)."""
+        if len(signals) > 1 and not self.masks:  # it would hear the padding
+            return torch.cat([self.embed([signal]) for signal in signals])
         lengths = torch.tensor([max(len(signal), SHORTEST) for signal in signals])
         if self.standardises:
             signals = [(x - x.mean()) / (x.var(correction=0) + 1e-7).sqrt() for x in signals]
         filler = signals[0].new_zeros(SHORTEST)
         padded = pad_sequence([*signals, filler], batch_first=True)[:-1]  # (B, samples)
         mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long().to(padded.device) if self.masks else None
-        states = self.encoder(padded, attention_mask=mask).last_hidden_state  # (B, T, D)
+        states = self.encoder(padded, attention_mask=mask, return_dict=True).last_hidden_state  # (B, T, D)
         frames = self.encoder._get_feat_extract_output_lengths(lengths)
         heard = torch.arange(states.shape[1]) < frames[:, None]
         return self.pool(states, heard.to(states.device))
@@ -94,11 +98,18 @@ class FinetunedEncoder(nn.Module):
 # From a pretrained encoder, and to and from a file
 
 
-def _check_config(source: object, config: Mapping[str, object]) -> None:
-    """Raise `UserError` if an encoder is of an unknown kind, or its configuration names code to import."""
+def _settings_of(source: object, config: Mapping[str, object]) -> dict[str, object]:
+    """A configuration without what only classifiers need.
+
+    Raises:
+        UserError: the encoder is of an unknown kind, or has adapters, or its configuration names code to import.
+    """
     if config.get("model_type") not in KINDS:
         raise UserError(f"{source}: an encoder of kind {config.get('model_type')}; expected one of {', '.join(KINDS)}.")
+    if config.get("add_adapter"):
+        raise UserError(f"{source}: an encoder with adapters (add_adapter); expected one without.")
     refuse_foreign_code(source, config)
+    return {name: value for name, value in config.items() if name not in CLASS_SETTINGS}
 
 
 def from_pretrained(source: str, label_norm: Mapping[str, tuple[float, float]]) -> FinetunedEncoder:
@@ -114,11 +125,13 @@ def from_pretrained(source: str, label_norm: Mapping[str, tuple[float, float]]) 
     folder = Path(source) if Path(source).is_dir() else hub_folder(SetName.parse(source))
     safe = {"local_files_only": True, "trust_remote_code": False}
     try:
-        _check_config(source, transformers.PreTrainedConfig.get_config_dict(folder)[0])
+        settings = _settings_of(source, transformers.PreTrainedConfig.get_config_dict(folder)[0])
         prepare = transformers.AutoFeatureExtractor.from_pretrained(folder, **safe)
         # SpecAugment and layer dropout draw from numpy, and clips may be shorter than the spans that are masked.
-        options = {"apply_spec_augment": False, "layerdrop": 0.0, "dtype": torch.float32, "weights_only": True}
-        encoder, report = transformers.AutoModel.from_pretrained(folder, output_loading_info=True, **safe, **options)
+        settings |= {"apply_spec_augment": False, "layerdrop": 0.0}
+        safe |= {"config": transformers.AutoConfig.for_model(**settings), "weights_only": True}
+        options = {"dtype": torch.float32, "output_loading_info": True}
+        encoder, report = transformers.AutoModel.from_pretrained(folder, **safe, **options)
     except UserError:
         raise
     except Exception as error:  # its loaders raise errors of many kinds
@@ -162,8 +175,7 @@ def load_finetuned(path: Path) -> FinetunedEncoder:
     content = tensors.load_tensors(path)
     transformers = import_transformers()
     try:
-        settings, weights = json.loads(content["config"]), content["state_dict"]
-        _check_config(path, settings)
+        settings, weights = _settings_of(path, json.loads(content["config"])), content["state_dict"]
         label_norm = {name: content["label_norm"][name] for name in ATTRIBUTES if name in content["label_norm"]}
         if not label_norm or not all(math.isfinite(mean) and 0 < std < math.inf for mean, std in label_norm.values()):
             raise ValueError("no statistics of labels")
