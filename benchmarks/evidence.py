@@ -116,7 +116,8 @@ def difference_lines(found: pd.DataFrame, recipe: str) -> list[str]:
     rows = [["features", "attribute", "labels", "CCC", "minus random [95 %], p", "minus none [95 %], p"]]
     for cell, part in found.groupby(CELL, observed=True):
         gains = [
-            f"{number(row.gain)} [{number(row.low)} .. {number(row.high)}], p {number(row.p_holm)}"
+            f"{number(row.gain)} [{number(row.low)} .. {number(row.high)}], "
+            + (f"p {number(row.p_holm)}" if row.p_holm >= 0.001 else "p < .001")
             for row in part.itertuples()
         ]
         rows.append([*map(str, cell), number(part["ccc"].iloc[0]), *gains])

@@ -26,7 +26,7 @@ def figures(truth: ArrayLike, prediction: ArrayLike) -> dict[str, float]:
         pearson = covariance / (x.std() * y.std())
     return {
         "n": len(x),
-        "ccc": concordance_cc(x, y) if len(x) > 1 else float("nan"),
+        "ccc": concordance_cc(x, y),
         "pearson": float(pearson),
         "mae": float(np.abs(x - y).mean()),
         "rmse": float(np.sqrt(np.square(x - y).mean())),
@@ -46,7 +46,10 @@ def figures_by(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """
     known = table[~table[column].isin(("", UNKNOWN_SPEAKER))]
     rows = {group: figures(of["label"], of["prediction"]) for group, of in known.groupby(column)}
-    return pd.DataFrame.from_dict(rows, orient="index")
+    found = pd.DataFrame.from_dict(rows, orient="index")
+    if len(found):
+        found.loc[found["n"] == 1, "ccc"] = np.nan  # a single utterance has none
+    return found
 
 
 def agreement_of_means(groups: pd.DataFrame) -> dict[str, float] | None:
@@ -77,7 +80,7 @@ def describe(result: dict) -> list[str]:
         f"Pearson {result['pearson']:.3f}, MAE {result['mae']:.3f}, RMSE {result['rmse']:.3f}",
     ]
     if genders := result["by_gender"]:
-        found = (f"{gender} {of['ccc']:.3f} ({of['n']})" for gender, of in genders.items())
+        found = (f"{gender} {_text(of['ccc'])} ({of['n']})" for gender, of in genders.items())
         lines.append(f"CCC by gender (utterances): {', '.join(found)}")
     if means := result["means_of_speakers"]:
         lines.append(
@@ -97,5 +100,9 @@ def group_rows(result: dict, kind: str) -> list[list[str]]:
     shown |= {"mean_label": "mean label", "mean_prediction": "mean prediction"}
     rows = [[kind, *shown.values()]]
     for group, of in result[f"by_{kind}"].items():
-        rows.append([group, f"{of['n']:.0f}", *(f"{of[key]:.3f}" for key in list(shown)[1:])])
+        rows.append([group, f"{of['n']:.0f}", *(_text(of[key]) for key in list(shown)[1:])])
     return rows
+
+
+def _text(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.3f}"
