@@ -113,8 +113,8 @@ def note_norm_stats(source: object, info: dict, key: str, norm_dir: Path) -> Non
         print(f"note: {source} was trained with different normalisation statistics; results use the given ones.")
     if "norm_terms" not in info:  # as in the published networks
         notify(
-            f"note: {source} does not record its normalisation statistics; those in {norm_dir} are used. The published "
-            "networks need NormTerm/v1.8."
+            f"note: {source}: not recorded with which normalisation statistics it was trained; those in {norm_dir} are "
+            "used. The published networks need NormTerm/v1.8."
         )
 
 

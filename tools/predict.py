@@ -178,7 +178,7 @@ def load_predictor(args: argparse.Namespace) -> Predictor | finetuned.FinetunedP
     width = feature_norm[0].size
     sets: dict[object, str] = {args.norm_dir: features.read_feature_set(args.norm_dir)}
     found: dict[str, Regressor] = {}
-    infos: dict[Path, tuple[dict, str]] = {}
+    unrecorded: list[str] = []
     for file in args.model:
         network, info = load_regressor(file, width)
         run_log.note_if_unfinished(file)
@@ -186,8 +186,7 @@ def load_predictor(args: argparse.Namespace) -> Predictor | finetuned.FinetunedP
         if attribute not in cli.ATTRIBUTES:
             raise UserError(f"{file}: unknown attribute; give it a name like SimpleEmoRegressor_DeepMI@_Val.pt.tar.")
         label_norm = norm_stats.read_label_norm(args.norm_dir, attribute)
-        key = norm_stats.norm_key(feature_norm, label_norm)
-        if norm_stats.has_other_norm_stats(info, key):
+        if norm_stats.has_other_norm_stats(info, norm_stats.norm_key(feature_norm, label_norm)):
             raise UserError(
                 f"{args.norm_dir}: {file} was trained with different normalisation statistics; name them with "
                 "--norm-dir."
@@ -195,7 +194,7 @@ def load_predictor(args: argparse.Namespace) -> Predictor | finetuned.FinetunedP
         if attribute in found:
             raise UserError(f"{found[attribute].file} and {file} both predict {attribute}; give only one of them.")
         found[attribute] = Regressor(network.to(device), file, label_norm)
-        infos[file] = info, key
+        unrecorded += [file.name] if "norm_terms" not in info else []
         sets[file] = info.get("feature_set", "")
     name = wanted_set(args, features.common_feature_set(sets) or "IS13")
     opened = open_set(name, args.device)
@@ -205,8 +204,8 @@ def load_predictor(args: argparse.Namespace) -> Predictor | finetuned.FinetunedP
             f"{args.norm_dir}: has statistics of {width} features, {name} has {opened.num_features}; name the "
             "regressors' feature set with --set."
         )
-    for file, (info, key) in infos.items():
-        norm_stats.note_norm_stats(file, info, key, args.norm_dir)
+    if unrecorded:
+        norm_stats.note_norm_stats(", ".join(unrecorded), {}, "", args.norm_dir)
     regressors = {attribute: found[attribute] for attribute in cli.ATTRIBUTES if attribute in found}
     parts = [(attribute, part.label_norm) for attribute, part in regressors.items()]
     files = [part.file.read_bytes() for part in regressors.values()]
