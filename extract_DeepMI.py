@@ -28,7 +28,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     cli.add_cluster_source_arguments(parser)
     help = (
         "also write a table with one row per utterance: DeepMI, its rank, bin and both parts, cluster, level, label, "
-        "prediction, speaker, raters (FILE.csv, or FILE.parquet with pyarrow)"
+        "prediction, speaker, raters (FILE.csv or FILE.parquet)"
     )
     parser.add_argument("--table", type=Path, metavar="FILE", help=help)
     cli.add_label_quality_argument(parser)
@@ -42,7 +42,6 @@ def get_args_parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
 
-import importlib.util
 import math
 
 import numpy as np
@@ -89,8 +88,6 @@ def check_table(args: argparse.Namespace, labels: Path) -> None:
     storage.checked_output(path, "--table", [labels, args.label_quality])
     if path.suffix not in (".csv", ".parquet"):
         raise UserError(f"--table {path}: expected a name that ends with .csv or .parquet.")
-    if path.suffix == ".parquet" and not importlib.util.find_spec("pyarrow"):
-        raise UserError(f"--table {path}: needs pyarrow; `pip install pyarrow`, or write a .csv file.")
 
 
 def known_facts(corpus: utils.LabeledCorpus, names: list[str], quality: Path | None) -> pd.DataFrame:

@@ -153,7 +153,7 @@ def test_on(test: TestCorpus, model_file: Path, args: argparse.Namespace) -> tup
     (z,) = in_batches(model.to(device), model, Rows(data.rows, device, args.precision), args.precision)
     prediction = utils.denormalise(z.cpu().numpy(), corpus.label_norm, model_file)
     if min(data.labels) == max(data.labels):
-        print(f"note: all labels of {test.split} are the same; their CCC is 0 whatever is predicted.")
+        print(f"note: all labels of {test.split} are the same; their CCC is 0 for any prediction.")
     bounds, interval_line = interval_by_speaker(data.labels, prediction, data.speakers, data.names, args.seed)
     columns = {"FileName": data.names, "label": data.labels, "prediction": prediction, "SpkrID": data.speakers}
     table = pd.DataFrame(columns)

@@ -38,6 +38,7 @@ if __name__ == "__main__":
     ARGS = cli.parse(get_args_parser())  # before the heavy imports, so that --help answers at once
 
 import time
+from collections.abc import Sequence
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -137,12 +138,19 @@ def train_phase(
     losses[:, 0] = ranks.sum_over_ranks(losses[:, 0])
     losses = losses.cpu()  # the only wait for the device in this phase
     run_log.refuse_divergence(losses, batches, names, title)
+    return pseudo_labels, record_of(clusters, losses, batches, targets is not None)
+
+
+def record_of(
+    clusters: clustering.Clustering, losses: torch.Tensor, batches: Sequence[torch.Tensor], labeled: bool
+) -> dict:
+    """What the log says of a phase: its clusters, and mean losses from those of each batch (cross-entropy, CCC)."""
     record = {"cluster_loss": run_log.weighted_mean(losses[:, 0], batches), "non_empty": clusters.non_empty}
     record |= {"sizes": sorted(clusters.sizes.tolist(), reverse=True), "kmeans_objective": clusters.objective}
-    if targets is not None:
-        record["ccc_loss"] = run_log.weighted_mean(losses[:, 1], batches, smallest=2)  # as `joint`
+    if labeled:
+        record["ccc_loss"] = run_log.weighted_mean(losses[:, 1], batches, smallest=2)  # a single utterance has no CCC
         record["joint_loss"] = record["cluster_loss"] + record["ccc_loss"]
-    return pseudo_labels, record
+    return record
 
 
 def validation_loss(learner: Learner, rows: Rows, targets, args: argparse.Namespace) -> float:

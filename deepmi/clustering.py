@@ -92,7 +92,7 @@ def repeated_kmeans(points: Tensor, num_clusters: int, restarts: int, seed: int)
     """Clusters of the Train split for DeepMI by several k-means, each from a seed derived from `seed`.
 
     One CPU thread, so that DeepMI does not depend on the number of cores. More would hardly be faster: 20 k-means of
-    44,879 utterances with K 50 take 11 s (benchmarks/RESULTS.md).
+    44,879 utterances with K 50 take 12 s (benchmarks/RESULTS.md).
 
     Args:
         points: features, shape (N, D), the same on every rank.

@@ -41,8 +41,6 @@ def test_the_challenge_file_has_its_columns_and_labels_within_the_scale(trained)
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 @pytest.mark.parametrize("clusters", [(), ("--clusters", "kmeans", "--restarts", 3)])
 def test_the_table_explains_each_value_of_the_metric(trained, ending, clusters):
-    if ending == "parquet":
-        pytest.importorskip("pyarrow")
     code, _, err = trained.stage(2, *clusters, "--table", f"table.{ending}")
     assert code == 0, err
     table = pd.read_csv("table.csv") if ending == "csv" else pd.read_parquet("table.parquet")

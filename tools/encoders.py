@@ -240,8 +240,7 @@ class EncoderSet:
             return [self._joined([moments]) for moments in self._moments(signals)]
         found = []
         for signal in signals:
-            pieces = np.array_split(signal, -(-len(signal) // longest))  # of equal length, so of equal weight
-            found.append(self._joined([self._moments([piece])[0] for piece in pieces]))
+            found.append(self._joined([self._moments([piece])[0] for piece in pieces_of(signal, longest)]))
         return found
 
     def _joined(self, pieces: list[NDArray[np.float64] | None]) -> NDArray[np.float64] | None:
@@ -287,6 +286,11 @@ class EncoderSet:
         # Large encoders normalise what their last layer returns; `last_hidden_state` has that, `hidden_states` doesn't.
         states = (*output.hidden_states[:-1], output.last_hidden_state)
         return torch.stack(states).mean(dim=0) if self.layer == "mean" else states[int(self.layer)]
+
+
+def pieces_of(signal: NDArray[np.float32], longest: int) -> list[NDArray[np.float32]]:
+    """A signal in as few pieces as possible of at most `longest` samples, of equal length, so of equal weight."""
+    return np.array_split(signal, -(-len(signal) // longest))
 
 
 def _moments_of(states: torch.Tensor) -> torch.Tensor:

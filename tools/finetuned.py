@@ -22,14 +22,21 @@ from deepmi import run_log, storage, tensors
 from deepmi.cli import ATTRIBUTES
 from deepmi.norm_stats import denormalise
 from deepmi.process import UserError
-from tools.encoders import SetName, hub_folder, ignores_padding, import_transformers, refuse_foreign_code
+from tools.encoders import (
+    LONGEST_PIECE,
+    SetName,
+    hub_folder,
+    ignores_padding,
+    import_transformers,
+    pieces_of,
+    refuse_foreign_code,
+)
 from tools.sound import SAMPLING_RATE, Clip
 
 MARK = "deepmi_finetuned_encoder"  # the first key of the file
 KINDS = ("wav2vec2", "hubert", "wavlm")
 CLASS_SETTINGS = ("num_labels", "id2label", "label2id")  # of classifiers; transformers makes a name for each class
 SHORTEST = SAMPLING_RATE // 20  # samples; an encoder needs 25 ms for a frame
-LONGEST_PIECE = 60  # seconds that an encoder hears at once; its memory grows with their square
 SCORE_WIDTH = 128
 
 
@@ -208,7 +215,7 @@ class FinetunedSet:
         self.device = device
         self.most_workers = 1 if device.type == "cpu" else 4  # threads that read for a GPU while it computes
         self.num_features = 2 * self.network.encoder.config.hidden_size
-        self.name = f"finetuned-{_digest_of(path)[:12]}"
+        self.name = f"finetuned-{storage.digest(path.read_bytes())[:12]}"
 
     def batches(self, clips: Sequence[Clip], size: int) -> list[list[Clip]]:
         """One clip per batch: not every encoder can ignore the padding of shorter ones."""
@@ -220,7 +227,7 @@ class FinetunedSet:
 
     @torch.inference_mode()
     def _features(self, signal: NDArray[np.float32]) -> NDArray[np.float64]:
-        pieces = np.array_split(signal, -(-len(signal) // (LONGEST_PIECE * SAMPLING_RATE)))  # of equal weight
+        pieces = pieces_of(signal, LONGEST_PIECE * SAMPLING_RATE)
         found = [self.network.embed([torch.from_numpy(piece).to(self.device)]) for piece in pieces]
         return torch.cat(found).mean(dim=0, keepdim=True).cpu().numpy().astype(np.float64)
 
@@ -270,7 +277,3 @@ def load_predictor(models: Sequence[Path], device: torch.device) -> FinetunedPre
     run_log.note_if_unfinished(file)
     opened = open_finetuned(file, device)
     return FinetunedPredictor(dict.fromkeys(opened.network.label_norm, file), str(file), opened.name, device)
-
-
-def _digest_of(path: Path) -> str:
-    return storage.digest(path.read_bytes())
